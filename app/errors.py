@@ -1,0 +1,209 @@
+"""Every error that Vernier raises on purpose, in one tree.
+
+    VernierError
+    ├── RequestError            the client can mend it; `message` is sent to the client
+    │   ├── InvalidJson, UnknownInput, MissingInput, WrongDtype, WrongShape,
+    │   │   NonFiniteInput, UnknownOutput, UnsupportedPrecision          (400)
+    │   ├── Unauthorized, Forbidden                                      (401, 403)
+    │   ├── UnknownModel, UnknownVersion                                 (404)
+    │   ├── RequestTimeout, BodyTooLarge, UnsupportedMediaType           (408, 413, 415)
+    │   ├── QueueFull, RateLimited                                       (429)
+    │   └── NotReady, Draining, DeadlineExceeded                         (503, 504)
+    ├── Cancelled               the client went away; nobody is left to read an answer
+    ├── EngineError             a runtime or device failed
+    │   ├── PlanMismatch        the plan does not fit this GPU, runtime or variant
+    │   ├── DeviceFailed        the device is lost until the process restarts
+    │   └── SlotConflict        two threads used one slot (a programming error)
+    ├── PackageError            an engine package is damaged, tampered with or of an unknown schema
+    └── BuildError              build_engine.py cannot go on; exit code 2
+        └── GateRefused         the build ran, and the accuracy gate refused it; exit code 1
+
+Errors outside `RequestError` never reach a client in words: the API answers `internal` and logs
+the rest under the request's id. The class carries its wire code, so this file is the only table
+from error to HTTP status and gRPC status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Iterator, Optional, Type
+
+
+class VernierError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: one sentence that says what is wrong and what to do.
+    """
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(VernierError):
+    """Something the client can mend. The message is part of the answer."""
+
+    code = "invalid_request"
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class InvalidJson(RequestError):
+    code = "invalid_json"
+
+
+class UnknownInput(RequestError):
+    code = "unknown_input"
+
+
+class MissingInput(RequestError):
+    code = "missing_input"
+
+
+class WrongDtype(RequestError):
+    code = "wrong_dtype"
+
+
+class WrongShape(RequestError):
+    code = "wrong_shape"
+
+
+class NonFiniteInput(RequestError):
+    code = "non_finite_input"
+
+
+class UnknownOutput(RequestError):
+    code = "unknown_output"
+
+
+class UnsupportedPrecision(RequestError):
+    code = "unsupported_precision"
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class Forbidden(RequestError):
+    code = "forbidden"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
+class UnknownModel(RequestError):
+    code = "unknown_model"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class UnknownVersion(RequestError):
+    code = "unknown_version"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class RequestTimeout(RequestError):
+    """The client did not send its request within the time allowed."""
+
+    code = "request_timeout"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class UnsupportedMediaType(RequestError):
+    code = "unsupported_media_type"
+    http_status = 415
+
+
+class QueueFull(RequestError):
+    """Refused at admission: nothing was queued, so a retry after `retry_after_s` is safe."""
+
+    code = "queue_full"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(QueueFull):
+    code = "rate_limited"
+
+
+class NotReady(RequestError):
+    code = "not_ready"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+
+
+class Draining(RequestError):
+    code = "draining"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+
+
+class DeadlineExceeded(RequestError):
+    code = "deadline_exceeded"
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(VernierError):
+    """The client disconnected. 499 appears in logs and metrics alone: nobody reads the answer."""
+
+    code = "cancelled"
+    http_status = 499
+    grpc_status = "CANCELLED"
+
+
+class EngineError(VernierError):
+    """A runtime or device failed to load or to execute."""
+
+
+class PlanMismatch(EngineError):
+    """A plan was made for another GPU, another runtime version or another variant."""
+
+
+class DeviceFailed(EngineError):
+    """A sticky device error: every later call on this device fails until the process restarts."""
+
+
+class SlotConflict(EngineError):
+    """Two threads used one slot at the same time."""
+
+
+class PackageError(VernierError):
+    """An engine package is damaged, tampered with, incomplete or of an unknown schema."""
+
+
+class BuildError(VernierError):
+    """build_engine.py cannot go on. `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class GateRefused(BuildError):
+    """The accuracy gate refused what was built."""
+
+    exit_code = 1
+
+
+def all_errors(root: Optional[Type[VernierError]] = None) -> Iterator[Type[VernierError]]:
+    """Yields `root` (default: the whole tree) and every class below it, parents first."""
+    root = root or VernierError
+    yield root
+    for child in root.__subclasses__():
+        yield from all_errors(child)
