@@ -1,0 +1,66 @@
+# `make help` lists the targets. Each makes the environment it needs; all it takes is Python 3.11 or newer.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PORT ?= 8000
+SERVE := .venv-serve
+DEV := .venv
+ENGINES := engines
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help serve engines test check format bench bench-peers bench-precision gpu-test gpu-bench soak lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+$(SERVE)/ready: requirements/build.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Vernier needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python $(PIP) --require-hashes -r requirements/build.txt
+	@touch $@
+
+$(DEV)/ready: requirements/dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Vernier needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python $(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+engines: $(SERVE)/ready $(ENGINES)/ranker/1/manifest.json $(ENGINES)/keywords/1/manifest.json ## build the two example packages
+
+$(ENGINES)/ranker/1/manifest.json:
+	$(SERVE)/bin/python build_engine.py examples/recommender/model.onnx --name ranker --precision fp32,fp16,int8 \
+	  --calibration examples/recommender/calibration.npz --eval examples/recommender/eval.npz --out $(ENGINES)
+
+$(ENGINES)/keywords/1/manifest.json:
+	$(SERVE)/bin/python build_engine.py examples/speech/model.onnx --name keywords --precision fp32,fp16,int8 \
+	  --calibration examples/speech/calibration.npz --eval examples/speech/eval.npz --out $(ENGINES)
+
+serve: engines ## build the example packages if need be, and serve them on PORT (8000)
+	VERNIER_PORT=$(PORT) $(SERVE)/bin/python -m app
+
+test: $(DEV)/ready ## all tests that need no GPU
+	$(DEV)/bin/python -m pytest -q -m "not gpu and not slow"
+
+check: $(DEV)/ready ## formatting, lint, types, layers
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/mypy
+	PYTHONPATH=. $(DEV)/bin/lint-imports
+
+format: $(DEV)/ready ## format and mend what can be mended by itself
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/PRECISION.md (needs torch: see there)
+	$(DEV)/bin/python -m benchmarks.precision
+
+gpu-test: ## the tests that need TensorRT and a GPU, in the Python that has them (PY=…)
+	$(or $(PY),$(PYTHON)) -m pytest -q tests/gpu tests/contract
+
+gpu-bench: ## speed on a GPU → benchmarks/GPU.md
+	$(or $(PY),$(PYTHON)) -m benchmarks.gpu
+
+lock: $(DEV)/ready ## renew the lock files in requirements/ from pyproject.toml
+	PYTHON=$(DEV)/bin/python scripts/lock.sh
+
+clean: ## remove environments and caches; engines stay
+	rm -rf $(SERVE) $(DEV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

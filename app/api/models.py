@@ -1,0 +1,71 @@
+"""What is loaded: GET /v1/models and GET /v1/models/{name}."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from app.api.schemas import (
+    ModelDescription,
+    ModelList,
+    ModelSummary,
+    TensorDescription,
+    VariantDescription,
+    error_responses,
+)
+from app.package.manifest import TensorEntry
+from app.serving.repository import LoadedModel, Repository
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+def _summary(model: LoadedModel) -> ModelSummary:
+    return ModelSummary(
+        name=model.name,
+        version=model.version,
+        precision=model.precision,
+        runtime=model.runtime,
+        state=model.state,
+    )
+
+
+def _tensor(entry: TensorEntry) -> TensorDescription:
+    spec = entry.spec()
+    return TensorDescription(name=spec.name, dtype=spec.dtype, shape=list(spec.wire_shape))
+
+
+def _variants(model: LoadedModel) -> list[VariantDescription]:
+    described = []
+    for precision, executor in model.executors.items():
+        entry = model.manifest.variants[precision]
+        gate = entry.gates.get(model.runtime)
+        described.append(
+            VariantDescription(
+                precision=precision,
+                active=precision == model.precision,
+                engine_bytes=executor.engine_bytes,
+                budget=gate.budget if gate else [],
+                error=gate.metrics if gate else {},
+                latency_ms=entry.latency_ms.get(model.runtime, {}),
+            )
+        )
+    return described
+
+
+@router.get("", summary="List the loaded models")
+async def list_models(request: Request) -> ModelList:
+    repository: Repository = request.app.state.repository
+    return ModelList(models=[_summary(model) for model in repository.models()])
+
+
+@router.get("/{name}", responses=error_responses(404), summary="Describe one model")
+async def describe_model(request: Request, name: str, version: str | None = None) -> ModelDescription:
+    repository: Repository = request.app.state.repository
+    model = repository.resolve(name, version)
+    manifest = model.manifest
+    return ModelDescription(
+        **_summary(model).model_dump(),
+        inputs=[_tensor(entry) for entry in manifest.inputs],
+        outputs=[_tensor(entry) for entry in manifest.outputs],
+        max_batch=manifest.max_batch,
+        variants=_variants(model),
+    )

@@ -1,0 +1,97 @@
+"""What /docs shows. The hot path does not validate with these; the codecs do, and tests hold the two together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_EXAMPLE = {
+    "model": "keywords",
+    "inputs": {"features": [[[0.1, 0.4], [0.3, 0.2]]], "lengths": [2]},
+    "timeout_ms": 50,
+}
+
+
+class PredictBody(BaseModel):
+    """A prediction. Only `inputs` is required when a single model is loaded."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": _EXAMPLE})
+
+    inputs: dict[str, Any] = Field(description="Input name → nested lists; the first axis is the batch.")
+    model: str | None = Field(None, description="Model name; optional when one model is loaded.")
+    version: str | None = Field(None, description="Package version; the newest when absent.")
+    outputs: list[str] | None = Field(None, description="Which outputs to answer; all when absent.")
+    precision: str | None = Field(None, description="Demand a variant, such as `fp32`.")
+    priority: int = Field(0, ge=-9, le=9, description="Larger goes first.")
+    timeout_ms: float | None = Field(None, ge=0, description="Milliseconds until the answer is worthless.")
+    id: str | None = Field(None, description="Comes back in the answer; made up when absent.")
+
+
+class Timing(BaseModel):
+    queue_ms: float = Field(description="From admission to dispatch, in milliseconds.")
+    compute_ms: float = Field(description="The execution that answered, in milliseconds.")
+    batch_size: int = Field(description="Rows that were computed together.")
+
+
+class PredictAnswer(BaseModel):
+    id: str
+    model: str
+    version: str
+    precision: str = Field(description="The variant that computed this answer.")
+    outputs: dict[str, Any] = Field(description="Output name → nested lists.")
+    timing: Timing
+
+
+class ErrorAnswer(BaseModel):
+    error: str = Field(description="One sentence that says what to do.")
+    code: str = Field(description="Stable, for programs.")
+
+
+class ModelSummary(BaseModel):
+    name: str
+    version: str
+    precision: str
+    runtime: str
+    state: str
+
+
+class ModelList(BaseModel):
+    models: list[ModelSummary]
+
+
+class TensorDescription(BaseModel):
+    name: str
+    dtype: str
+    shape: list[int] = Field(description="−1 for a dynamic dimension.")
+
+
+class VariantDescription(BaseModel):
+    precision: str
+    active: bool
+    engine_bytes: int
+    budget: list[str] = Field(description="The terms that the gate held it to.")
+    error: dict[str, float] = Field(description="What the gate measured against FP32.")
+    latency_ms: dict[str, float] = Field(description="Batch size → median milliseconds on this runtime.")
+
+
+class ModelDescription(ModelSummary):
+    inputs: list[TensorDescription]
+    outputs: list[TensorDescription]
+    max_batch: int
+    variants: list[VariantDescription]
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses=`."""
+    texts = {
+        400: "The request is malformed or does not fit the model.",
+        404: "No such model or version.",
+        413: "The body is over the limit.",
+        415: "The media type cannot be read for this model.",
+        429: "The queue is full; see Retry-After.",
+        500: "The service failed; details are in its log.",
+        503: "Not ready, or shutting down.",
+        504: "The deadline passed.",
+    }
+    return {status: {"model": ErrorAnswer, "description": texts[status]} for status in statuses}

@@ -1,0 +1,148 @@
+"""Composition root: reads the settings, wires the layers, starts and ends the service.
+
+    uvicorn app.main:app                 with uvicorn's own options
+    python -m app                        with VERNIER_HOST, VERNIER_PORT and the limits of the settings
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+)
+
+import app as package
+from app.api import health, models, predict
+from app.api.errors import install_error_handlers
+from app.api.service import Predictions
+from app.exposition import Metrics
+from app.logs import configure_logging
+from app.metrics import ModelMetrics
+from app.package.manifest import Manifest
+from app.serving.lifecycle import Lifecycle
+from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
+from app.serving.repository import Repository
+from app.serving.scheduler import Scheduler
+from app.settings import Settings, SettingsError, load_settings
+
+logger = logging.getLogger("app")
+
+DESCRIPTION = """Inference at the lowest precision that keeps the model's accuracy.
+
+Every variant served here passed an accuracy gate when it was built and a self-test when it was loaded."""
+
+
+def slot_count(settings: Settings, manifest: Manifest) -> int:
+    """The model's own setting, the package's, the service's, else one slot for each core."""
+    own = settings.for_model(manifest.name).slots
+    packaged = manifest.serve.get("slots")
+    return own or (int(packaged) if packaged else None) or settings.slots or available_cores()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole service, not yet started."""
+    registry = CollectorRegistry()
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        registry.register(collector)
+    metrics = Metrics(registry, package.__version__)
+    lifecycle = Lifecycle(settings.drain_delay_s)
+
+    def make_scheduler(manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics) -> Scheduler:
+        return build_scheduler(settings, manifest, engines, counted)
+
+    def precision_of(name: str) -> str:
+        return settings.for_model(name).precision or settings.precision
+
+    threads = max(1, available_cores() // (settings.slots or available_cores()))
+    repository = Repository(
+        settings.engines_dir,
+        OnnxRuntimeLoader(intra_op_threads=threads),
+        make_scheduler,
+        metrics,
+        precision_of,
+        settings.drain_timeout_s,
+    )
+
+    def readiness() -> str | None:
+        reason = "the service is shutting down" if lifecycle.draining else repository.not_ready_reason()
+        metrics.set_ready(reason is None)
+        return reason
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        lifecycle.take_signals(asyncio.get_running_loop())
+        loading = asyncio.create_task(start(repository, lifecycle, settings))
+        yield
+        lifecycle.stopped()
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await repository.close()
+        lifecycle.release_signals()
+        logger.info("stopped")
+
+    app = FastAPI(
+        title="Vernier", version=package.__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
+    state = app.state
+    state.settings = settings
+    state.registry = registry
+    state.metrics = metrics
+    state.lifecycle = lifecycle
+    state.repository = repository
+    state.predictions = Predictions(repository, lifecycle, time.monotonic, settings.default_timeout_ms)
+    state.readiness = readiness
+    install_error_handlers(app)
+    for router in (predict.router, models.router, health.router):
+        app.include_router(router)
+    return app
+
+
+async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings) -> None:
+    """Loads the packages; readiness tells how far it is."""
+    await repository.load_all()
+    lifecycle.started()
+    reason = repository.not_ready_reason()
+    if reason is None:
+        logger.info("ready", extra={"models": len(repository.models())})
+    else:
+        logger.error("not ready", extra={"reason": reason})
+
+
+def build_scheduler(
+    settings: Settings, manifest: Manifest, engines: LoadedEngines, metrics: ModelMetrics
+) -> Scheduler:
+    raise SettingsError("wired below")
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        sys.exit(f"vernier: {error.message}")
+
+
+def __getattr__(name: str) -> object:
+    """`app` is made on first use, so that importing this module reads no environment."""
+    if name == "app":
+        settings = _settings_or_exit()
+        configure_logging(settings.log_format, settings.log_level)
+        made = create_app(settings)
+        globals()["app"] = made
+        return made
+    raise AttributeError(name)

@@ -1,0 +1,109 @@
+"""What a model takes and gives, and the one check that stands between the codecs and the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from app.errors import MissingInput, UnknownInput, UnknownOutput, WrongShape
+from app.package.manifest import Manifest
+from app.tensors import Arrays, TensorSpec, bind_dims, check_range, require_dtype, require_finite
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs by name in graph order, with the ranges of their named dimensions.
+
+    Attributes:
+        batch_dim: name of the batch dimension; None when the model has a fixed batch or none.
+        fixed_batch: the fixed batch size, else None.
+        ranges: dimension name → (min, max). The batch has no upper bound here: larger requests are split.
+    """
+
+    model: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+    ranges: dict[str, tuple[int, int]]
+    batch_dim: str | None
+    fixed_batch: int | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Signature:
+        batching = manifest.batching
+        batch_dim = batching.dim if batching.kind == "dynamic" else None
+        ranges = {name: bounds for name, bounds in manifest.input_dims().items() if name != batch_dim}
+        return cls(
+            model=manifest.name,
+            inputs={spec.name: spec for spec in manifest.input_specs()},
+            outputs={spec.name: spec for spec in manifest.output_specs()},
+            ranges=ranges,
+            batch_dim=batch_dim,
+            fixed_batch=batching.size if batching.kind == "fixed" else None,
+        )
+
+    def input(self, name: str) -> TensorSpec:
+        """Raises UnknownInput."""
+        try:
+            return self.inputs[name]
+        except KeyError:
+            raise UnknownInput(
+                f"model '{self.model}' has no input '{name}'; its inputs are {_names(self.inputs)}"
+            ) from None
+
+    def check(self, arrays: Arrays) -> int:
+        """Validates a whole request and returns its rows.
+
+        Rows are the size of the batch dimension; 1 for a model whose tensors share no batch axis.
+
+        Raises:
+            MissingInput, UnknownInput, WrongDtype, WrongShape, NonFiniteInput
+        """
+        if len(arrays) != len(self.inputs) or arrays.keys() != self.inputs.keys():
+            for name in arrays:
+                self.input(name)
+            missing = [name for name in self.inputs if name not in arrays]
+            raise MissingInput(
+                f"model '{self.model}' also needs {_names(missing)}; send every one of {_names(self.inputs)}"
+            )
+        dims: dict[str, int] = {}
+        rows = 0
+        for name, spec in self.inputs.items():
+            array = arrays[name]
+            require_dtype(spec, array)
+            if self.fixed_batch is None:
+                bind_dims(spec, array.shape, dims)
+            else:
+                rows = self._bind_fixed(spec, array.shape, rows, dims)
+            require_finite(name, array)
+        check_range(dims, self.ranges)
+        if self.batch_dim is not None:
+            rows = dims[self.batch_dim]
+        elif self.fixed_batch is None:
+            rows = 1
+        if rows < 1:
+            raise WrongShape(f"the request to model '{self.model}' has no rows; send at least one")
+        return rows
+
+    def _bind_fixed(self, spec: TensorSpec, shape: Sequence[int], rows: int, dims: dict[str, int]) -> int:
+        """A fixed batch is padded and split by the service, so clients may send any number of rows."""
+        sample = TensorSpec(spec.name, spec.dtype, ("batch", *spec.shape[1:]))
+        bound = {**dims, **({"batch": rows} if rows else {})}
+        bind_dims(sample, shape, bound)
+        rows = bound.pop("batch")
+        dims.update(bound)
+        return rows
+
+    def select_outputs(self, names: Sequence[str] | None) -> tuple[str, ...]:
+        """The asked outputs, or all of them. Raises UnknownOutput."""
+        if names is None:
+            return tuple(self.outputs)
+        for name in names:
+            if name not in self.outputs:
+                raise UnknownOutput(
+                    f"model '{self.model}' has no output '{name}'; its outputs are {_names(self.outputs)}"
+                )
+        return tuple(names)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Renews requirements/*.txt, with hashes, from pyproject.toml. Needs pip-tools (in the dev extra).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+
+lock() {  # lock FILE EXTRA...
+  local out=requirements/$1.txt; shift
+  local extras=(); for extra in "$@"; do extras+=(--extra "$extra"); done
+  "$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+    --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
+    "${extras[@]}" --output-file "$out" pyproject.toml
+}
+
+lock base
+lock build build
+lock dev build dev
+lock tensorrt tensorrt
+lock tensorrt-rtx tensorrt-rtx
+lock tensorrt-lean tensorrt-lean
