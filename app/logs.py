@@ -47,7 +47,8 @@ def configure_logging(log_format: str, level: str) -> None:
             },
             "root": {"handlers": ["stderr"], "level": level.upper()},
             "loggers": {
-                name: {"handlers": [], "propagate": True, "level": "INFO"} for name in ("uvicorn", "uvicorn.error")
+                name: {"handlers": [], "propagate": True, "level": "INFO"}
+                for name in ("uvicorn", "uvicorn.error")
             }
             | {"uvicorn.access": {"handlers": [], "propagate": False}},
         }

@@ -1,7 +1,7 @@
 """Composition root: reads the settings, wires the layers, starts and ends the service.
 
-    uvicorn app.main:app                 with uvicorn's own options
-    python -m app                        with VERNIER_HOST, VERNIER_PORT and the limits of the settings
+uvicorn app.main:app                 with uvicorn's own options
+python -m app                        with VERNIER_HOST, VERNIER_PORT and the limits of the settings
 """
 
 from __future__ import annotations
@@ -92,12 +92,17 @@ def create_app(settings: Settings) -> FastAPI:
         lifecycle.stopped()
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
+        totals = {f"{m.name}/{m.version}": m.metrics for m in repository.models()}
         await repository.close()
         lifecycle.release_signals()
-        logger.info("stopped")
+        logger.info("stopped", extra={"requests": {name: m.totals() for name, m in totals.items()}})
 
     app = FastAPI(
-        title="Vernier", version=package.__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+        title="Vernier",
+        version=package.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
     )
     state = app.state
     state.settings = settings

@@ -241,7 +241,7 @@ class ModelMetrics:
     def nonfinite_outputs(self, precision: str, n: int = 1) -> None:
         self._nonfinite[precision] = self._nonfinite.get(precision, 0) + n
 
-    # --- for tests and the adaptive parts ---------------------------------------------------------
-    @property
-    def inflight(self) -> int:
-        return self._inflight
+    # --- for the log ------------------------------------------------------------------------------
+    def totals(self) -> Dict[str, int]:
+        """`admitted` and every outcome's count so far."""
+        return {"admitted": self._admitted, **self._ended}

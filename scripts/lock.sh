@@ -15,6 +15,6 @@ lock() {  # lock FILE EXTRA...
 lock base
 lock build build
 lock dev build dev
-lock tensorrt tensorrt
+lock cuda cuda
 lock tensorrt-rtx tensorrt-rtx
 lock tensorrt-lean tensorrt-lean

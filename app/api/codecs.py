@@ -148,7 +148,17 @@ def tensor_from_json(spec: TensorSpec, value: Any, holds_booleans: bool = True) 
         raise WrongDtype(f"input '{spec.name}' takes {spec.dtype}, but holds true or false; send numbers")
     if target.kind == "f":
         return _to_float(spec, array, target)
+    if kind == "f" and target == np.uint64:
+        array = _without_rounding(value, array)
     return _to_integer(spec, array, target)
+
+
+def _without_rounding(value: Any, rounded: Array) -> Array:
+    """NumPy makes floats of integers that straddle int64 and uint64; this keeps them integers."""
+    exact = np.array(value, dtype=object)
+    if all(type(item) is int and 0 <= item < 2**64 for item in exact.flat):
+        return exact.astype(np.uint64)
+    return rounded
 
 
 def _first_odd(value: Any) -> str:

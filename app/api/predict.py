@@ -24,7 +24,10 @@ router = APIRouter(tags=["prediction"])
 _BODY = {
     "required": True,
     "content": {
-        JSON: {"schema": PredictBody.model_json_schema(), "example": PredictBody.model_config["json_schema_extra"]["example"]},  # type: ignore[index,call-overload]
+        JSON: {
+            "schema": PredictBody.model_json_schema(),
+            "example": PredictBody.model_config["json_schema_extra"]["example"],
+        },  # type: ignore[index,call-overload]
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }

@@ -96,7 +96,9 @@ class OnnxRuntimeLoader:
                 reason = self._try_variant(package, manifest.variants[name], golden, engines)
                 if reason is not None:
                     if name == "fp32":
-                        raise PackageError(f"{package}: the fp32 variant failed: {reason}; build the package again")
+                        raise PackageError(
+                            f"{package}: the fp32 variant failed: {reason}; build the package again"
+                        )
                     engines.refused[name] = reason
         except BaseException:
             engines.close()

@@ -97,13 +97,17 @@ class Repository:
         if name is None:
             if len(self._models) != 1:
                 self._require_any()
-                raise UnknownModel(f"say which model: 'model' must be one of {', '.join(sorted(self._models))}")
+                raise UnknownModel(
+                    f"say which model: 'model' must be one of {', '.join(sorted(self._models))}"
+                )
             versions = next(iter(self._models.values()))
         else:
             found = self._models.get(name)
             if found is None:
                 self._require_any()
-                raise UnknownModel(f"there is no model '{name}' here; there are {', '.join(sorted(self._models))}")
+                raise UnknownModel(
+                    f"there is no model '{name}' here; there are {', '.join(sorted(self._models))}"
+                )
             versions = found
         if version is None:
             return versions[max(versions)]
@@ -154,7 +158,9 @@ class Repository:
             self._refused[name, version] = error.message
             reason = "package" if isinstance(error, PackageError) else "engine"
             self._metrics.package_refused(name, str(version), reason)
-            logger.error("package refused", extra={"model": name, "version": version, "reason": error.message})
+            logger.error(
+                "package refused", extra={"model": name, "version": version, "reason": error.message}
+            )
 
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
         """Loads one version (the newest by default), replacing it when it is loaded already.
@@ -217,7 +223,12 @@ class Repository:
         for precision, reason in model.engines.refused.items():
             logger.warning(
                 "variant refused",
-                extra={"model": model.name, "version": model.version, "precision": precision, "reason": reason},
+                extra={
+                    "model": model.name,
+                    "version": model.version,
+                    "precision": precision,
+                    "reason": reason,
+                },
             )
             if precision == wanted:
                 metrics.fallback(precision, model.precision, "self_test")

@@ -1,0 +1,93 @@
+"""SIGTERM under load: readiness turns red first, every admitted request is answered, the process ends in time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.packages import slow_model, write_package
+from tests.support.server import Server, serve
+
+ROW = {"model": "slow", "inputs": {"x": [[0.1, 0.2, 0.3, 0.4]]}}
+
+
+class Load:
+    """Closed-loop clients on kept-alive connections that stop at the first refusal."""
+
+    def __init__(self, server: Server, clients: int) -> None:
+        self.statuses: list[int] = []
+        self.bodies: list[dict[str, Any]] = []
+        self._url = server.url
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
+            while True:
+                try:
+                    response = client.post("/v1/predict", json=ROW)
+                except httpx.TransportError:
+                    return
+                self.statuses.append(response.status_code)
+                if response.status_code != 200:
+                    self.bodies.append(response.json())
+                    return
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+
+
+def final_totals(server: Server) -> dict[str, int]:
+    for line in server.log.splitlines():
+        record = json.loads(line)
+        if record["message"] == "stopped":
+            return dict(record["requests"]["slow/1"])
+    raise AssertionError(server.log)
+
+
+@pytest.mark.parametrize("command", [None, "uvicorn"])
+def test_no_admitted_request_fails_and_the_process_ends_in_time(
+    engines: Path, tmp_path: Path, command: str | None
+) -> None:
+    write_package(engines, "slow", model=slow_model())
+    with serve(engines, tmp_path / "log", uvicorn=command is not None, drain_timeout_s="20") as server:
+        load = Load(server, clients=16)
+        while len(load.statuses) < 50:
+            time.sleep(0.01)
+        began = time.monotonic()
+        server.terminate()
+        load.join()
+        assert server.wait(25) == 0
+        assert time.monotonic() - began < 20
+        totals = final_totals(server)
+    assert totals["admitted"] == totals["answered"] >= 50
+    assert totals["failed"] == totals["expired"] == totals["cancelled"] == 0
+    assert all(status in (200, 503) for status in load.statuses)
+    assert all(body["code"] == "draining" for body in load.bodies)
+
+
+def test_readiness_is_red_while_requests_are_still_taken(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "slow", model=slow_model(layers=2))
+    with serve(engines, tmp_path / "log", drain_delay_s="2") as server:
+        server.terminate()
+        response = server.wait_until("/v2/health/ready", 503, timeout_s=1.5)
+        assert response.json()["code"] == "draining"
+        assert server.predict(ROW["inputs"]).status_code == 200  # type: ignore[arg-type]
+        assert server.wait(20) == 0
+
+
+def test_a_second_signal_does_not_wait(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "slow", model=slow_model(layers=2))
+    with serve(engines, tmp_path / "log", drain_delay_s="60") as server:
+        server.terminate()
+        server.wait_until("/v2/health/ready", 503)
+        server.terminate()
+        assert server.wait(10) == 0

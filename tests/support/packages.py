@@ -1,0 +1,123 @@
+"""Small real packages, written without the builder, so that the service can be tested apart from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from app.package.golden import GoldenVectors, save_golden
+from app.package.integrity import entries_of
+from app.package.manifest import Manifest, dump_manifest
+
+WIDTH = 4
+
+
+def mlp_model(seed: int = 0, batch: int | str = "batch", scale: float = 1.0) -> onnx.ModelProto:
+    """y = softmax(relu(x W1 + b1) W2), x [batch, 4], and z = 2 x; deterministic in `seed`."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w1": rng.normal(size=(WIDTH, 16)).astype(np.float32) * np.float32(scale),
+        "b1": rng.normal(size=16).astype(np.float32),
+        "w2": rng.normal(size=(16, 3)).astype(np.float32),
+        "two": np.array(2.0, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h0"], "first"),
+        helper.make_node("Add", ["h0", "b1"], ["h1"], "bias"),
+        helper.make_node("Relu", ["h1"], ["h2"], "relu"),
+        helper.make_node("MatMul", ["h2", "w2"], ["h3"], "second"),
+        helper.make_node("Softmax", ["h3"], ["y"], "softmax", axis=-1),
+        helper.make_node("Mul", ["x", "two"], ["z"], "double"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, WIDTH])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 3]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, WIDTH]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def slow_model(layers: int = 60, width: int = 512) -> onnx.ModelProto:
+    """z = x W W … W [batch, 4] through a wide middle: some milliseconds a row of pure computation."""
+    rng = np.random.default_rng(0)
+    square = (rng.normal(size=(width, width)) / np.sqrt(width)).astype(np.float32)
+    weights = {
+        "into": rng.normal(size=(WIDTH, width)).astype(np.float32),
+        "square": square,
+        "out": rng.normal(size=(width, WIDTH)).astype(np.float32),
+    }
+    nodes = [helper.make_node("MatMul", ["x", "into"], ["h0"], "into")]
+    for i in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"h{i}", "square"], [f"m{i}"], f"layer{i}"))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"h{i + 1}"], f"tanh{i}"))
+    nodes.append(helper.make_node("MatMul", [f"h{layers}", "out"], ["z"], "out"))
+    graph = helper.make_graph(
+        nodes,
+        "slow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", WIDTH])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", WIDTH])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def run_reference(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """ONNX Runtime itself, one thread, nothing of ours."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _shape(value_info: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_param or d.dim_value for d in value_info.type.tensor_type.shape.dim]
+
+
+def write_package(
+    engines: Path, name: str = "mlp", version: int = 1, model: onnx.ModelProto | None = None, **changes: Any
+) -> Path:
+    """Writes `engines/<name>/<version>` with an fp32 variant and golden vectors and returns its path."""
+    model = model or mlp_model()
+    package = engines / name / str(version)
+    package.mkdir(parents=True)
+    onnx.save(model, package / "fp32.onnx")
+    batch = _shape(model.graph.input[0])[0]
+    rows = batch if isinstance(batch, int) else 4
+    x = np.random.default_rng(7).normal(size=(rows, WIDTH)).astype(np.float32)
+    save_golden(package / "golden.npz", GoldenVectors({"x": x}, run_reference(model, {"x": x})))
+    tensor = {
+        "inputs": [{"name": i.name, "dtype": "float32", "shape": _shape(i)} for i in model.graph.input],
+        "outputs": [{"name": o.name, "dtype": "float32", "shape": _shape(o)} for o in model.graph.output],
+    }
+    dynamic = isinstance(batch, str)
+    fields: dict[str, Any] = {
+        "name": name,
+        "version": version,
+        "created": "2026-01-01T00:00:00Z",
+        "source_sha256": "0" * 64,
+        **tensor,
+        "dims": {batch: {"min": 1, "opt": 8, "max": 16}} if dynamic else {},
+        "batching": (
+            {"kind": "dynamic", "dim": batch, "buckets": [1, 2, 4, 8, 16]}
+            if dynamic
+            else {"kind": "fixed", "size": batch}
+        ),
+        "variants": {"fp32": {"precision": "fp32", "files": ["fp32.onnx"], "budget": {}}},
+        "golden": "golden.npz",
+        "files": {p: e.model_dump() for p, e in entries_of(package, skip=["manifest.json"]).items()},
+    }
+    manifest = Manifest.model_validate({**fields, **changes})
+    (package / "manifest.json").write_text(dump_manifest(manifest))
+    return package

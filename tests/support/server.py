@@ -1,0 +1,128 @@
+"""A real server process for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+_LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A running service. `log` is what it wrote so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_path = log_path
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10)
+
+    def predict(self, inputs: dict[str, Any], **fields: Any) -> httpx.Response:
+        return httpx.post(self.url + "/v1/predict", json={"inputs": inputs, **fields}, timeout=30)
+
+    def metrics(self) -> dict[str, list[tuple[dict[str, str], float]]]:
+        """Every sample of /metrics: name → [(labels, value)]."""
+        samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for line in self.get("/metrics").text.splitlines():
+            found = _LINE.match(line)
+            if found and not line.startswith("#"):
+                labels = dict(_LABEL.findall(found[2] or ""))
+                samples.setdefault(found[1], []).append((labels, float(found[3])))
+        return samples
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of `name` that carry `labels`; 0 when there is none."""
+        wanted = labels.items()
+        return sum(value for found, value in self.metrics().get(name, []) if wanted <= found.items())
+
+    def wait_until(self, path: str, status: int, timeout_s: float = 30) -> httpx.Response:
+        limit = time.monotonic() + timeout_s
+        while True:
+            try:
+                response = self.get(path)
+                if response.status_code == status:
+                    return response
+            except httpx.TransportError:
+                response = None
+            if self.process.poll() is not None or time.monotonic() > limit:
+                seen = response.text if response is not None else "no answer"
+                raise AssertionError(f"{path} did not become {status}: {seen}\n{self.log}")
+            time.sleep(0.02)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout_s: float = 30) -> int:
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def serve(
+    engines: Path, log_path: Path, *, ready: bool = True, uvicorn: bool = False, **environment: str
+) -> Iterator[Server]:
+    """Runs the service over `engines` until the block ends.
+
+    Args:
+        ready: wait until readiness is green; else only until the process answers.
+        uvicorn: start it as `uvicorn app.main:app` instead of `python -m app`.
+        environment: VERNIER_… variables without their prefix, in lower case.
+    """
+    port = free_port()
+    own = [sys.executable, "-m", "app"]
+    plain = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {f"VERNIER_{name.upper()}": value for name, value in environment.items()}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERNIER_")}
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            plain if uvicorn else own,
+            cwd=ROOT,
+            env={
+                **inherited,
+                "VERNIER_HOST": "127.0.0.1",
+                "VERNIER_PORT": str(port),
+                "VERNIER_ENGINES_DIR": str(engines),
+                **settings,
+            },
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(process, port, log_path)
+    try:
+        server.wait_until("/v2/health/live", 200)
+        if ready:
+            server.wait_until("/v2/health/ready", 200)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,52 @@
+"""Imports go downwards, and the engine side stays free of web packages; the contracts stand in pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ENGINE_SIDE = [
+    *sorted((ROOT / "app" / "engine").rglob("*.py")),
+    *sorted((ROOT / "app" / "package").rglob("*.py")),
+    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "accuracy.py", "budget.py", "metrics.py")),
+    ROOT / "app" / "build" / "plan.py",
+]
+CUDA = {"tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda"}
+MAY_NAME_CUDA = {"app/engine/tensorrt.py", "app/engine/cuda.py", "app/build/plan.py"}
+
+
+def test_the_contracts_of_the_layers_are_kept() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", ENGINE_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_engine_side_keeps_to_python_3_9(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+def imported(path: Path) -> set[str]:
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            roots.add(node.module.partition(".")[0])
+    return roots
+
+
+def test_cuda_libraries_are_named_at_their_boundary_alone() -> None:
+    offenders = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "app").rglob("*.py")
+        if imported(path) & CUDA and str(path.relative_to(ROOT)) not in MAY_NAME_CUDA
+    }
+    assert offenders == set()

@@ -1,0 +1,85 @@
+"""Publication is atomic, and nothing that was changed afterwards is opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from app.errors import BuildError, PackageError
+from app.package.integrity import list_versions, open_package, publish, resolve_inside, staging_folder
+from tests.support.packages import write_package
+
+
+def test_a_published_package_opens(tmp_path: Path) -> None:
+    assert open_package(write_package(tmp_path)).name == "mlp"
+
+
+def test_a_package_in_another_place_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    package = write_package(tmp_path, "mlp", 1)
+    moved = package.rename(package.parent / "2")
+    with pytest.raises(PackageError, match="mlp/1"):
+        open_package(moved)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "", "a\\b"])
+def test_names_that_leave_the_package_are_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(PackageError):
+        resolve_inside(tmp_path, path)
+
+
+def test_versions_are_published_once_and_half_written_ones_are_never_seen(tmp_path: Path) -> None:
+    with staging_folder(tmp_path) as staged:
+        (staged / "file").write_text("x")
+        assert list_versions(tmp_path) == []
+        publish(staged, tmp_path, 1)
+    assert list_versions(tmp_path) == [1]
+    with staging_folder(tmp_path) as staged:
+        (staged / "file").write_text("y")
+        with pytest.raises(FileExistsError):
+            publish(staged, tmp_path, 1)
+        publish(staged, tmp_path, 2)
+    assert list_versions(tmp_path) == [1, 2]
+    assert (tmp_path / "1" / "file").read_text() == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> None:
+        with staging_folder(tmp_path) as staged:
+            (staged / "file").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fill() -> None:
+        with staging_folder(tmp_path), open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+
+    with pytest.raises(BuildError, match="full") as caught:
+        fill()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BuildError, match="--out"), staging_folder(tmp_path / "file"):
+        pass
+
+
+def test_links_are_not_followed_out_of_a_package(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    package = tmp_path / "package"
+    package.mkdir()
+    os.symlink(outside, package / "link")
+    with pytest.raises(PackageError, match="link"):
+        resolve_inside(package, "link")
