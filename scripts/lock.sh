@@ -10,6 +10,8 @@ lock() {  # lock FILE EXTRA...
   "$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
     --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
     "${extras[@]}" --output-file "$out" pyproject.toml
+  # an extra that includes another names the project itself, which is not installed from a lock
+  sed -i '/^# WARNING: pip install/,/^vernier @/d' "$out"
 }
 
 lock base
