@@ -5,6 +5,7 @@ Everything here is found out by running the model, on rows of real data where th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,24 @@ def _open(model: ModelProto, inputs: Sequence[TensorSpec], work: Path, wishes: W
     try:
         return Probe(open_session(model, work), inputs, wishes.example)
     except RunFailed as error:
-        raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error
+        raise _cannot_load(str(error)) from error
+
+
+def _cannot_load(message: str) -> BuildError:
+    """ONNX Runtime names what it does not know in one of two ways."""
+    found = re.search(r"Fatal error: (\S+)\(-?\d+\) is not a registered", message) or re.search(
+        r"Could not find an implementation for (\S+) node with name '([^']*)'", message
+    )
+    if found is None:
+        return BuildError(
+            f"ONNX Runtime cannot load the model: {message}; export it again, or mend that part"
+        )
+    operator = found.group(1).split("(")[0].replace(":", "::", 1)
+    where = f" (node '{found.group(2)}')" if found.lastindex == 2 else ""
+    return BuildError(
+        f"the model uses the operator {operator}{where}, which ONNX Runtime does not support: "
+        f"export the model with standard operators, or replace that part of it"
+    )
 
 
 def _leading(specs: Sequence[TensorSpec]) -> Dim | None:

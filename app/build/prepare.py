@@ -75,7 +75,7 @@ def prepare(
     model, source_sha256 = read_model(path)
     notes: list[str] = []
     model = clean(model, shapes_given, notes)
-    _require_known_operators(model, path)
+    _require_known_operators(model)
     wishes = Wishes(shapes_given, max_batch, sequence, example)
     axes = examine(model, path, work, wishes, notes)
     return PreparedModel(
@@ -149,18 +149,18 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _require_known_operators(model: ModelProto, path: Path) -> None:
+def _require_known_operators(model: ModelProto) -> None:
     """Raises BuildError for operators that belong to no operator set known here."""
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     for graph in all_graphs(model.graph):
         for node in graph.node:
             # Other domains (com.microsoft, a plugin's) are for ONNX Runtime to judge.
             if _domain(node.domain) == "" and node.op_type not in known:
-                raise _unsupported(path, node.op_type, "ai.onnx", node.name)
+                raise _unsupported(node.op_type, "ai.onnx", node.name)
 
 
-def _unsupported(path: Path, operator: str, domain: str, node: str) -> BuildError:
+def _unsupported(operator: str, domain: str, node: str) -> BuildError:
     return BuildError(
-        f"{path} uses the operator {domain}::{operator} (node '{node}'), which ONNX Runtime does not support: "
+        f"the model uses the operator {domain}::{operator} (node '{node}'), which ONNX Runtime does not support: "
         f"export the model with standard operators, or replace that part of it"
     )

@@ -40,7 +40,7 @@ def parse_shape(text: str) -> tuple[str, ShapeRange]:
     """
     name, _, sizes = text.rpartition("=")
     try:
-        shapes = [tuple(int(size) for size in part.split("x")) if part else () for part in sizes.split(":")]
+        shapes = [tuple(int(size) for size in part.split("x")) for part in sizes.split(":")]
     except ValueError:
         shapes = []
     if not name or not 1 <= len(shapes) <= 3 or any(size < 1 for shape in shapes for size in shape):

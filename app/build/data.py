@@ -1,0 +1,258 @@
+"""Calibration and evaluation samples: checked against the model, read in batches, never held whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from app.build.sources import Opened, open_source
+from app.errors import BuildError
+from app.tensors import Array, Arrays, TensorSpec, numpy_dtype, shape_text
+
+_CHUNK_BYTES = 8 << 20
+_SPLIT_SEED = 20_000
+
+
+class Samples(Protocol):
+    """Samples of a model's inputs; the first axis of every array counts them.
+
+    names: the inputs, in the model's order.
+    sha256: of the contents (names, dtypes, shapes, values), whatever file they came in.
+    labels: one per sample, or None.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def labels(self) -> Array | None: ...
+    def __len__(self) -> int: ...
+    def batches(self, rows: int) -> Iterator[Arrays]:
+        """All samples in order, `rows` at a time, the last batch shorter. Every call starts anew."""
+        ...
+
+    def take(self, indices: Sequence[int]) -> Arrays:
+        """The samples at `indices`, in that order."""
+        ...
+
+
+class ArraySamples:
+    """Samples in arrays, which may be mapped from disk; `dtypes` are what the model takes."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Array],
+        labels: Array | None = None,
+        dtypes: Mapping[str, np.dtype[np.generic]] | None = None,
+        owner: object = None,
+    ) -> None:
+        self._arrays = dict(arrays)
+        self._dtypes = dict(dtypes or {name: array.dtype for name, array in arrays.items()})
+        self._owner = owner  # keeps temporary files alive
+        self.names = tuple(self._arrays)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return int(next(iter(self._arrays.values())).shape[0])
+
+    def _rows(self, index: slice | Array) -> Arrays:
+        return {n: np.array(a[index], dtype=self._dtypes[n], order="C") for n, a in self._arrays.items()}
+
+    def batches(self, rows: int) -> Iterator[Arrays]:
+        for start in range(0, len(self), rows):
+            yield self._rows(slice(start, start + rows))
+
+    def take(self, indices: Sequence[int]) -> Arrays:
+        return self._rows(np.asarray(indices, np.int64))
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, array in self._arrays.items():
+            digest.update(f"{name}\0{self._dtypes[name]}\0{list(array.shape)}\0".encode())
+            for chunk in _chunks(array):
+                digest.update(np.array(chunk, dtype=self._dtypes[name], order="C").tobytes())
+        if self.labels is not None:
+            digest.update(f"\0{self.labels.dtype}\0{list(self.labels.shape)}\0".encode())
+            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
+
+
+class Subset:
+    """Some samples of another set, by index."""
+
+    def __init__(self, samples: Samples, indices: Array) -> None:
+        self._samples = samples
+        self._indices = np.asarray(indices, np.int64)
+        self.names = samples.names
+        self.labels = None if samples.labels is None else samples.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(self, rows: int) -> Iterator[Arrays]:
+        for start in range(0, len(self), rows):
+            yield self._samples.take(self._indices[start : start + rows].tolist())
+
+    def take(self, indices: Sequence[int]) -> Arrays:
+        return self._samples.take(self._indices[np.asarray(indices, np.int64)].tolist())
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._samples.sha256.encode() + self._indices.tobytes()).hexdigest()
+
+
+def split(samples: Samples, first: int) -> tuple[Samples, Samples]:
+    """Two disjoint parts, `first` samples in the first.
+
+    Drawn at random with a fixed seed, because files are often sorted by label, and kept in order.
+    """
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(samples))
+    return Subset(samples, np.sort(order[:first])), Subset(samples, np.sort(order[first:]))
+
+
+def limit(samples: Samples, most: int) -> Samples:
+    """At most `most` samples, drawn as `split` does."""
+    return samples if len(samples) <= most else split(samples, most)[0]
+
+
+def load_samples(
+    source: str,
+    specs: Sequence[TensorSpec],
+    label_key: str = "label",
+    need_labels: bool = False,
+) -> Samples:
+    """Opens and checks data for a model whose inputs are `specs`; see `open_source` for the sources.
+
+    Raises:
+        BuildError: an input is missing, has another shape or dtype, counts differ, a value is not
+            finite, there are no samples, or labels are needed and missing.
+    """
+    return check_samples(
+        open_data(source, [s.name for s in specs], label_key), source, specs, label_key, need_labels
+    )
+
+
+def open_data(source: str, inputs: Sequence[str], label_key: str = "label") -> Opened:
+    """The arrays of `source` before anything is known about the model's shapes."""
+    return open_source(source, [*inputs, label_key])
+
+
+def check_samples(
+    opened: Opened,
+    source: str,
+    specs: Sequence[TensorSpec],
+    label_key: str = "label",
+    need_labels: bool = False,
+) -> Samples:
+    """`load_samples` for data that is open already."""
+    arrays = opened.arrays
+    missing = [spec.name for spec in specs if spec.name not in arrays]
+    if missing:
+        raise BuildError(
+            f"the data '{source}' has no array for the input{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
+            f"(it has {', '.join(arrays) or 'nothing'}): store one array per model input, samples first"
+        )
+    counts = {name: arrays[name].shape[0] for name in [s.name for s in specs]}
+    labels = None if label_key in counts else arrays.get(label_key)
+    if need_labels and labels is None:
+        raise BuildError(
+            f"the data '{source}' has no labels under '{label_key}': add them, or name their array with --label-key"
+        )
+    if labels is not None:
+        counts[label_key] = labels.shape[0]
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise BuildError(
+            f"the arrays of '{source}' differ in their number of samples ({shown}): make them equal"
+        )
+    if not all(counts.values()):
+        raise BuildError(f"the data '{source}' holds no samples: give at least a few dozen")
+    dims: dict[str, int] = {}
+    for spec in specs:
+        _check_shape(source, spec, arrays[spec.name], dims)
+        _check_values(source, spec, arrays[spec.name])
+    chosen = {spec.name: arrays[spec.name] for spec in specs}
+    dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in specs}
+    return ArraySamples(chosen, None if labels is None else np.asarray(labels), dtypes, opened)
+
+
+def _check_shape(source: str, spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:
+    """The shape of a sample is the input's without its first dimension, or, for models without a batch, whole."""
+    own = array.shape[1:]
+    expected = spec.shape[1:] if array.ndim == len(spec.shape) else spec.shape
+    fits = len(own) == len(expected)
+    for size, dim in zip(own, expected, strict=False):
+        fits = fits and size == (dims.setdefault(dim, size) if isinstance(dim, str) else dim)
+    if not fits or 0 in own:
+        wanted = TensorSpec(spec.name, spec.dtype, ("samples", *spec.shape[1:])).describe_shape()
+        raise BuildError(
+            f"'{spec.name}' in the data '{source}' has shape {shape_text(array.shape)}, but the model takes "
+            f"{spec.describe_shape()}: store it as {wanted}"
+        )
+
+
+def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
+    """Dtypes may widen or narrow within their kind as long as no value changes its meaning."""
+    wanted = numpy_dtype(spec.dtype)
+    kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}
+    if array.dtype.kind not in kinds[wanted.kind]:
+        raise BuildError(
+            f"'{spec.name}' in the data '{source}' holds {array.dtype.name}, but the model takes {spec.dtype}: "
+            f"convert it before storing"
+        )
+    for chunk in _chunks(array):
+        if wanted.kind == "f" and not np.isfinite(chunk).all():
+            raise BuildError(
+                f"'{spec.name}' in the data '{source}' holds NaN or infinity: remove those samples"
+            )
+        if wanted.kind in "iu" and chunk.size:
+            limits = np.iinfo(wanted)
+            if int(chunk.min()) < limits.min or int(chunk.max()) > limits.max:
+                raise BuildError(
+                    f"'{spec.name}' in the data '{source}' holds numbers that {spec.dtype} cannot"
+                )
+
+
+def _chunks(array: Array) -> Iterator[Array]:
+    """Slices along the first axis of some megabytes each."""
+    per_row = max(1, array.nbytes // max(1, array.shape[0]))
+    step = max(1, _CHUNK_BYTES // per_row)
+    for start in range(0, array.shape[0], step):
+        yield array[start : start + step]
+
+
+def feeds(samples: Samples, specs: Sequence[TensorSpec], rows: int) -> Iterator[tuple[Arrays, int]]:
+    """What a model can be run on, batch by batch, with the number of real samples in each.
+
+    A dynamic first dimension gets up to `rows` samples. A fixed one gets batches of its own size, the
+    last filled up with its last sample. Inputs with one dimension fewer than the data have no batch
+    axis: they get one sample at a time.
+    """
+    if has_no_batch_axis(samples, specs):
+        for batch in samples.batches(1):
+            yield {name: array[0] for name, array in batch.items()}, 1
+        return
+    fixed = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
+    for batch in samples.batches(fixed if isinstance(fixed, int) else rows):
+        count = len(next(iter(batch.values())))
+        if isinstance(fixed, int) and count < fixed:
+            filler = np.minimum(np.arange(fixed), count - 1)
+            batch = {name: array[filler] for name, array in batch.items()}
+        yield batch, count
+
+
+def has_no_batch_axis(samples: Samples, specs: Sequence[TensorSpec]) -> bool:
+    """Whether the data has an axis for the samples that the model's inputs lack."""
+    first = samples.take([0])
+    return any(first[s.name].ndim == len(s.shape) + 1 for s in specs)
+
+
+def rows_of(outputs: Sequence[Array], count: int, no_batch_axis: bool) -> list[Array]:
+    """The answers to the real samples of one batch of `feeds`, samples first."""
+    return [o[None] if no_batch_axis else o[:count] for o in outputs]
