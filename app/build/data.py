@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from app.build.sources import Opened, open_source
+from app.build.sources import open_source
 from app.errors import BuildError
 from app.tensors import Array, Arrays, TensorSpec, numpy_dtype, shape_text
 
@@ -49,11 +49,9 @@ class ArraySamples:
         arrays: Mapping[str, Array],
         labels: Array | None = None,
         dtypes: Mapping[str, np.dtype[np.generic]] | None = None,
-        owner: object = None,
     ) -> None:
         self._arrays = dict(arrays)
         self._dtypes = dict(dtypes or {name: array.dtype for name, array in arrays.items()})
-        self._owner = owner  # keeps temporary files alive
         self.names = tuple(self._arrays)
         self.labels = labels
 
@@ -138,20 +136,19 @@ def load_samples(
     )
 
 
-def open_data(source: str, inputs: Sequence[str], label_key: str = "label") -> Opened:
+def open_data(source: str, inputs: Sequence[str], label_key: str = "label") -> Arrays:
     """The arrays of `source` before anything is known about the model's shapes."""
     return open_source(source, [*inputs, label_key])
 
 
 def check_samples(
-    opened: Opened,
+    arrays: Mapping[str, Array],
     source: str,
     specs: Sequence[TensorSpec],
     label_key: str = "label",
     need_labels: bool = False,
 ) -> Samples:
     """`load_samples` for data that is open already."""
-    arrays = opened.arrays
     missing = [spec.name for spec in specs if spec.name not in arrays]
     if missing:
         raise BuildError(
@@ -179,7 +176,7 @@ def check_samples(
         _check_values(source, spec, arrays[spec.name])
     chosen = {spec.name: arrays[spec.name] for spec in specs}
     dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in specs}
-    return ArraySamples(chosen, None if labels is None else np.asarray(labels), dtypes, opened)
+    return ArraySamples(chosen, None if labels is None else np.asarray(labels), dtypes)
 
 
 def _check_shape(source: str, spec: TensorSpec, array: Array, dims: dict[str, int]) -> None:

@@ -6,6 +6,7 @@ arrays are mapped from disk, never held, so that memory does not grow with the d
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -14,7 +15,8 @@ import struct
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,7 @@ from app.tensors import Array, Arrays
 _IN_MEMORY_BYTES = 64 << 20
 
 
-class Opened:
-    """Arrays by name, and the temporary folder (if any) that they are mapped from."""
-
-    def __init__(self, arrays: Arrays, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
-        self.arrays = arrays
-        self._folder = folder
-
-
-def open_source(source: str, names: Iterable[str]) -> Opened:
+def open_source(source: str, names: Iterable[str]) -> Arrays:
     """Opens `source`; `names` are the inputs and labels that a folder is searched for.
 
     Raises:
@@ -54,20 +48,17 @@ def open_source(source: str, names: Iterable[str]) -> Opened:
     )
 
 
-def _open_file(path: Path, names: Iterable[str]) -> Opened:
+def _open_file(path: Path, names: Iterable[str]) -> Arrays:
     if path.suffix == ".npy":
         wanted = list(names)
-        return Opened({wanted[0]: _map_npy(path)})
+        return {wanted[0]: _map_npy(path)}
     try:
-        with zipfile.ZipFile(path) as archive:
-            folder = tempfile.TemporaryDirectory(prefix="vernier-data-")
-            arrays = {
-                member.filename.removesuffix(".npy"): _open_member(
-                    path, archive, member, Path(folder.name) / str(i)
-                )
+        with zipfile.ZipFile(path) as archive, _scratch() as folder:
+            return {
+                member.filename.removesuffix(".npy"): _open_member(path, archive, member, folder / str(i))
                 for i, member in enumerate(archive.infolist())
             }
-    except (zipfile.BadZipFile, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error) as error:
         raise BuildError(
             f"{path} is not a whole .npz file ({error}): write it again with numpy.savez"
         ) from error
@@ -75,7 +66,13 @@ def _open_file(path: Path, names: Iterable[str]) -> Opened:
         raise _not_plain(path, error) from error
     except OSError as error:
         raise BuildError(f"cannot read {path}: {error.strerror or error}") from error
-    return Opened(arrays, folder)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for files that outlive it only as mappings: nothing stays on disk, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix="vernier-data-") as folder:
+        yield Path(folder)
 
 
 def _open_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, temporary: Path) -> Array:
@@ -138,7 +135,7 @@ def file_stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.\-]", "_", name)
 
 
-def _open_folder(folder: Path, names: Iterable[str]) -> Opened:
+def _open_folder(folder: Path, names: Iterable[str]) -> Arrays:
     """One `<input>.npy` per input, or, for a single input, one file per sample in the order of names."""
     wanted = list(names)
     files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
@@ -147,10 +144,10 @@ def _open_folder(folder: Path, names: Iterable[str]) -> Opened:
     found = {name: _map_npy(files[file_stem(name)]) for name in wanted if file_stem(name) in files}
     if wanted and wanted[0] not in found and not any(name in found for name in wanted[1:]):
         return _stack_files(folder, wanted[0], list(files.values()))
-    return Opened(found)
+    return found
 
 
-def _stack_files(folder: Path, name: str, files: list[Path]) -> Opened:
+def _stack_files(folder: Path, name: str, files: list[Path]) -> Arrays:
     samples = (_map_npy(path)[None] for path in files)
     try:
         return _gather(({name: sample} for sample in samples), str(folder))
@@ -160,7 +157,7 @@ def _stack_files(folder: Path, name: str, files: list[Path]) -> Opened:
         ) from error
 
 
-def _call(source: str, module: str, function: str) -> Opened:
+def _call(source: str, module: str, function: str) -> Arrays:
     """Calls the function: it returns one mapping name → array, or an iterable of such mappings, batch by batch."""
     try:
         if module.endswith(".py"):
@@ -190,30 +187,31 @@ def _call(source: str, module: str, function: str) -> Opened:
         raise BuildError(f"the data source '{source}' failed with {type(error).__name__}: {error}") from error
 
 
-def _gather(batches: Iterable[Any], source: str) -> Opened:
+def _gather(batches: Iterable[Any], source: str) -> Arrays:
     """Appends batches to one file per name, so that a generator may be longer than memory."""
-    folder = tempfile.TemporaryDirectory(prefix="vernier-data-")
     kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     counts: dict[str, int] = {}
-    for batch in batches:
-        if not isinstance(batch, Mapping):
-            raise BuildError(
-                f"'{source}' gave a {type(batch).__name__}: it must give mappings from input name to array"
-            )
-        for name, values in batch.items():
-            array = _checked(source, np.asarray(values))
-            kind = (array.dtype, array.shape[1:])
-            if kinds.setdefault(str(name), kind) != kind:
+    with _scratch() as folder:
+        for batch in batches:
+            if not isinstance(batch, Mapping):
                 raise BuildError(
-                    f"'{source}' gave '{name}' as {kind[0]} {list(kind[1])} after {kinds[name][0]} "
-                    f"{list(kinds[name][1])}: every batch needs one dtype and one shape but for the samples"
+                    f"'{source}' gave a {type(batch).__name__}: give mappings from input name to array"
                 )
-            counts[name] = counts.get(name, 0) + array.shape[0]
-            file = Path(folder.name) / str(list(kinds).index(name))
-            with file.open("ab") as stream:
-                np.ascontiguousarray(array).tofile(stream)
-    arrays: Arrays = {}
-    for position, (name, (dtype, shape)) in enumerate(kinds.items()):
-        file, full = Path(folder.name) / str(position), (counts[name], *shape)
-        arrays[name] = np.memmap(file, dtype, "r", 0, full) if file.stat().st_size else np.empty(full, dtype)
-    return Opened(arrays, folder)
+            for name, values in batch.items():
+                array = _checked(source, np.asarray(values))
+                kind = (array.dtype, array.shape[1:])
+                if kinds.setdefault(str(name), kind) != kind:
+                    raise BuildError(
+                        f"'{source}' gave '{name}' as {kind[0]} {list(kind[1])} after {kinds[name][0]} "
+                        f"{list(kinds[name][1])}: every batch needs one dtype and one shape but for the samples"
+                    )
+                counts[name] = counts.get(name, 0) + array.shape[0]
+                with (folder / str(list(kinds).index(name))).open("ab") as stream:
+                    np.ascontiguousarray(array).tofile(stream)
+        arrays: Arrays = {}
+        for position, (name, (dtype, shape)) in enumerate(kinds.items()):
+            file, full = folder / str(position), (counts[name], *shape)
+            arrays[name] = (
+                np.memmap(file, dtype, "r", 0, full) if file.stat().st_size else np.empty(full, dtype)
+            )
+    return arrays
