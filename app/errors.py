@@ -14,6 +14,7 @@
     │   ├── PlanMismatch        the plan does not fit this GPU, runtime or variant
     │   ├── DeviceFailed        the device is lost until the process restarts
     │   └── SlotConflict        two threads used one slot (a programming error)
+    ├── AccuracyError           accuracy cannot be measured: nothing to compare, shapes or labels do not fit
     ├── PackageError            an engine package is damaged, tampered with or of an unknown schema
     └── BuildError              build_engine.py cannot go on; exit code 2
         └── GateRefused         the build ran, and the accuracy gate refused it; exit code 1
@@ -183,6 +184,10 @@ class DeviceFailed(EngineError):
 
 class SlotConflict(EngineError):
     """Two threads used one slot at the same time."""
+
+
+class AccuracyError(VernierError):
+    """Accuracy cannot be measured: nothing to compare, or shapes, labels and metric do not fit."""
 
 
 class PackageError(VernierError):

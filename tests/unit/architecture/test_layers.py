@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ENGINE_SIDE = [
     *sorted((ROOT / "app" / "engine").rglob("*.py")),
     *sorted((ROOT / "app" / "package").rglob("*.py")),
-    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "accuracy.py", "budget.py", "metrics.py")),
+    *sorted((ROOT / "app" / "accuracy").rglob("*.py")),
+    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py")),
     ROOT / "app" / "build" / "plan.py",
 ]
 CUDA = {"tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda"}
