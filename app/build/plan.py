@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -123,7 +123,7 @@ def build_plan(
     if serialized is None:
         raise BuildError(f"{api.runtime} {api.version} could not build {options.precision}: {_reason(api)}")
     if cache and options.timing_cache:
-        _save_timing_cache(config, options.timing_cache)
+        notes += _save_timing_cache(config, options.timing_cache)
     report("building", 1.0)
     return BuiltPlan(bytes(serialized), api.version, tuple(notes))
 
@@ -282,10 +282,14 @@ def _load_timing_cache(api: TrtApi, config: Any, path: Optional[Path]) -> bool:
     ))  # fmt: skip
 
 
-def _save_timing_cache(config: Any, path: Path) -> None:
+def _save_timing_cache(config: Any, path: Path) -> List[str]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
+        os.replace(temporary, path)
+    except OSError as error:
+        return [f"the timing cache {path} is not kept: {error.strerror}"]
+    return []
 
 
 def _monitor(api: TrtApi, report: Progress) -> Optional[Any]:
@@ -325,22 +329,13 @@ def _monitor(api: TrtApi, report: Progress) -> Optional[Any]:
 
 
 # --- a process of its own -------------------------------------------------------------------------
-def write_request(path: Path, model: Path, inputs: Sequence[TensorSpec], options: PlanOptions) -> None:
-    """What `python -m app.build.plan` reads."""
-    fields = asdict(options)
-    fields["dims"] = {name: r.model_dump() for name, r in options.dims.items()}
-    fields["timing_cache"] = str(options.timing_cache) if options.timing_cache else None
-    tensors = [[spec.name, spec.dtype, list(spec.shape)] for spec in inputs]
-    path.write_text(json.dumps({"model": str(model), "inputs": tensors, "options": fields}), "utf-8")
-
-
 def run_request(request: Path, out: Path) -> None:
-    """Builds what `write_request` wrote. Raises BuildError, EngineError."""
+    """Builds what `app.engine.plan_source.request_fields` describes. Raises BuildError, EngineError."""
     wanted = json.loads(request.read_text("utf-8"))
     fields = wanted["options"]
     fields["dims"] = {name: DimRange(**sizes) for name, sizes in fields["dims"].items()}
     fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
-    fields["timing_cache"] = Path(fields["timing_cache"]) if fields["timing_cache"] else None
+    fields["timing_cache"] = Path(fields["timing_cache"])
     inputs = [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in wanted["inputs"]]
     out.write_bytes(build_plan(Path(wanted["model"]), inputs, PlanOptions(**fields)).data)
 
