@@ -1,9 +1,9 @@
 """How long steps tell a person how far they are.
 
-    with progress.task("calibrating", total=512) as advance:
-        for batch in batches:
-            ...
-            advance(len(batch))
+with progress.task("calibrating", total=512) as advance:
+    for batch in batches:
+        ...
+        advance(len(batch))
 """
 
 from __future__ import annotations
