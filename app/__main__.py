@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import uvicorn
@@ -17,6 +18,8 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(f"vernier: {error.message}")
     configure_logging(settings.log_format, settings.log_level)
+    # uvicorn raises the signal again after its shutdown; a drain that went well should end with 0
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.run(
         create_app(settings),
         host=settings.host,

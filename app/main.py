@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import (
@@ -30,24 +31,18 @@ from app.exposition import Metrics
 from app.logs import configure_logging
 from app.metrics import ModelMetrics
 from app.package.manifest import Manifest
+from app.serving.latency import LatencyCurve
 from app.serving.lifecycle import Lifecycle
 from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
 from app.serving.repository import Repository
-from app.serving.scheduler import Scheduler
-from app.settings import Settings, SettingsError, load_settings
+from app.serving.scheduler import Scheduler, SchedulerOptions
+from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 logger = logging.getLogger("app")
 
 DESCRIPTION = """Inference at the lowest precision that keeps the model's accuracy.
 
 Every variant served here passed an accuracy gate when it was built and a self-test when it was loaded."""
-
-
-def slot_count(settings: Settings, manifest: Manifest) -> int:
-    """The model's own setting, the package's, the service's, else one slot for each core."""
-    own = settings.for_model(manifest.name).slots
-    packaged = manifest.serve.get("slots")
-    return own or (int(packaged) if packaged else None) or settings.slots or available_cores()
 
 
 def available_cores() -> int:
@@ -64,7 +59,14 @@ def create_app(settings: Settings) -> FastAPI:
     lifecycle = Lifecycle(settings.drain_delay_s)
 
     def make_scheduler(manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics) -> Scheduler:
-        return build_scheduler(settings, manifest, engines, counted)
+        return Scheduler(
+            manifest.name,
+            engines.executors,
+            engines.active,
+            scheduler_options(settings, manifest),
+            counted,
+            latency_curves(manifest, engines, OnnxRuntimeLoader.runtime),
+        )
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
@@ -129,10 +131,37 @@ async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings
         logger.error("not ready", extra={"reason": reason})
 
 
-def build_scheduler(
-    settings: Settings, manifest: Manifest, engines: LoadedEngines, metrics: ModelMetrics
-) -> Scheduler:
-    raise SettingsError("wired below")
+def scheduler_options(settings: Settings, manifest: Manifest) -> SchedulerOptions:
+    """The model's own settings before the package's `serve` section before the service's defaults."""
+    own = settings.for_model(manifest.name)
+    packaged = ModelSettings.model_validate(manifest.serve)
+
+    def pick(field: str, default: Any) -> Any:
+        for source in (own, packaged):
+            value = getattr(source, field)
+            if value is not None:
+                return value
+        return default
+
+    batching = manifest.batching
+    return SchedulerOptions(
+        max_batch=min(pick("max_batch", manifest.max_batch), manifest.max_batch),
+        slots=pick("slots", settings.slots or available_cores()),
+        queue_limit=pick("queue_limit", settings.queue_limit),
+        max_queue_delay_s=pick("max_queue_delay_ms", settings.max_queue_delay_ms) / 1e3,
+        batched=batching.kind != "none",
+        fixed_batch=batching.size if batching.kind == "fixed" else None,
+        buckets=tuple(batching.buckets),
+    )
+
+
+def latency_curves(manifest: Manifest, engines: LoadedEngines, runtime: str) -> dict[str, LatencyCurve]:
+    """What the build measured, as a first guess of what this machine does."""
+    curves = {}
+    for precision in engines.executors:
+        measured = manifest.variants[precision].latency_ms.get(runtime, {})
+        curves[precision] = LatencyCurve({int(bucket): ms / 1e3 for bucket, ms in measured.items()})
+    return curves
 
 
 def _settings_or_exit() -> Settings:

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from app.api.codecs import encode_error
-from app.errors import QueueFull, RequestError, VernierError
+from app.errors import BodyTooLarge, QueueFull, RequestError, RequestTimeout, VernierError
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +18,12 @@ INTERNAL_MESSAGE = "the service failed on this request; the log has the details 
 
 
 def error_headers(error: VernierError) -> dict[str, str]:
-    """Retry-After in whole seconds, rounded up, for refusals that a retry can mend."""
+    """Retry-After in whole seconds, rounded up, for refusals that a retry can mend; and an end of the
+    connection where the rest of a body would have to be read only to be thrown away."""
     if isinstance(error, QueueFull):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, BodyTooLarge | RequestTimeout):
+        return {"connection": "close"}
     return {}
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.body import read_body, wait_for_disconnect
 from app.api.codecs import PredictRequest, encode_answer, parse_predict, parse_timeout
 from app.api.errors import JSON, describe_error, error_response
-from app.api.schemas import PredictAnswer, PredictBody, error_responses
+from app.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from app.api.service import Predictions, Prepared
 from app.errors import Cancelled, InvalidJson, UnsupportedMediaType
 from app.logs import request_id
@@ -24,10 +24,7 @@ router = APIRouter(tags=["prediction"])
 _BODY = {
     "required": True,
     "content": {
-        JSON: {
-            "schema": PredictBody.model_json_schema(),
-            "example": PredictBody.model_config["json_schema_extra"]["example"],
-        },  # type: ignore[index,call-overload]
+        JSON: {"schema": PredictBody.model_json_schema(), "example": EXAMPLE},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "model": "keywords",
     "inputs": {"features": [[[0.1, 0.4], [0.3, 0.2]]], "lengths": [2]},
     "timeout_ms": 50,
@@ -16,7 +16,7 @@ _EXAMPLE = {
 class PredictBody(BaseModel):
     """A prediction. Only `inputs` is required when a single model is loaded."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": _EXAMPLE})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": EXAMPLE})
 
     inputs: dict[str, Any] = Field(description="Input name → nested lists; the first axis is the batch.")
     model: str | None = Field(None, description="Model name; optional when one model is loaded.")

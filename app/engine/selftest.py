@@ -1,0 +1,81 @@
+"""Whether an engine, on the device that loaded it, still gives the answers that were proven at build time."""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
+
+import numpy as np
+
+from app.accuracy import compare_outputs
+from app.engine.base import Executor, run_once
+from app.errors import EngineError
+from app.package.golden import GoldenVectors
+from app.tensors import Arrays
+
+#: FP32 is computed in another order on another machine, so even it is not equal to the last bit.
+FP32_LIMITS: Mapping[str, float] = {"rel_l2": 1e-3}
+
+
+def _batches(executor: Executor, golden: GoldenVectors, max_rows: int) -> Iterator[Arrays]:
+    """The golden inputs in batches that the variant takes; a fixed batch divides the samples."""
+    fixed = {spec.shape[0] for spec in executor.inputs if spec.shape and isinstance(spec.shape[0], int)}
+    rows = min(fixed.pop() if fixed else max_rows, golden.samples)
+    for start in range(0, golden.samples, rows):
+        yield {name: array[start : start + rows] for name, array in golden.inputs.items()}
+
+
+def run_golden(executor: Executor, golden: GoldenVectors, max_rows: int = 16) -> Arrays:
+    """The variant's outputs on the golden inputs, in order. Raises EngineError."""
+    slot = executor.open_slot()
+    try:
+        parts: Dict[str, List[np.ndarray]] = {name: [] for name in golden.outputs}
+        for batch in _batches(executor, golden, max_rows):
+            for name, array in run_once(slot, batch).items():
+                if name in parts:
+                    parts[name].append(array)
+    finally:
+        slot.close()
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _worst(golden: GoldenVectors, outputs: Arrays, metric: str) -> Tuple[float, str]:
+    errors = {
+        name: compare_outputs(reference, outputs[name]).get(metric, 0.0)
+        for name, reference in golden.outputs.items()
+    }
+    name = max(errors, key=lambda n: (np.isnan(errors[n]), errors[n]))
+    return errors[name], name
+
+
+def self_test(
+    executor: Executor, golden: GoldenVectors, limits: Mapping[str, float], max_rows: int = 16
+) -> Optional[str]:
+    """Runs the golden vectors and holds every error metric against its limit.
+
+    Args:
+        limits: metric of app.accuracy → largest value allowed, on the worst output. FP32_LIMITS
+            are used when the manifest gives none.
+        max_rows: the most rows that one execution of this model takes.
+
+    Returns:
+        None when the engine passed; else one sentence.
+    """
+    try:
+        outputs = run_golden(executor, golden, min(16, max_rows))
+    except EngineError as error:
+        return f"it could not run the golden vectors: {error.message}"
+    for name, array in outputs.items():
+        if (
+            array.dtype.kind == "f"
+            and np.isfinite(golden.outputs[name]).all()
+            and not np.isfinite(array).all()
+        ):
+            return f"output '{name}' of the golden vectors is not finite on {executor.device}"
+    for metric, limit in (limits or FP32_LIMITS).items():
+        value, name = _worst(golden, outputs, metric)
+        if not value <= limit:
+            return (
+                f"output '{name}' of the golden vectors has {metric} {value:.3g} on {executor.device}, "
+                f"over its limit of {limit:.3g}"
+            )
+    return None
