@@ -132,10 +132,10 @@ def build_plan(
 def _parse(api: TrtApi, network: Any, model: Union[Path, bytes]) -> None:
     parser = api.module.OnnxParser(network, api.log)
     parsed = parser.parse(model) if isinstance(model, bytes) else parser.parse_from_file(str(model))
-    if not parsed:
+    if not parsed or not network.num_outputs:
         faults = [_parser_sentence(api, parser.get_error(i)) for i in range(parser.num_errors)]
         raise BuildError(
-            f"{api.runtime} {api.version} cannot read the graph: {'; '.join(faults) or _reason(api)}"
+            f"{api.runtime} {api.version} cannot read the graph: {'; '.join(faults) or 'it is empty'}"
         )
 
 

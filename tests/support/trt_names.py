@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
 #: file → variable or attribute that holds an object of TensorRT → its class
-OBJECTS: Dict[str, Dict[str, str]] = {
+OBJECTS: dict[str, dict[str, str]] = {
     "app/engine/tensorrt.py": {
         "engine": "ICudaEngine",
         "_runtime": "Runtime",
@@ -41,9 +42,9 @@ OBJECTS: Dict[str, Dict[str, str]] = {
 OURS = {("app/build/plan.py", "error", "strerror")}
 
 
-def used_names() -> Set[Tuple[str, str]]:
+def used_names() -> set[tuple[str, str]]:
     """(class, name) of every attribute that the code takes of an object of TensorRT."""
-    found: Set[Tuple[str, str]] = set()
+    found: set[tuple[str, str]] = set()
     for path, objects in OBJECTS.items():
         for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
             if not isinstance(node, ast.Attribute):
@@ -61,9 +62,9 @@ def used_names() -> Set[Tuple[str, str]]:
     return found
 
 
-def module_names() -> Set[str]:
+def module_names() -> set[str]:
     """The attributes that the code takes of the package itself: `trt.X` and `….module.X`."""
-    found: Set[str] = set()
+    found: set[str] = set()
     for path in OBJECTS:
         for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
             if isinstance(node, ast.Attribute):
@@ -74,12 +75,12 @@ def module_names() -> Set[str]:
     return found
 
 
-def missing(module: Any, names: Set[Tuple[str, str]]) -> List[str]:
+def missing(module: Any, names: set[tuple[str, str]]) -> list[str]:
     """`Class.name` for each name that the package's class does not have, sorted."""
     return sorted(_missing(module, names))
 
 
-def _missing(module: Any, names: Set[Tuple[str, str]]) -> Iterator[str]:
+def _missing(module: Any, names: set[tuple[str, str]]) -> Iterator[str]:
     for class_name, name in names:
         if not hasattr(getattr(module, class_name, None), name):
             yield f"{class_name}.{name}"
