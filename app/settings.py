@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     queue_limit: int = Field(1024, ge=1)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
 
+    monitor_share: float = Field(0.01, ge=0, le=1)
+    monitor_quiet_s: float = Field(10.0, gt=0)
+    monitor_cool_down_s: float = Field(300.0, gt=0)
+
     max_body_bytes: int = Field(64 * 2**20, ge=1)
     default_timeout_ms: float | None = Field(None, gt=0)
     body_timeout_s: float = Field(30.0, gt=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import SettingsError, load_settings
+from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,10 @@ def test_a_broken_file_and_an_unknown_name_in_it_stop_the_start(
     (tmp_path / "vernier.toml").write_text("prot = 1")
     with pytest.raises(SettingsError, match="PROT"):
         load_settings()
+
+
+def test_every_setting_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert documented == set(Settings.model_fields)
+    assert all(f"`{name}`" in text for name in ModelSettings.model_fields)

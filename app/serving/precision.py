@@ -1,0 +1,201 @@
+"""The precision monitor: a share of live answers is computed again at FP32, and a variant that strays falls back.
+
+It never stands in a request's way: answered requests are handed over by reference, computed on a thread
+of its own, and dropped (and counted) while that thread is busy. New batches move to the next safer
+variant in one step; recovery needs sustained evidence after a cool-down that doubles with each relapse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.accuracy import Comparison, is_similarity
+from app.engine.base import Executor, run_once
+from app.engine.pool import Slots, Worker
+from app.metrics import ModelMetrics
+from app.package.manifest import PRECISIONS
+from app.serving.drift import DriftAlarm, RecoveryTest
+from app.tensors import Arrays
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "fp32"
+_PENDING_LIMIT = 4
+_MOST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class MonitorOptions:
+    """sample_share: of answered requests, 0 to 1. quiet_s: a request is sampled anyway when none was for so long."""
+
+    sample_share: float = 0.01
+    quiet_s: float = 10.0
+    cool_down_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Per metric, the errors of one request's samples; and whether any of them was beyond its limit."""
+
+    errors: dict[str, list[float]]
+    over: bool
+
+
+def judge(reference: Arrays, candidate: Arrays, limits: Mapping[str, float]) -> Judged:
+    """Holds every sample of every output against the limits, such as {"rel_l2.max": 0.02}.
+
+    The statistic of a limit says how it was proven over a set; one request is held sample by sample
+    against the same number.
+    """
+    errors: dict[str, list[float]] = {}
+    over = False
+    for term, limit in limits.items():
+        metric = term.partition(".")[0]
+        for name, expected in reference.items():
+            values = Comparison(expected, candidate[name]).per_sample(metric)
+            errors.setdefault(metric, []).extend(float(v) for v in values)
+            beyond = values < limit if is_similarity(metric) else values > limit
+            over = over or bool(np.any(beyond))
+    return Judged(errors, over)
+
+
+class PrecisionMonitor:
+    """Watches one model version. Belongs to the event loop's thread.
+
+    Args:
+        executors: by precision; the reference must be among them.
+        limits: by precision, what the build proved on golden vectors.
+        active, activate: read and set the precision that new batches take.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        executors: Mapping[str, Executor],
+        limits: Mapping[str, Mapping[str, float]],
+        active: Callable[[], str],
+        activate: Callable[[str], None],
+        metrics: ModelMetrics,
+        options: MonitorOptions,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._name = name
+        self._limits = limits
+        self._active = active
+        self._activate = activate
+        self._metrics = metrics
+        self._options = options
+        self._preferred = active()
+        self._ladder = sorted(executors, key=PRECISIONS.index)
+        self._alarms = {p: DriftAlarm() for p in executors}
+        self._recovery = RecoveryTest()
+        self._cool_down_s = options.cool_down_s
+        self._suspended_until = 0.0
+        self._pending = 0
+        self._last_sample = -options.quiet_s
+        self._random = random.Random(name)
+        self._closed = False
+        self._worker = Worker(f"{name}-monitor", list(executors.values()), lambda *_: None, self._on_exit)
+
+    def wants(self, precision: str) -> bool:
+        """Whether the answer at hand should be given to `observe`; decides by chance and by silence."""
+        if precision == REFERENCE and self._active() == self._preferred:
+            return False
+        if self._loop.time() - self._last_sample >= self._options.quiet_s:
+            return True
+        return self._random.random() < self._options.sample_share
+
+    def observe(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
+        """Takes an answered request; nobody may change its arrays afterwards."""
+        if self._closed:
+            return
+        if self._pending >= _PENDING_LIMIT or not self._worker.alive:
+            self._metrics.precision_sample("dropped")
+            return
+        self._last_sample = self._loop.time()
+        self._pending += 1
+        suspended = self._preferred if self._active() != self._preferred else None
+        first = {n: a[:_MOST_ROWS] for n, a in inputs.items()}
+        answered = {n: a[:_MOST_ROWS] for n, a in outputs.items()}
+
+        def shadow(slots: Slots) -> None:
+            results: dict[str, Judged] = {}
+            failed = False
+            try:
+                reference = run_once(slots[REFERENCE], first)
+                reference = {n: reference[n] for n in answered}
+                if precision != REFERENCE:
+                    results[precision] = judge(reference, answered, self._limits.get(precision, {}))
+                if suspended is not None and suspended != precision:
+                    candidate = run_once(slots[suspended], first)
+                    shown = {n: candidate[n] for n in answered}
+                    results[suspended] = judge(reference, shown, self._limits.get(suspended, {}))
+            except Exception:
+                logger.exception("shadow run failed", extra={"model": self._name})
+                failed = True
+            self._loop.call_soon_threadsafe(self._judged, None if failed else results, precision)
+
+        self._worker.submit(shadow)
+
+    def _judged(self, results: dict[str, Judged] | None, answered_by: str) -> None:
+        self._pending -= 1
+        if results is None:
+            self._metrics.precision_sample("failed")
+            return
+        for precision, judged in results.items():
+            for metric, values in judged.errors.items():
+                for value in values:
+                    self._metrics.precision_error(precision, metric, value)
+            if precision == answered_by:
+                self._metrics.precision_sample("over" if judged.over else "within")
+                if self._alarms[precision].add(judged.over) and precision == self._active():
+                    self.fall_back("budget")
+            elif precision == self._preferred:
+                self._consider_recovery(judged.over)
+
+    def fall_back(self, reason: str) -> None:
+        """New batches take the next safer variant; nothing happens when FP32 is active already."""
+        current = self._active()
+        position = self._ladder.index(current)
+        if position == 0:
+            return
+        safer = self._ladder[position - 1]
+        if current != self._preferred:
+            self._recovery.reset()
+        self._alarms[current].reset()
+        self._suspended_until = self._loop.time() + self._cool_down_s
+        self._cool_down_s *= 2
+        self._activate(safer)
+        self._metrics.fallback(current, safer, reason)
+        logger.error(
+            "precision fallback", extra={"model": self._name, "from": current, "to": safer, "reason": reason}
+        )
+
+    def _consider_recovery(self, over: bool) -> None:
+        ready = self._recovery.add(over)
+        if not ready or self._loop.time() < self._suspended_until:
+            return
+        current = self._active()
+        self._recovery.reset()
+        self._alarms[self._preferred].reset()
+        self._activate(self._preferred)
+        self._metrics.fallback(current, self._preferred, "recovered")
+        logger.warning(
+            "precision recovered", extra={"model": self._name, "from": current, "to": self._preferred}
+        )
+
+    def _on_exit(self, worker: Worker, error: BaseException | None) -> None:
+        if error is not None:
+            logger.error("precision monitor died", extra={"model": self._name}, exc_info=error)
+
+    async def close(self, timeout_s: float) -> None:
+        """Drops what waits and ends the thread."""
+        self._closed = True
+        self._worker.close()
+        await asyncio.to_thread(self._worker.join, timeout_s)
