@@ -160,7 +160,7 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """Reads the language above. Raises BuildError with what to write instead."""
-        terms = tuple(_parse_term(part.strip()) for part in re.split(r"[,;]", text) if part.strip())
+        terms = tuple(parse_term(part.strip()) for part in re.split(r"[,;]", text) if part.strip())
         if not terms:
             raise BuildError("the budget is empty: write for example auc>=99% or max_abs.max<=0.05")
         return cls(terms)
@@ -168,9 +168,8 @@ class Budget:
     @classmethod
     def from_limits(cls, limits: Mapping[str, float]) -> Budget:
         """The inverse of `limits`."""
-        return cls.parse(
-            ",".join(f"{key}{'>=' if _bigger(key) else '<='}{limit!r}" for key, limit in limits.items())
-        )
+        texts = (f"{key}{'>=' if _bigger(key) else '<='}{limit!r}" for key, limit in limits.items())
+        return cls(tuple(parse_term(text) for text in texts))
 
     def limits(self) -> Dict[str, float]:
         """The terms that need neither labels nor code, for golden vectors and live traffic: key → bound."""
@@ -313,7 +312,8 @@ def _bigger(key: str) -> bool:
     return is_similarity(re.split(r"[.@]", key)[0])
 
 
-def _parse_term(text: str) -> Term:
+def parse_term(text: str) -> Term:
+    """Reads one term, whose output's name may hold any character. Raises BuildError."""
     match = _TERM.fullmatch(text)
     if match is None:
         raise BuildError(

@@ -99,7 +99,8 @@ def find_task(
         raise AccuracyError(f"there is no output '{output}': use one of {', '.join(outputs)}")
     names = [output] if output is not None else list(outputs)
     fitting = [(name, _natural_metric(np.asarray(outputs[name]), np.asarray(labels))) for name in names]
-    for name, natural in fitting:
+    # Labels of 0 and 1 are classes of any output with several values, but meant for the single score.
+    for name, natural in sorted(fitting, key=lambda found: found[1] != "auc"):
         if natural is not None or output is not None:
             chosen = metric or natural
             if chosen is not None:
