@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import (
@@ -31,11 +30,12 @@ from app.exposition import Metrics
 from app.logs import configure_logging
 from app.metrics import ModelMetrics
 from app.package.manifest import Manifest
-from app.serving.latency import LatencyCurve
 from app.serving.lifecycle import Lifecycle
 from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
+from app.serving.padding import BatchLayout
+from app.serving.precision import MonitorOptions, PrecisionMonitor
 from app.serving.repository import Repository
-from app.serving.scheduler import Scheduler, SchedulerOptions
+from app.serving.scheduler import Policy, Scheduler
 from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 logger = logging.getLogger("app")
@@ -58,15 +58,11 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics(registry, package.__version__)
     lifecycle = Lifecycle(settings.drain_delay_s)
 
-    def make_scheduler(manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics) -> Scheduler:
-        return Scheduler(
-            manifest.name,
-            engines.executors,
-            engines.active,
-            scheduler_options(settings, manifest),
-            counted,
-            latency_curves(manifest, engines, OnnxRuntimeLoader.runtime),
-        )
+    async def start_model(
+        manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
+    ) -> tuple[Scheduler, PrecisionMonitor | None]:
+        options = model_settings(settings, manifest)
+        return await start_scheduler(settings, options, manifest, engines, counted)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
@@ -75,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     repository = Repository(
         settings.engines_dir,
         OnnxRuntimeLoader(intra_op_threads=threads),
-        make_scheduler,
+        start_model,
         metrics,
         precision_of,
         settings.drain_timeout_s,
@@ -120,6 +116,58 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def model_settings(settings: Settings, manifest: Manifest) -> ModelSettings:
+    """The model's own settings before the package's `serve` section before the service's."""
+    own = settings.for_model(manifest.name).model_dump(exclude_none=True)
+    packaged = ModelSettings.model_validate(manifest.serve).model_dump(exclude_none=True)
+    general = settings.model_dump(include=set(ModelSettings.model_fields), exclude_none=True)
+    return ModelSettings.model_validate({"slots": available_cores(), **general, **packaged, **own})
+
+
+async def start_scheduler(
+    settings: Settings,
+    options: ModelSettings,
+    manifest: Manifest,
+    engines: LoadedEngines,
+    metrics: ModelMetrics,
+) -> tuple[Scheduler, PrecisionMonitor | None]:
+    """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
+    objective_ms = options.latency_objective_ms
+    policy = Policy(
+        max_queue_delay_s=(options.max_queue_delay_ms or 0.0) / 1e3,
+        objective_s=None if objective_ms is None else objective_ms / 1e3,
+        queue_limit=options.queue_limit or settings.queue_limit,
+    )
+    scheduler = Scheduler(
+        manifest.name,
+        BatchLayout.of(manifest, options.max_batch),
+        engines.executors,
+        engines.active,
+        policy,
+        options.slots or available_cores(),
+        metrics,
+        clock=time.monotonic,
+    )
+    try:
+        await scheduler.started()
+    except BaseException:
+        await scheduler.drain(settings.drain_timeout_s)
+        raise
+    if settings.monitor_share == 0 or "fp32" not in engines.executors or len(engines.executors) == 1:
+        return scheduler, None
+    monitor = PrecisionMonitor(
+        manifest.name,
+        engines.executors,
+        {precision: manifest.variants[precision].budget for precision in engines.executors},
+        lambda: scheduler.precision,
+        scheduler.set_precision,
+        metrics,
+        MonitorOptions(settings.monitor_share, settings.monitor_quiet_s, settings.monitor_cool_down_s),
+    )
+    scheduler.set_tap(monitor.tap, share=1.0)
+    return scheduler, monitor
+
+
 async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings) -> None:
     """Loads the packages; readiness tells how far it is."""
     await repository.load_all()
@@ -129,39 +177,6 @@ async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings
         logger.info("ready", extra={"models": len(repository.models())})
     else:
         logger.error("not ready", extra={"reason": reason})
-
-
-def scheduler_options(settings: Settings, manifest: Manifest) -> SchedulerOptions:
-    """The model's own settings before the package's `serve` section before the service's defaults."""
-    own = settings.for_model(manifest.name)
-    packaged = ModelSettings.model_validate(manifest.serve)
-
-    def pick(field: str, default: Any) -> Any:
-        for source in (own, packaged):
-            value = getattr(source, field)
-            if value is not None:
-                return value
-        return default
-
-    batching = manifest.batching
-    return SchedulerOptions(
-        max_batch=min(pick("max_batch", manifest.max_batch), manifest.max_batch),
-        slots=pick("slots", settings.slots or available_cores()),
-        queue_limit=pick("queue_limit", settings.queue_limit),
-        max_queue_delay_s=pick("max_queue_delay_ms", settings.max_queue_delay_ms) / 1e3,
-        batched=batching.kind != "none",
-        fixed_batch=batching.size if batching.kind == "fixed" else None,
-        buckets=tuple(batching.buckets),
-    )
-
-
-def latency_curves(manifest: Manifest, engines: LoadedEngines, runtime: str) -> dict[str, LatencyCurve]:
-    """What the build measured, as a first guess of what this machine does."""
-    curves = {}
-    for precision in engines.executors:
-        measured = manifest.variants[precision].latency_ms.get(runtime, {})
-        curves[precision] = LatencyCurve({int(bucket): ms / 1e3 for bucket, ms in measured.items()})
-    return curves
 
 
 def _settings_or_exit() -> Settings:

@@ -103,8 +103,13 @@ class PrecisionMonitor:
         self._closed = False
         self._worker = Worker(f"{name}-monitor", list(executors.values()), lambda *_: None, self._on_exit)
 
-    def wants(self, precision: str) -> bool:
-        """Whether the answer at hand should be given to `observe`; decides by chance and by silence."""
+    def tap(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
+        """Is shown every answered request and looks at a few."""
+        if self._wants(precision):
+            self.observe(inputs, outputs, precision)
+
+    def _wants(self, precision: str) -> bool:
+        """Decides by chance, and by how long nothing was looked at."""
         if precision == REFERENCE and self._active() == self._preferred:
             return False
         if self._loop.time() - self._last_sample >= self._options.quiet_s:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from app.metrics import ModelMetrics
 from app.package.integrity import list_versions, open_package
 from app.package.manifest import Manifest
 from app.serving.loading import EngineLoader, LoadedEngines
+from app.serving.precision import PrecisionMonitor
 from app.serving.scheduler import Scheduler
 from app.serving.signature import Signature
 
@@ -34,6 +35,7 @@ class LoadedModel:
     signature: Signature
     engines: LoadedEngines
     scheduler: Scheduler
+    monitor: PrecisionMonitor | None
     metrics: ModelMetrics
     runtime: str
     state: str = "ready"
@@ -60,8 +62,11 @@ class LoadedModel:
         return tuple(self.engines.executors)
 
 
-#: Makes the scheduler of a model; runs on the event loop's thread. Wired in app.main.
-SchedulerFactory = Callable[[Manifest, LoadedEngines, ModelMetrics], Scheduler]
+#: Starts a model's scheduler, and its precision monitor where there is something to watch; on the event
+#: loop's thread. Raises EngineError, having released what it took. Wired in app.main.
+Starter = Callable[
+    [Manifest, LoadedEngines, ModelMetrics], Awaitable[tuple[Scheduler, PrecisionMonitor | None]]
+]
 
 
 class Repository:
@@ -71,14 +76,14 @@ class Repository:
         self,
         engines_dir: Path,
         loader: EngineLoader,
-        make_scheduler: SchedulerFactory,
+        start: Starter,
         metrics: Metrics,
         precision_of: Callable[[str], str],
         drain_timeout_s: float,
     ) -> None:
         self._dir = engines_dir
         self._loader = loader
-        self._make_scheduler = make_scheduler
+        self._start = start
         self._metrics = metrics
         self._precision_of = precision_of
         self._drain_timeout_s = drain_timeout_s
@@ -179,13 +184,12 @@ class Repository:
         manifest, engines = await asyncio.to_thread(self._open, package, name)
         metrics = self._metrics.model(name, str(version))
         try:
-            scheduler = self._make_scheduler(manifest, engines, metrics)
+            scheduler, monitor = await self._start(manifest, engines, metrics)
         except BaseException:
             engines.close()
             raise
-        model = LoadedModel(
-            manifest, Signature.of(manifest), engines, scheduler, metrics, self._loader.runtime
-        )
+        signature = Signature.of(manifest)
+        model = LoadedModel(manifest, signature, engines, scheduler, monitor, metrics, self._loader.runtime)
         self._publish_metrics(model)
         replaced = self._models.setdefault(name, {}).get(version)
         self._models[name][version] = model
@@ -249,6 +253,8 @@ class Repository:
 
     async def _retire(self, model: LoadedModel) -> None:
         model.state = "unloading"
+        if model.monitor is not None:
+            await model.monitor.close(self._drain_timeout_s)
         await model.scheduler.drain(self._drain_timeout_s)
         await asyncio.to_thread(model.engines.close)
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.errors import MissingInput, UnknownInput, UnknownOutput, WrongShape
 from app.package.manifest import Manifest
-from app.tensors import Arrays, TensorSpec, bind_dims, check_range, require_dtype, require_finite
+from app.tensors import (
+    Arrays,
+    TensorSpec,
+    bind_dims,
+    check_range,
+    numpy_dtype,
+    require_dtype,
+    require_finite,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,8 @@ class Signature:
         batch_dim: name of the batch dimension; None when the model has a fixed batch or none.
         fixed_batch: the fixed batch size, else None.
         ranges: dimension name → (min, max). The batch has no upper bound here: larger requests are split.
+        derived: inputs that a request may leave out, with the dimension that they tell of: the lengths
+            of a padded dimension (filled with its size), or its mask (filled with ones).
     """
 
     model: str
@@ -26,6 +38,7 @@ class Signature:
     ranges: dict[str, tuple[int, int]]
     batch_dim: str | None
     fixed_batch: int | None
+    derived: dict[str, str]
 
     @classmethod
     def of(cls, manifest: Manifest) -> Signature:
@@ -39,6 +52,12 @@ class Signature:
             ranges=ranges,
             batch_dim=batch_dim,
             fixed_batch=batching.size if batching.kind == "fixed" else None,
+            derived={
+                name: rule.dim
+                for rule in manifest.sequence
+                for name in (rule.lengths_input, rule.mask_input)
+                if name is not None
+            },
         )
 
     def input(self, name: str) -> TensorSpec:
@@ -51,7 +70,7 @@ class Signature:
             ) from None
 
     def check(self, arrays: Arrays) -> int:
-        """Validates a whole request and returns its rows.
+        """Validates a whole request, adds what may be left out, and returns its rows.
 
         Rows are the size of the batch dimension; 1 for a model whose tensors share no batch axis.
 
@@ -61,13 +80,16 @@ class Signature:
         if len(arrays) != len(self.inputs) or arrays.keys() != self.inputs.keys():
             for name in arrays:
                 self.input(name)
-            missing = [name for name in self.inputs if name not in arrays]
-            raise MissingInput(
-                f"model '{self.model}' also needs {_names(missing)}; send every one of {_names(self.inputs)}"
-            )
+            missing = [name for name in self.inputs if name not in arrays and name not in self.derived]
+            if missing:
+                raise MissingInput(
+                    f"model '{self.model}' also needs {_names(missing)}; send every one of {_names(self.inputs)}"
+                )
         dims: dict[str, int] = {}
         rows = 0
         for name, spec in self.inputs.items():
+            if name not in arrays:
+                continue
             array = arrays[name]
             require_dtype(spec, array)
             if self.fixed_batch is None:
@@ -82,7 +104,25 @@ class Signature:
             rows = 1
         if rows < 1:
             raise WrongShape(f"the request to model '{self.model}' has no rows; send at least one")
+        if len(arrays) != len(self.inputs):
+            self._derive(arrays, {**dims, str(self.batch_dim): rows}, rows)
         return rows
+
+    def _derive(self, arrays: Arrays, dims: dict[str, int], rows: int) -> None:
+        """Lengths tell that every row is as long as the request's array; a mask, that all of it counts."""
+        for name, dim in self.derived.items():
+            if name in arrays:
+                continue
+            spec = self.inputs[name]
+            if dim not in dims:
+                raise MissingInput(
+                    f"model '{self.model}' needs '{name}' unless an input has the dimension '{dim}'"
+                )
+            masks = dim in spec.shape
+            shape = [dims[d] if isinstance(d, str) else d for d in spec.shape]
+            if self.fixed_batch is not None:
+                shape[0] = rows
+            arrays[name] = np.full(shape, 1 if masks else dims[dim], numpy_dtype(spec.dtype))
 
     def _bind_fixed(self, spec: TensorSpec, shape: Sequence[int], rows: int, dims: dict[str, int]) -> int:
         """A fixed batch is padded and split by the service, so clients may send any number of rows."""

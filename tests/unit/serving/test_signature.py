@@ -88,3 +88,25 @@ def test_unknown_outputs_are_refused_and_none_means_all() -> None:
     assert make_signature().select_outputs(None) == ("score",)
     with pytest.raises(UnknownOutput, match="'score'"):
         make_signature().select_outputs(["scores"])
+
+
+def test_lengths_and_masks_of_a_padded_dimension_may_be_left_out() -> None:
+    signature = make_signature(
+        inputs=[
+            {"name": "x", "dtype": "float32", "shape": ["batch", "frames", 2]},
+            {"name": "lengths", "dtype": "int64", "shape": ["batch"]},
+            {"name": "mask", "dtype": "bool", "shape": ["batch", "frames"]},
+        ],
+        dims={"batch": {"min": 1, "opt": 8, "max": 16}, "frames": {"min": 1, "opt": 4, "max": 9}},
+        sequence=[{"dim": "frames", "buckets": [4, 9], "lengths_input": "lengths", "mask_input": "mask"}],
+    )
+    arrays: Arrays = {"x": np.zeros((3, 5, 2), np.float32)}
+    assert signature.check(arrays) == 3
+    assert arrays["lengths"].tolist() == [5, 5, 5]
+    assert arrays["mask"].shape == (3, 5)
+    assert arrays["mask"].all()
+    own: Arrays = {"x": np.zeros((1, 5, 2), np.float32), "lengths": np.array([2])}
+    signature.check(own)
+    assert own["lengths"].tolist() == [2]
+    with pytest.raises(MissingInput, match="'x'"):
+        signature.check({"lengths": np.array([2])})
