@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from app.tensors import Array
 
 INT8_MAX = 127
 FP8_MAX = 448.0
@@ -15,8 +16,6 @@ FP8_MAX = 448.0
 _SCALE_BITS = 8
 #: … and between the smallest positive and the largest number of FP16.
 _SCALE_MIN, _SCALE_MAX = 2.0**-24, 65504.0
-
-FloatArray = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -29,26 +28,26 @@ class QuantizedWeight:
     method: how the values were rounded, for the report.
     """
 
-    values: npt.NDArray[np.int8]
-    scales: npt.NDArray[np.float32]
+    values: Array
+    scales: Array
     axis: int
-    bias_correction: npt.NDArray[np.float32] | None = None
+    bias_correction: Array | None = None
     method: str = "nearest"
 
-    def dequantized(self) -> npt.NDArray[np.float32]:
+    def dequantized(self) -> Array:
         """The float32 weight that the integers stand for."""
         scales = spread(self.scales, self.values.ndim, self.axis)
         return np.asarray(self.values * scales, np.float32)
 
 
-def spread(scales: FloatArray, ndim: int, axis: int) -> FloatArray:
+def spread(scales: Array, ndim: int, axis: int) -> Array:
     """`scales` shaped to broadcast along `axis` of an array with `ndim` dimensions."""
     if scales.ndim == 0:
         return scales
     return scales.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def round_scale(scale: npt.ArrayLike, up: bool = True) -> npt.NDArray[np.float32]:
+def round_scale(scale: npt.ArrayLike, up: bool = True) -> Array:
     """The nearest (or next larger) scale that FP32, FP16 and BF16 all hold exactly.
 
     Eight significant bits make a scale at most 0.8 % larger than asked for, and one quantized weight

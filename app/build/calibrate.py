@@ -1,0 +1,225 @@
+"""Finds the INT8 scale of every activation from data: one streaming pass, then a choice per tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from onnx import ModelProto
+
+from app.build.data import Samples, Subset
+from app.build.histogram import (
+    Histogram,
+    entropy_scale,
+    errors,
+    minmax_scale,
+    mse_scale,
+    percentile_scale,
+)
+from app.build.placement import QuantizableNode
+from app.build.progress import NoProgress, Progress
+from app.build.rehearsal import Rehearsal, damage
+from app.build.store import skeleton
+from app.build.taps import Taps, evenly
+from app.errors import BuildError
+from app.tensors import Array
+
+Method = Literal["minmax", "entropy", "percentile", "mse", "best"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+_SCALES = {
+    "minmax": minmax_scale,
+    "entropy": entropy_scale,
+    "percentile": percentile_scale,
+    "mse": mse_scale,
+}
+#: `best` judges on so many samples, and on fewer when that would take more operations than this.
+_JUDGED_SAMPLES = 32
+_JUDGED_MACS = 3e12
+#: Candidates closer than this to one another cannot matter.
+_SAME = 1.10
+#: The state is saved after this share of the samples.
+_SAVES = 20
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """INT8 scales of activations: real value = scale × integer, integers within ±127.
+
+    scales, peaks: by value name; a peak is the largest magnitude seen.
+    per_tensor_method: where the scale of each came from; with `best` they differ.
+    """
+
+    scales: dict[str, float]
+    method: str
+    samples: int
+    per_tensor_method: dict[str, str]
+    peaks: dict[str, float] = field(default_factory=dict)
+
+
+def calibrate(
+    model: ModelProto,
+    nodes: Sequence[QuantizableNode],
+    samples: Samples,
+    method: Method = "best",
+    progress: Progress | None = None,
+    resume: Path | None = None,
+) -> Ranges:
+    """Runs `model` over all samples once and derives a scale for every activation of `nodes`.
+
+    Memory holds one histogram (32 KiB) per activation and one batch of activations, whatever the
+    number of samples.
+
+    Args:
+        method: `best` takes each tensor's scale from the method whose error changes the outputs least.
+        resume: a file that keeps what was counted so far; an interrupted run goes on from there, one
+            with another model or other data starts anew. It is removed at the end.
+
+    Raises:
+        BuildError: an unknown method, no samples, or the model fails on them.
+    """
+    if method not in METHODS:
+        raise BuildError(f"'{method}' is no calibration method; choose one of {', '.join(METHODS)}")
+    if len(samples) == 0:
+        raise BuildError("there are no calibration samples: give at least a few dozen")
+    progress = progress or NoProgress()
+    names = list(dict.fromkeys(a for node in nodes for a in node.activations))
+    histograms = _count(model, names, samples, progress, resume) if names else {}
+    if method == "best":
+        scales, methods = _choose(model, nodes, samples, histograms, progress)
+    else:
+        scales = {name: _SCALES[method](histogram) for name, histogram in histograms.items()}
+        methods = dict.fromkeys(scales, method)
+    if resume is not None:
+        resume.unlink(missing_ok=True)
+    return Ranges(scales, method, len(samples), methods, {n: h.peak for n, h in histograms.items()})
+
+
+# --- counting -------------------------------------------------------------------------------------
+def model_digest(model: ModelProto) -> str:
+    """sha256 of a model of any size: its graph, then every weight."""
+    digest = hashlib.sha256(skeleton(model).SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        digest.update(tensor.raw_data)
+    return digest.hexdigest()
+
+
+def _count(
+    model: ModelProto, names: Sequence[str], samples: Samples, progress: Progress, resume: Path | None
+) -> dict[str, Histogram]:
+    taps = Taps(model, names)
+    histograms = {name: Histogram() for name in names}
+    fingerprint, done = "", 0
+    if resume is not None:
+        text = "\0".join([model_digest(model), samples.sha256, *names])
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        histograms, done = _load(resume, fingerprint, histograms)
+    left = Subset(samples, np.arange(done, len(samples))) if done else samples
+    rows = taps.rows(samples)
+    unsaved = 0
+    with progress.task("calibrating", total=len(samples)) as advance:
+        advance(done)
+        for values, count in taps.batches(left, rows):
+            for name in names:
+                histograms[name].add(values[name])
+            done, unsaved = done + count, unsaved + count
+            advance(count)
+            if resume is not None and unsaved * _SAVES >= len(samples):
+                _save(resume, fingerprint, histograms, done)
+                unsaved = 0
+    return histograms
+
+
+def _save(path: Path, fingerprint: str, histograms: Mapping[str, Histogram], done: int) -> None:
+    arrays: dict[str, Array] = {"fingerprint": np.array(fingerprint), "done": np.array(done)}
+    for index, histogram in enumerate(histograms.values()):
+        arrays.update({f"{index}.{key}": value for key, value in histogram.state().items()})
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def _load(path: Path, fingerprint: str, fresh: dict[str, Histogram]) -> tuple[dict[str, Histogram], int]:
+    """What an interrupted run left, or `fresh` when it was another run's or cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if str(archive["fingerprint"]) != fingerprint:
+                return fresh, 0
+            restored = {
+                name: Histogram.restore(
+                    {key: archive[f"{index}.{key}"] for key in ("counts", "facts", "peak")}
+                )
+                for index, name in enumerate(fresh)
+            }
+            return restored, int(archive["done"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return fresh, 0
+
+
+# --- choosing -------------------------------------------------------------------------------------
+def _choose(
+    model: ModelProto,
+    nodes: Sequence[QuantizableNode],
+    samples: Samples,
+    histograms: Mapping[str, Histogram],
+    progress: Progress,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Per tensor the method that harms the outputs least; all of one method where that harms less.
+
+    Candidates that hardly differ are not run: there the mean squared error decides.
+    """
+    candidates = {name: _candidates(histogram) for name, histogram in histograms.items()}
+    chosen = {name: next(iter(c)) for name, c in candidates.items()}
+    open_questions = [name for name, c in candidates.items() if len(c) > 1]
+    if open_questions:
+        rehearsal = Rehearsal(model, nodes)
+        runs = sum(len(candidates[name]) for name in open_questions) + 2 + len(_SCALES)
+        macs = max(1, sum(node.macs for node in nodes))
+        most = int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES))
+        judged = Subset(samples, evenly(len(samples), most))
+        rows = max(1, min(8, most))
+        reference = rehearsal.run(judged, rows, {})
+
+        def harm(scales: Mapping[str, float]) -> float:
+            return damage(reference, rehearsal.run(judged, rows, scales))
+
+        with progress.task("choosing ranges", total=runs - 1) as advance:
+            for name in open_questions:
+                caused = {}
+                for method, scale in candidates[name].items():
+                    caused[method] = harm({name: scale})
+                    advance(1)
+                # `candidates` starts with the least squared error: it stays unless another is clearly better.
+                best = min(caused, key=lambda m: caused[m])
+                if caused[best] < 0.95 * caused[chosen[name]]:
+                    chosen[name] = best
+            plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
+            harms = []
+            for plan in plans:
+                harms.append(harm({n: _SCALES[m](histograms[n]) for n, m in plan.items()}))
+                advance(1)
+        uniform = int(np.argmin(harms))
+        if harms[uniform] < 0.95 * harms[0]:
+            chosen = plans[uniform]
+    return {n: _SCALES[m](histograms[n]) for n, m in chosen.items()}, chosen
+
+
+def _candidates(histogram: Histogram) -> dict[str, float]:
+    """Method → scale, the least mean squared error first, without near repetitions of it."""
+    scales = {method: derive(histogram) for method, derive in _SCALES.items()}
+    if not histogram.peak:
+        return {"minmax": scales["minmax"]}
+    squared = errors(histogram, np.array(list(scales.values())))
+    order = sorted(zip(scales, squared, strict=True), key=lambda pair: (pair[1], pair[0] != "mse"))
+    kept: dict[str, float] = {}
+    for method, _ in order:
+        if all(max(scales[method] / s, s / scales[method]) > _SAME for s in kept.values()):
+            kept[method] = scales[method]
+    return kept

@@ -1,0 +1,82 @@
+"""Runs a model and shows the values inside it, batch by batch, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from app.build.data import Samples, Subset, feeds
+from app.build.probe import RunFailed, open_session
+from app.build.shapes import specs
+from app.errors import BuildError
+from app.tensors import Array, Arrays
+
+#: What one batch's values may take, in bytes.
+BATCH_BYTES = 256 << 20
+_MOST_ROWS = 64
+
+
+class Taps:
+    """A session that returns the float values `names` of the top-level graph.
+
+    Raises BuildError when ONNX Runtime cannot load the model.
+    """
+
+    def __init__(self, model: ModelProto, names: Iterable[str]) -> None:
+        self._specs = specs(model.graph.input)
+        inputs = {spec.name for spec in self._specs}
+        wanted = list(dict.fromkeys(names))
+        self._fed = [name for name in wanted if name in inputs]
+        self._made = [name for name in wanted if name not in inputs]
+        tapped = ModelProto()
+        tapped.CopyFrom(model)
+        del tapped.graph.output[:]
+        tapped.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._made
+        )
+        if not self._made:  # a graph needs an output
+            tapped.graph.output.extend(model.graph.output[:1])
+        with tempfile.TemporaryDirectory(prefix="vernier-taps-") as work:
+            try:
+                self._session = open_session(tapped, Path(work), threads=os.cpu_count() or 1)
+            except RunFailed as error:
+                raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error
+
+    def _run(self, feed: Arrays) -> Arrays:
+        values = {name: feed[name] for name in self._fed}
+        if self._made:
+            try:
+                outputs = self._session.run(self._made, feed)
+            except Exception as error:  # ONNX Runtime's errors share no base class
+                text = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise BuildError(f"the model fails on the calibration data: {text}") from error
+            values.update(zip(self._made, outputs, strict=True))
+        return values
+
+    def rows(self, samples: Samples, limit_bytes: int = BATCH_BYTES) -> int:
+        """How many samples fit in one batch, judged by a run of the first."""
+        feed, count = next(feeds(_first(samples), self._specs, 1))
+        values = self._run(feed)
+        size = sum(array.nbytes for array in [*values.values(), *feed.values()]) // max(count, 1)
+        return max(1, min(_MOST_ROWS, limit_bytes // max(size, 1)))
+
+    def batches(self, samples: Samples, rows: int) -> Iterator[tuple[Arrays, int]]:
+        """Value name → array, and how many samples they come from."""
+        for feed, count in feeds(samples, self._specs, rows):
+            yield self._run(feed), count
+
+
+def _first(samples: Samples) -> Samples:
+    return Subset(samples, np.zeros(1, np.int64))
+
+
+def evenly(count: int, most: int) -> Array:
+    """At most `most` of the indices below `count`, evenly spread and in order."""
+    if count <= most:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
