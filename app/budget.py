@@ -231,6 +231,10 @@ class Judge:
             tuple(self._find(term, comparisons, candidate) for term in self.budget.terms), non_finite
         )
 
+    def metric_of(self, term: Term) -> Metric:
+        """The function behind a term on task metrics or custom ones. KeyError for distances."""
+        return self._tasks[term.key][0]
+
     def _task_metric(self, term: Term) -> Metric:
         labels = np.asarray(self.labels)
         task = find_task(self.reference, labels, term.metric, term.output)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from app.accuracy import Comparison, find_task, holds_probabilities
+from app.accuracy import Comparison, find_task, holds_probabilities, is_divergence
 from app.budget import Budget, Judge, Verdict, parse_term
 from app.errors import AccuracyError, BuildError
 from app.package.manifest import GateResult
@@ -74,6 +74,12 @@ def resolve_budget(
     if budget.bounds_samples:
         return budget
     return Budget(budget.terms + _budget(_sanity_terms(reference, strict)).terms)
+
+
+def ranking_budget(budget: Budget, reference: Mapping[str, Array]) -> Budget:
+    """The part of `budget` that needs no labels, or the sanity bound: what orders nodes by their harm."""
+    distances = tuple(term for term in budget.terms if is_divergence(term.metric))
+    return Budget(distances) if distances else _budget(_sanity_terms(reference, False))
 
 
 def make_judge(budget: Budget, reference: Arrays, labels: Array | None) -> Judge:

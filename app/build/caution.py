@@ -1,0 +1,77 @@
+"""How much of a budget is used up, with the doubt that a finite number of samples leaves.
+
+A task metric changes when single answers flip, and on a few hundred samples flips for the worse and for
+the better may cancel by luck. What selects a precision therefore counts one standard error of the
+metric's loss as lost too: the paired jackknife (Efron and Stein 1981) over blocks of samples, which takes
+any metric. The gate itself takes the budget at its word.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from app.budget import Finding, Judge, Metric, Term
+from app.errors import AccuracyError
+from app.tensors import Array, Arrays
+
+_BLOCKS = 32
+#: Error rates align texts in Python, which takes its time.
+_BLOCKS_OF_TEXT = 8
+
+
+class CautiousJudge:
+    """A judge that adds the standard error of built-in task metrics to what they lost."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self._reference: dict[str, Array] = {}
+
+    def used(self, candidate: Arrays) -> float:
+        """The part of the budget that is used up, doubt included; infinite for non-finite answers.
+
+        Raises AccuracyError when outputs cannot be compared.
+        """
+        verdict = self.judge.judge(candidate)
+        if verdict.non_finite:
+            return math.inf
+        return max(self._used(finding, candidate) for finding in verdict.findings)
+
+    def _used(self, finding: Finding, candidate: Arrays) -> float:
+        term, reference = finding.term, finding.reference
+        if not term.needs_labels or reference is None or not math.isfinite(finding.value):
+            return finding.used
+        allowed = abs(reference - finding.limit)
+        if not allowed:
+            return finding.used
+        # Being better than FP32 on these samples is luck as well, and buys nothing.
+        lost = max(
+            0.0, reference - finding.value if finding.limit <= reference else finding.value - reference
+        )
+        return max(finding.used, (lost + self._standard_error(term, candidate)) / allowed)
+
+    def _standard_error(self, term: Term, candidate: Arrays) -> float:
+        metric = self.judge.metric_of(term)
+        if term.key not in self._reference:
+            self._reference[term.key] = self._leave_out(term, metric, self.judge.reference)
+        differences = self._reference[term.key] - self._leave_out(term, metric, candidate)
+        differences = differences[np.isfinite(differences)]
+        blocks = len(differences)
+        if blocks < 2:
+            return 0.0
+        return float(np.sqrt((blocks - 1) / blocks * np.sum((differences - differences.mean()) ** 2)))
+
+    def _leave_out(self, term: Term, metric: Metric, outputs: Arrays) -> Array:
+        """The metric without each block of samples; NaN where it cannot be had (one class only)."""
+        labels = np.asarray(self.judge.labels)
+        blocks = min(_BLOCKS_OF_TEXT if term.metric in ("wer", "cer") else _BLOCKS, len(labels))
+        block = np.arange(len(labels)) % blocks
+        found = np.full(blocks, np.nan)
+        for index in range(blocks):
+            kept = block != index
+            try:
+                found[index] = metric({name: array[kept] for name, array in outputs.items()}, labels[kept])
+            except AccuracyError:
+                continue
+        return found

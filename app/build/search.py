@@ -1,0 +1,246 @@
+"""Gives nodes of a variant that misses its budget back to higher precision, as few as possible.
+
+The errors of single nodes are measured first, one cheap run each with only that node quantized. Under
+the usual model (independent noise, variances add) the best order in which to give nodes back is by
+squared error for each share of time that quantizing the node saves. Along such an order the variant gets
+more accurate step by step, so the shortest sufficient part is found by bisection on the real budget:
+O(log n) evaluations. A second order, by error alone, is bisected too, because the model is only a
+model; of the two results the one that keeps more of the time saved wins.
+
+What was selected on some samples is verified on others, since a selection overfits: a safety factor and
+the standard error of task metrics must fit into the budget where nodes are selected, and the result must
+hold on samples that no choice was made on. If it does not, the selection is made again with less slack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from app.budget import Budget, Judge
+from app.build.caution import CautiousJudge
+from app.build.data import Samples, limit
+from app.build.evaluate import Evaluator
+from app.build.gate import make_judge, ranking_budget
+from app.build.lower import Recipe, lower
+from app.build.placement import QuantizableNode
+from app.build.prepare import PreparedModel
+from app.build.progress import Advance, Progress
+from app.build.units import Unit, alone, float_units, kept_macs, quantized_units, without
+from app.errors import BuildError
+from app.tensors import Arrays
+
+#: The part of the budget that a selection may use up.
+SAFETY = 0.75
+#: Ranking, and a single evaluation of a selection, take as many samples as fit into these times.
+_RANKING_SECONDS, _EVALUATION_SECONDS = 60.0, 15.0
+_LEAST_RANKING, _MOST_RANKING = 4, 48
+_LEAST_SELECTION = 48
+_MOST_VERIFICATIONS = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation: how many nodes were given back, and the part of the budget that was used up.
+
+    samples: `select` or `verify`.
+    """
+
+    given_back: int
+    used: float
+    samples: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    recipe: the precision assignment that holds.
+    passed: whether it held on the verification samples; if not, `reason` says so.
+    evaluations: in order, without the ranking pass.
+    sensitivities: node → the part of the budget that low precision uses up in this node alone; empty when
+        nothing had to be ranked. For a residual sum, together with its convolution.
+    given_back: nodes, the first given back first.
+    kept_macs: share of the quantizable nodes' multiply-accumulates that stay quantized.
+    """
+
+    recipe: Recipe
+    passed: bool
+    evaluations: tuple[Step, ...]
+    sensitivities: dict[str, float]
+    given_back: tuple[str, ...]
+    kept_macs: float
+    seconds: float
+    reason: str = ""
+
+
+def search(
+    prepared: PreparedModel,
+    recipe: Recipe,
+    nodes: Sequence[QuantizableNode],
+    select: Samples,
+    verify: Samples,
+    budget: Budget,
+    progress: Progress,
+    clock: Callable[[], float] = perf_counter,
+) -> SearchResult:
+    """The fastest assignment at or below `recipe` that keeps the budget, by measurement.
+
+    Args:
+        recipe: everything in the precision wished for.
+        nodes: the quantizable nodes; those in `recipe.int8` and `recipe.fp8` may be given back.
+        select, verify: disjoint samples, with labels where the budget needs them.
+
+    Raises:
+        BuildError: FP32 itself misses the budget, or the data cannot judge it.
+    """
+    began = clock()
+    with progress.task("searching precision") as advance:
+        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, clock)
+        given, holds = found.run()
+    chosen = without(recipe, given)
+    return SearchResult(
+        recipe=chosen,
+        passed=holds,
+        evaluations=tuple(found.steps),
+        sensitivities=found.sensitivities,
+        given_back=tuple(name for unit in given for name in unit.nodes),
+        kept_macs=kept_macs(nodes, chosen),
+        seconds=clock() - began,
+        reason="" if holds else "no assignment that was selected on some samples held on others",
+    )
+
+
+class _Search:
+    def __init__(
+        self,
+        prepared: PreparedModel,
+        recipe: Recipe,
+        nodes: Sequence[QuantizableNode],
+        select: Samples,
+        verify: Samples,
+        budget: Budget,
+        progress: Progress,
+        advance: Advance,
+        clock: Callable[[], float],
+    ) -> None:
+        self._model = prepared.model
+        self._wished = recipe
+        self._budget = budget
+        self._progress = progress
+        self._advance = advance
+        self._exact = Evaluator(self._model)
+        ranked = limit(select, _MOST_RANKING)
+        began = clock()
+        self._exact.run(ranked)
+        self._sample_seconds = (clock() - began) / len(ranked)
+        affordable = int(_EVALUATION_SECONDS / max(1e-9, self._sample_seconds))
+        self._select = limit(select, max(_LEAST_SELECTION, affordable))
+        self._verify = limit(verify, max(_LEAST_SELECTION, 2 * affordable))
+        self._selection_judge = CautiousJudge(self._judge(self._select))
+        self._verification_judge = self._judge(self._verify)
+        self._quantized = quantized_units(self._model, nodes, recipe)
+        self._floats = float_units(self._model, nodes, recipe)
+        self._names = frozenset(node.name for node in self._model.graph.node)
+        self._safety = SAFETY
+        self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], float] = {}
+        self.steps: list[Step] = []
+        self.sensitivities: dict[str, float] = {}
+
+    def run(self) -> tuple[tuple[Unit, ...], bool]:
+        """What to give back, and whether the rest held on the verification samples."""
+        everything = (*self._quantized, *self._floats)
+        given: tuple[Unit, ...] = ()
+        for _ in range(_MOST_VERIFICATIONS):
+            given = self._choose()
+            used = self._verified(given)
+            if used <= 1:
+                return given, True
+            if len(given) == len(everything):
+                return given, False
+            # Fresh samples used up more than those it was selected on: leave that much more slack.
+            self._safety *= 0.8 / min(max(used, 1.0), 4.0)
+        given = self._quantized if len(given) < len(self._quantized) else everything
+        return given, self._verified(given) <= 1
+
+    # --- selection -----------------------------------------------------------------------------
+    def _choose(self) -> tuple[Unit, ...]:
+        """What to give back so that the selection uses up no more than the safety factor allows."""
+        if self._enough(()):
+            return ()
+        floats: tuple[Unit, ...] = ()
+        if not self._enough(self._quantized):
+            # Without a single quantized node the base type still strays too far: mend that first.
+            if not self._enough((*self._quantized, *self._floats)):
+                return (*self._quantized, *self._floats)
+            floats = self._shortest(self._floats, also=self._quantized)
+            if self._enough(floats):
+                return floats
+        return (*floats, *self._shortest(self._quantized, also=floats))
+
+    def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """The shortest sufficient beginning of each order; of these, the one that keeps most savings.
+
+        `also` is given back besides. All units together must be enough, and none too little.
+        """
+        found = []
+        for order in dict.fromkeys(self._orders(units)):
+            too_few, enough = 0, len(order)
+            while enough - too_few > 1:
+                middle = (too_few + enough) // 2
+                if self._enough((*also, *order[:middle])):
+                    enough = middle
+                else:
+                    too_few = middle
+            found.append(order[:enough])
+        return min(found, key=lambda given: (sum(unit.saving for unit in given), len(given)))
+
+    def _orders(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
+        self._rank([unit for unit in units if unit.nodes[0] not in self.sensitivities])
+        error = {unit: self.sensitivities[unit.nodes[0]] for unit in units}
+        by_price = sorted(units, key=lambda unit: -(error[unit] ** 2) / unit.saving)
+        by_error = sorted(units, key=lambda unit: -error[unit])
+        return [tuple(by_price), tuple(by_error)]
+
+    # --- measurement ---------------------------------------------------------------------------
+    def _judge(self, samples: Samples) -> Judge:
+        judge = make_judge(self._budget, self._exact.run(samples), samples.labels)
+        itself = judge.judge(judge.reference)
+        if not itself.passed:
+            raise BuildError(f"FP32 itself misses the budget, so nothing can keep it: {itself.reason}")
+        return judge
+
+    def _rank(self, units: Sequence[Unit]) -> None:
+        """Measures each unit alone, by the budget's distances or, if it has none, by `rel_spread`."""
+        if not units:
+            return
+        affordable = int(_RANKING_SECONDS / max(1e-9, self._sample_seconds * len(units)))
+        samples = limit(self._select, max(_LEAST_RANKING, min(_MOST_RANKING, affordable)))
+        reference = self._exact.run(samples)
+        judge = make_judge(ranking_budget(self._budget, reference), reference, None)
+        with self._progress.task("ranking nodes", len(units)) as advance:
+            for unit in units:
+                outputs = self._run(alone(self._wished, unit, self._names), samples)
+                self.sensitivities.update(dict.fromkeys(unit.nodes, judge.judge(outputs).used))
+                advance(1)
+
+    def _enough(self, given: Sequence[Unit]) -> bool:
+        recipe = without(self._wished, given)
+        key = (recipe.int8, recipe.fp8, recipe.fp32)
+        if key not in self._known:
+            self._known[key] = self._selection_judge.used(self._run(recipe, self._select))
+            self._note(given, self._known[key], "select")
+        return self._known[key] <= self._safety
+
+    def _verified(self, given: Sequence[Unit]) -> float:
+        used = self._verification_judge.judge(self._run(without(self._wished, given), self._verify)).used
+        self._note(given, used, "verify")
+        return used
+
+    def _run(self, recipe: Recipe, samples: Samples) -> Arrays:
+        return Evaluator(lower(self._model, recipe)).run(samples)
+
+    def _note(self, given: Sequence[Unit], used: float, samples: str) -> None:
+        self.steps.append(Step(sum(len(unit.nodes) for unit in given), used, samples))
+        self._advance(1)
