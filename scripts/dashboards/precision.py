@@ -36,8 +36,8 @@ ANY_IS_BAD: Steps = ((None, "green"), (1, "red"))
 
 def overview() -> list[Json]:
     reduced = f'count(max by ({BY}) (vernier_precision_active{{{SHOWN}, precision!="fp32"}} == 1))'
-    moved = f"sum(increase(vernier_precision_fallbacks_total{{{SHOWN}}}[24h]))"
-    rescued = f"sum(increase(vernier_nonfinite_outputs_total{{{SHOWN}}}[24h]))"
+    moved = f"sum(vernier_precision_fallbacks_total{{{SHOWN}}})"
+    rescued = f"sum(vernier_nonfinite_outputs_total{{{SHOWN}}})"
     return [
         number(
             "Budget used",
@@ -63,14 +63,14 @@ def overview() -> list[Json]:
         number(
             "Fallbacks, 24 h",
             Query(or_zero(moved)),
-            "Moves of traffic to a safer variant.",
+            "Moves to a safer variant since each replica's start.",
             "none",
             ANY_IS_BAD,
         ),
         number(
-            "Non-finite, 24 h",
+            "Non-finite",
             Query(or_zero(rescued)),
-            "Requests whose reduced-precision output was NaN or infinite; each was answered from FP32.",
+            "Requests whose reduced output was NaN or infinite, since each replica's start; answered from FP32.",
             "none",
             ANY_IS_BAD,
         ),

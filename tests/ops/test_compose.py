@@ -1,0 +1,143 @@
+"""The compose stack: valid, hardened, and naming only settings and files that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from app.settings import Settings
+from scripts.dockerfile import read_instructions, read_stages
+from tests.ops.expressions import ROOT
+
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+DEFAULTS = dict(
+    line.split("=", 1) for line in (ROOT / ".env").read_text().splitlines() if line and line[0] != "#"
+)
+
+
+def seconds(duration: str) -> int:
+    assert duration.endswith("s")
+    return int(duration[:-1])
+
+
+def test_the_file_fits_the_compose_specification() -> None:
+    schema = json.loads(
+        (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
+    )
+    jsonschema.validators.validator_for(schema)(schema).validate(COMPOSE)
+
+
+def test_a_misspelt_key_does_not_fit_the_compose_specification() -> None:
+    schema = json.loads(
+        (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
+    )
+    wrong = json.loads(json.dumps(COMPOSE))
+    wrong["services"]["prometheus"]["heathcheck"] = wrong["services"]["prometheus"].pop("healthcheck")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validators.validator_for(schema)(schema).validate(wrong)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_container_is_read_only_and_without_privileges(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert not {"privileged", "network_mode", "pid", "cap_add"} & set(service)
+
+
+def test_every_vernier_variable_is_a_setting() -> None:
+    known = {f"VERNIER_{name}".upper() for name in Settings.model_fields} | {"VERNIER_CONFIG"}
+    named = {
+        v for service in SERVICES.values() for v in service.get("environment", {}) if v.startswith("VERNIER_")
+    }
+    named |= {
+        word.split("=")[0]
+        for i in read_instructions(ROOT / "Dockerfile")
+        if i.name == "ENV"
+        for word in i.text.split()
+        if word.startswith("VERNIER_")
+    }
+    assert named
+    assert named <= known
+
+
+def test_every_variable_has_a_default() -> None:
+    bare = {match[1] for match in re.finditer(r"\$\{(\w+)(?::\?[^}]*)?\}", TEXT)}
+    assert bare <= set(DEFAULTS)
+
+
+def test_no_image_floats() -> None:
+    for name, tag in DEFAULTS.items():
+        if name.endswith("_TAG"):
+            assert re.fullmatch(r"v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?", tag), name
+
+
+def test_the_default_profile_needs_a_gpu_and_the_cpu_profile_needs_none() -> None:
+    assert DEFAULTS["COMPOSE_PROFILES"] == "gpu"
+    by_profile = {p: [s for s in OURS.values() if s["profiles"] == [p]] for p in ("gpu", "cpu")}
+    (gpu,), (cpu,) = by_profile["gpu"], by_profile["cpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert "gpu" in device["capabilities"]
+    assert "deploy" not in cpu
+
+
+def test_every_build_names_a_target_and_a_flavour_that_the_dockerfile_has() -> None:
+    for service in OURS.values():
+        stages, _ = read_stages(ROOT / "Dockerfile", service["build"]["args"])
+        assert service["build"]["target"] in stages
+        assert stages["service"].base in stages
+
+
+def test_prometheus_finds_the_service_by_its_network_alias() -> None:
+    config = yaml.safe_load((ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text())
+    job = next(job for job in config["scrape_configs"] if job["job_name"] == "vernier")
+    (discovery,) = job["dns_sd_configs"]
+    for name in ("vernier-gpu", "vernier-cpu"):
+        assert SERVICES[name]["networks"]["default"]["aliases"] == discovery["names"]
+        assert SERVICES[name]["ports"][0].endswith(f":{discovery['port']}")
+
+
+def test_the_container_is_given_the_time_that_its_drain_takes() -> None:
+    for name in ("vernier-gpu", "vernier-cpu"):
+        environment = SERVICES[name]["environment"]
+        drain = float(environment["VERNIER_DRAIN_DELAY_S"]) + float(environment["VERNIER_DRAIN_TIMEOUT_S"])
+        assert seconds(SERVICES[name]["stop_grace_period"]) > drain
+
+
+def test_secrets_come_from_files_and_the_script_makes_each_of_them() -> None:
+    script = (ROOT / "scripts" / "make_secrets.sh").read_text()
+    for name, secret in COMPOSE["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+        assert name in script
+    for service in SERVICES.values():
+        for variable, value in service.get("environment", {}).items():
+            secretive = re.search(r"PASSWORD|TOKEN|SECRET|KEY", variable)
+            assert not secretive or str(value).startswith("/run/secrets/"), variable
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_every_file_that_is_mounted_exists() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), source
+            elif not source.startswith("$"):
+                assert source in COMPOSE["volumes"], source
+
+
+def test_the_service_cannot_write_packages_and_the_builder_can() -> None:
+    for name, service in OURS.items():
+        (mount,) = [v for v in service["volumes"] if "ENGINES" in v]
+        assert mount.endswith(":/engines") if name.startswith("builder") else mount.endswith(":/engines:ro")
