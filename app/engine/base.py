@@ -52,6 +52,9 @@ class ConflictGuard:
 class Slot(ABC):
     """One execution context with its staging memory (and, on a GPU, its stream and device buffers)."""
 
+    #: True when `run` returns arrays that no later run touches, so that nobody needs to copy them.
+    fresh_outputs = False
+
     @abstractmethod
     def stage(self, shapes: Mapping[str, Tuple[int, ...]]) -> Arrays:
         """Returns one writable array per input, of exactly these shapes, in the slot's own memory.

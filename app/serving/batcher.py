@@ -1,0 +1,233 @@
+"""The queue, the estimates and the policy of one model version, without clock, threads or loop.
+
+The scheduler drives it in real time; the simulator and the property tests in virtual time. Whatever
+is decided about requests (who is admitted, who runs with whom, when, who is dropped) is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from app.errors import QueueFull
+from app.serving.batching import IDLE, Backlog, Dispatch, Limits, Slots, Wait, Waiting, decide, predict_finish
+from app.serving.execution import Batch
+from app.serving.latency import ArrivalRate, LatencyCurve
+from app.serving.padding import BatchLayout, Gather, ShapeKey
+from app.serving.queue import Lane, RequestQueue
+from app.serving.request import ENDED, QUEUED, PendingRequest, start_again
+
+#: Shapes with a latency curve of their own; models without sequence buckets may see any number.
+_MOST_CURVES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator asks for.
+
+    Attributes:
+        max_queue_delay_s, objective_s: see `app.serving.batching.Limits`.
+        queue_limit: the most requests that wait.
+        age_s: how much longer waiting outweighs one step of priority; also the patience of a request
+            that has neither deadline nor objective.
+    """
+
+    max_queue_delay_s: float = 0.002
+    objective_s: float | None = None
+    queue_limit: int = 1024
+    age_s: float = 1.0
+
+
+class Batcher:
+    """Belongs to one thread.
+
+    Args:
+        exact: precision → whether batches of that variant need no padding.
+        curves: precision → bucket → seconds, as measured before.
+        precision: the variant that requests take unless they demand another.
+    """
+
+    def __init__(
+        self,
+        layout: BatchLayout,
+        exact: Mapping[str, bool],
+        precision: str,
+        policy: Policy,
+        curves: Mapping[str, Mapping[int, float]] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.policy = policy
+        self.precision = precision
+        self.queue = RequestQueue(policy.age_s)
+        self.limits = Limits(layout.largest, policy.max_queue_delay_s, policy.objective_s)
+        self.rate = ArrivalRate()
+        self._patience_s = policy.objective_s if policy.objective_s is not None else policy.age_s
+        self._curves: dict[tuple[str, ShapeKey | None], LatencyCurve] = {}
+        for name, is_exact in exact.items():
+            self.learn_variant(name, is_exact, (curves or {}).get(name))
+
+    def learn_variant(self, precision: str, exact: bool, seconds: Mapping[int, float] | None = None) -> None:
+        """A variant that batches may take from now on, or a new executor of a known one."""
+        exact = exact and self.layout.kind == "dynamic"
+        for key in [key for key in self._curves if key[0] == precision]:
+            del self._curves[key]
+        self._curves[precision, None] = LatencyCurve(self.layout.buckets, exact, seconds)
+
+    def curve(self, precision: str, shape: ShapeKey) -> LatencyCurve:
+        """The latency curve of a lane."""
+        layout = self.layout
+        key = (precision, shape if layout.dims else None)
+        found = self._curves.get(key)
+        if found is None:
+            base = self._curves[precision, None]
+            if len(self._curves) >= _MOST_CURVES:
+                return base
+            found = base.copy(layout.weight(shape) / layout.weight(layout.typical))
+            self._curves[key] = found
+        return found
+
+    # --- in ---------------------------------------------------------------------------------------
+    def admit(self, request: PendingRequest, now: float, free_at: Callable[[], tuple[float, ...]]) -> None:
+        """Puts a request into the queue.
+
+        Args:
+            free_at: when each slot should be free; asked only when a prediction is needed.
+
+        Raises:
+            QueueFull: too many wait, or it could not be answered in time.
+        """
+        queue, policy = self.queue, self.policy
+        self.rate.add(request.rows)
+        request.arrived = now
+        precision = request.precision or self.precision
+        shape = self.layout.shape_key(request.inputs)
+        request.shape = shape
+        deadline = request.deadline
+        if queue.requests >= policy.queue_limit:
+            raise QueueFull(
+                f"{queue.requests} requests wait already; retry after the given time",
+                self._drain_s(precision, shape, free_at(), now),
+            )
+        if deadline is not None:
+            request.due = deadline
+            self._require_time(request, precision, shape, now, free_at)
+        else:
+            request.due = now + self._patience_s
+            if policy.objective_s is not None:
+                self._require_time(request, precision, shape, now, free_at)
+        if request.rows > self.layout.largest:
+            request.gather = Gather(request.rows)
+        queue.push(request, (precision, shape, False))
+
+    def _require_time(
+        self,
+        request: PendingRequest,
+        precision: str,
+        shape: ShapeKey,
+        now: float,
+        free_at: Callable[[], tuple[float, ...]],
+    ) -> None:
+        """Refuses what should finish too late, unless it would start at once.
+
+        When nothing stands before it, trying costs nobody anything, and a prediction that has become
+        too high corrects itself instead of refusing everything for ever.
+        """
+        free = free_at()
+        rows_ahead = self.queue.rows_ahead(request.priority)
+        if not rows_ahead and (not free or min(free) <= now):
+            return
+        limit = now + self.policy.objective_s if self.policy.objective_s is not None else None
+        if request.deadline is not None:
+            limit = request.deadline if limit is None else min(limit, request.deadline)
+        finish = predict_finish(
+            request.rows, Backlog(rows_ahead, free), now, self.curve(precision, shape), self.limits
+        )
+        if limit is not None and finish > limit:
+            raise QueueFull(
+                f"the answer would take {1e3 * (finish - now):.3g} ms, which is more than the "
+                f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
+                finish - limit,
+            )
+
+    def _drain_s(self, precision: str, shape: ShapeKey, free: tuple[float, ...], now: float) -> float:
+        """Seconds until everything that waits should be done."""
+        curve = self.curve(precision, shape)
+        return predict_finish(1, Backlog(self.queue.rows, free), now, curve, self.limits) - now
+
+    def again(self, request: PendingRequest, now: float) -> None:
+        """Puts back a request that must be computed anew; it keeps its arrival and its due time."""
+        start_again(request)
+        if request.state == QUEUED:  # part of a split request waits still
+            self.queue.remove(request, ENDED)
+        if request.rows > self.layout.largest:
+            request.gather = Gather(request.rows)
+        precision = request.rescue or request.precision or self.precision
+        self.queue.push(request, (precision, request.shape, request.alone))
+
+    # --- out --------------------------------------------------------------------------------------
+    def discard(self, request: PendingRequest) -> None:
+        """Ends a request wherever it stands; what runs of it is computed for nobody."""
+        if request.state == QUEUED:
+            self.queue.remove(request, ENDED)
+        request.state = ENDED
+
+    def overdue(self, now: float) -> list[PendingRequest]:
+        """Waiting requests whose deadline has come."""
+        return self.queue.overdue(now)
+
+    def hopeless(self, lane: Lane, now: float) -> PendingRequest | None:
+        """The lane's next request if it cannot meet its deadline any more and others wait behind it."""
+        if lane.requests < 2:
+            return None
+        head = self.queue.head(lane, now)
+        if head.deadline is None or head.taken:
+            return None
+        rows = min(head.rows, self.layout.largest)
+        late = now + self.curve(lane.precision, lane.shape).seconds(rows) > head.deadline
+        return head if late else None
+
+    def decide(self, lane: Lane, now: float, slots: Slots) -> Dispatch | Wait:
+        """Whether the lane should run on an idle slot now."""
+        queue = self.queue
+        if lane.alone:
+            return Dispatch(self.layout.largest, IDLE)
+        head = queue.head(lane, now)
+        due: float | None = head.due
+        if head.deadline is None and self.policy.objective_s is None:
+            due = None
+        waiting = Waiting(lane.rows, min(head.rows - head.taken, self.layout.largest), lane.oldest(), due)
+        curve = self.curve(lane.precision, lane.shape)
+        return decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
+
+    def head_rows(self, lane: Lane, now: float) -> int:
+        """Rows that the lane's next request needs in one execution."""
+        head = self.queue.head(lane, now)
+        return min(head.rows - head.taken, self.layout.largest)
+
+    def predicted_s(self, lane: Lane, rows: int) -> float:
+        return self.curve(lane.precision, lane.shape).seconds(min(rows, lane.rows))
+
+    def take(self, lane: Lane, rows: int, reason: str, now: float) -> Batch:
+        """Takes up to `rows` rows out of the lane."""
+        parts = self.queue.take(lane, rows, self.layout.largest, now)
+        rows = 0
+        for part in parts:
+            rows += part.rows
+        curve = self.curve(lane.precision, lane.shape)
+        return Batch(self.layout, lane, parts, rows, curve.bucket(rows), reason, curve.seconds(rows), now)
+
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """Learns how long a slot was taken by a batch."""
+        self.curve(batch.precision, batch.shape).observe(batch.rows, seconds)
+
+    # --- variants ---------------------------------------------------------------------------------
+    def set_precision(self, precision: str) -> None:
+        """New batches take this variant; requests that demanded one keep theirs."""
+        self.precision = precision
+        for request in list(self.queue):
+            lane = request.lane
+            assert lane is not None
+            free = request.precision is None and request.rescue is None
+            if free and lane.precision != precision and not request.taken:
+                self.queue.remove(request, ENDED)
+                self.queue.push(request, (precision, request.shape, request.alone))

@@ -1,0 +1,205 @@
+"""When to run what: the batch policy as pure functions of (queue, now, slots, latency curve).
+
+`decide` is asked whenever a slot is idle and something waits. It dispatches at once
+
+    full       the batch is as large as it may become
+    deadline   the tightest due time leaves no room to wait, or none for a larger batch
+    delay      the oldest request has waited `max_queue_delay_s`
+    idle       waiting would not pay: the usual case when a slot is free
+
+and otherwise says until when to wait for more. Waiting pays when the next row, which the arrival rate
+promises in 1/λ seconds, gains more by joining than the waiting rows lose by waiting for it:
+
+    start + T(1) + R·T(R)  >  (R + 1)·T(R + 1) + R/λ
+
+with R rows waiting, T the latency curve and `start` how long after its arrival the next row would have to
+wait for a slot if the batch left now. The sum of latencies is smaller on the right-hand side exactly
+then. A second idle slot makes `start` 0, and then the left side can never be larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from app.serving.latency import LatencyCurve
+
+FULL, DEADLINE, DELAY, IDLE = "full", "deadline", "delay", "idle"
+
+#: The next row is waited for this many times as long as it should take; then it is not coming.
+_PATIENCE = 2.0
+#: Share of capacity above the arrival rate that a smaller batch must leave, or the queue would grow.
+_HEADROOM = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator asks for.
+
+    Attributes:
+        max_rows: the largest batch.
+        max_queue_delay_s: how long a request may be held back, while a slot is idle, for others to join.
+        objective_s: the latency that requests should stay under; None for none.
+    """
+
+    max_rows: int
+    max_queue_delay_s: float = 0.002
+    objective_s: float | None = None
+
+
+class Waiting(NamedTuple):
+    """One lane. Times are on the caller's clock.
+
+    rows: of all requests.
+    head_rows: of the request that goes first.
+    oldest: arrival of the one that has waited longest.
+    due: when the first must be answered: its deadline or its objective; None when it has neither.
+    """
+
+    rows: int
+    head_rows: int
+    oldest: float
+    due: float | None
+
+
+class Slots(NamedTuple):
+    """idle: free now. total: idle and busy. next_free: when the first busy one should be free, or None."""
+
+    idle: int
+    total: int
+    next_free: float | None = None
+
+
+class Dispatch(NamedTuple):
+    """Run up to `rows` rows now."""
+
+    rows: int
+    reason: str
+
+
+class Wait(NamedTuple):
+    """Ask again at `until`, or when something arrives."""
+
+    until: float
+
+
+Decision = Dispatch | Wait
+
+
+def batch_cap(curve: LatencyCurve, limits: Limits, total_slots: int) -> int:
+    """The largest batch that leaves the objective in reach.
+
+    A request that arrives just after a dispatch waits for one execution, or its share of one when several
+    slots take turns, and then for its own: T(b)·(1 + 1/slots) must fit. When nothing fits, the
+    objective cannot be met and only throughput is left to care for.
+    """
+    if limits.objective_s is None or not curve.known:
+        return limits.max_rows
+    rows = curve.rows_within(limits.objective_s / (1.0 + 1.0 / max(1, total_slots)))
+    return min(rows, limits.max_rows) if rows else limits.max_rows
+
+
+def _fitting_bucket(curve: LatencyCurve, rows: int) -> int:
+    """`rows` padded up to the next bucket, or cut to the one below, whichever answers sooner on average.
+
+    Cut, the rest runs after: it costs rest·T(rest) more, and spares everyone T(up) − T(down).
+    """
+    if curve.exact:
+        return rows
+    down = curve.bucket_below(rows)
+    rest = rows - down
+    if rest <= 0 or down < 1:
+        return rows
+    gain = rows * (curve.seconds(rows) - curve.seconds(down))
+    return down if gain > rest * curve.seconds(rest) else rows
+
+
+def _keeps_up(curve: LatencyCurve, rows: int, rate: float, slots: int) -> bool:
+    """Whether batches of `rows` work off what arrives."""
+    return rows * slots >= rate * _HEADROOM * curve.seconds(rows)
+
+
+def _waiting_pays(waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float) -> bool:
+    if slots.idle > 1 or rate <= 0.0:
+        return False
+    rows = waiting.rows
+    run = curve.seconds(rows)
+    next_row = 1.0 / rate
+    free = run if slots.next_free is None else min(run, max(0.0, slots.next_free - now))
+    start = max(0.0, free - next_row)
+    together = curve.seconds(rows + 1)
+    return start + curve.seconds(1) + rows * run > (rows + 1) * together + rows * next_row
+
+
+def decide(
+    waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float, limits: Limits
+) -> Decision:
+    """What to do with a lane while a slot is idle.
+
+    Args:
+        rate: rows per second that arrive for this lane.
+    """
+    cap = batch_cap(curve, limits, slots.total)
+    if waiting.rows >= cap:
+        return _shrink(waiting, now, slots, curve, rate, max(cap, waiting.head_rows), FULL)
+    latest = waiting.oldest + limits.max_queue_delay_s
+    must_start = None if waiting.due is None else waiting.due - curve.pessimistic(waiting.rows + 1)
+    if latest > now and (must_start is None or must_start > now):
+        if not _waiting_pays(waiting, now, slots, curve, rate):
+            reason = IDLE
+        else:
+            until = min(latest, now + _PATIENCE / rate)
+            return Wait(until if must_start is None else min(until, must_start))
+    else:
+        reason = DELAY if latest <= now else DEADLINE
+    rows = max(_fitting_bucket(curve, waiting.rows), waiting.head_rows)
+    return _shrink(waiting, now, slots, curve, rate, rows, reason)
+
+
+def _shrink(
+    waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float, rows: int, reason: str
+) -> Dispatch:
+    """A smaller batch when only that answers the first request in time, and the others can afford it.
+
+    Without the second condition one late request after the other would make batches of one, the queue
+    would grow, and everybody would be late.
+    """
+    due = waiting.due
+    if due is not None and now + curve.seconds(rows) > due:
+        smaller = max(curve.bucket_below(curve.rows_within(due - now)), waiting.head_rows)
+        if (
+            smaller < rows
+            and now + curve.seconds(smaller) <= due
+            and _keeps_up(curve, smaller, rate, slots.total)
+        ):
+            return Dispatch(smaller, DEADLINE)
+    return Dispatch(rows, reason)
+
+
+class Backlog(NamedTuple):
+    """What stands before a new request: rows that wait, and when each slot should be free (idle: now)."""
+
+    rows: int
+    free_at: tuple[float, ...]
+
+
+def predict_finish(rows: int, backlog: Backlog, now: float, curve: LatencyCurve, limits: Limits) -> float:
+    """When a request of `rows` rows that arrives now should be answered.
+
+    What waits before it leaves in the largest batches allowed, on the slots as they get free; it
+    itself runs in the batch that still has room, or in one of its own.
+    """
+    slots = len(backlog.free_at)
+    if not slots or not curve.known:
+        return now
+    cap = batch_cap(curve, limits, slots)
+    full = curve.pessimistic(cap)
+    free = sorted(max(now, t) for t in backlog.free_at)
+    ahead = backlog.rows // cap
+    start = free[ahead % slots] + ahead // slots * full
+    inside = backlog.rows % cap + rows
+    if inside <= cap:
+        return start + curve.pessimistic(inside)
+    # Larger than what is left of that batch: its last rows leave with a later one.
+    more = -(-inside // cap) - 1
+    return max(start, free[(ahead + more) % slots] + (ahead + more) // slots * full) + full

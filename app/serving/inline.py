@@ -1,0 +1,68 @@
+"""Small batches on the event loop's own thread.
+
+A batch that takes less time than handing it to another thread and hearing back should not be handed over:
+the hand-over costs more than the loop is held up for. Both are measured, here and now.
+"""
+
+from __future__ import annotations
+
+from app.engine.base import Slot
+from app.serving.execution import Batch
+from app.serving.latency import LatencyCurve
+from app.serving.padding import ShapeKey
+
+#: The loop is never held up longer than this by one batch, however slow the hand-over is.
+_LONGEST_S = 300e-6
+_SHORTEST_S = 60e-6
+#: An estimate over the limit is tried again after a while, when it is not far over: load may have inflated it.
+_TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
+
+
+class Inline:
+    """Slots that the loop's thread owns, and what executions on them take.
+
+    Attributes:
+        limit_s: batches predicted to take longer go to a worker.
+        slots: precision → slot; empty when nothing here is quick enough.
+    """
+
+    def __init__(self) -> None:
+        self.limit_s = _SHORTEST_S
+        self.slots: dict[str, Slot] = {}
+        self._curves: dict[tuple[str, ShapeKey], LatencyCurve] = {}
+        self._tried: dict[tuple[str, ShapeKey], float] = {}
+
+    def set_hand_over(self, seconds: float) -> None:
+        self.limit_s = min(max(seconds, _SHORTEST_S), _LONGEST_S)
+
+    def worth_having(self, curve: LatencyCurve) -> bool:
+        """Whether at least the smallest batch is quick enough."""
+        return curve.known and curve.seconds(1) <= self.limit_s
+
+    def rows(self, precision: str, shape: ShapeKey, base: LatencyCurve, now: float) -> int:
+        """The largest batch of a lane that should run inline; 0 for none.
+
+        Args:
+            base: the lane's curve on the workers, to start from.
+        """
+        if precision not in self.slots:
+            return 0
+        key = (precision, shape)
+        curve = self._curves.get(key)
+        if curve is None:
+            curve = self._curves[key] = base.copy()
+        rows = curve.rows_within(self.limit_s)
+        if rows or curve.seconds(1) > _NOT_FAR * self.limit_s:
+            return rows
+        if now - self._tried.get(key, 0.0) < _TRY_AGAIN_S:
+            return 0
+        self._tried[key] = now
+        return 1
+
+    def ran(self, batch: Batch) -> None:
+        self._curves[batch.precision, batch.shape].observe(batch.rows, batch.compute_s)
+
+    def close(self) -> None:
+        for slot in self.slots.values():
+            slot.close()
+        self.slots.clear()

@@ -1,0 +1,177 @@
+"""What an execution will take, and how fast work arrives: the two estimates that the policy stands on.
+
+Both are learned from what happens, on any clock; nothing here reads one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from math import exp
+
+#: Weight of one more measurement once a bucket has had several.
+_GAIN = 0.15
+#: One measurement moves an estimate by at most this factor: a stall says nothing of the next batch.
+_LARGEST_STEP = 2.0
+
+
+class LatencyCurve:
+    """Seconds that a slot is taken by one execution, by rows.
+
+    Args:
+        buckets: ascending sizes; the last is the largest batch.
+        exact: any size up to the largest can run as it is, so that buckets are only points of the curve;
+            else a batch is padded to the next bucket.
+        seconds: bucket → seconds, as measured before; any part of the buckets, or none.
+    """
+
+    __slots__ = ("_counts", "_seconds", "_spread", "buckets", "exact", "largest")
+
+    def __init__(
+        self, buckets: Sequence[int], exact: bool, seconds: Mapping[int, float] | None = None
+    ) -> None:
+        self.buckets = list(buckets)
+        self.exact = exact
+        self.largest = self.buckets[-1]
+        self._seconds = [0.0] * len(self.buckets)
+        self._counts = [0] * len(self.buckets)
+        self._spread = 0.0  # mean absolute deviation, as a share of the prediction
+        for bucket, value in (seconds or {}).items():
+            if bucket in self.buckets and value > 0:
+                self._set(self.buckets.index(bucket), value)
+        self._fill()
+
+    def copy(self, factor: float = 1.0) -> LatencyCurve:
+        """The same estimates times `factor`, as a start for similar work."""
+        made = LatencyCurve(self.buckets, self.exact)
+        made._seconds = [value * factor for value in self._seconds]
+        return made
+
+    @property
+    def known(self) -> bool:
+        return self._seconds[-1] > 0.0
+
+    def bucket(self, rows: int) -> int:
+        """The rows that are computed when `rows` are wanted."""
+        return rows if self.exact else self.buckets[bisect_left(self.buckets, rows)]
+
+    def bucket_below(self, rows: int) -> int:
+        """The most rows up to `rows` that run without padding; `rows` itself when there are none."""
+        if self.exact:
+            return rows
+        at = bisect_left(self.buckets, rows + 1)
+        return self.buckets[at - 1] if at else rows
+
+    def seconds(self, rows: int) -> float:
+        """Predicted seconds for a batch of `rows`; 0 while nothing is known."""
+        buckets, values = self.buckets, self._seconds
+        at = bisect_left(buckets, rows)
+        if at >= len(buckets):
+            return values[-1] * rows / self.largest
+        high = buckets[at]
+        if not self.exact or high == rows or at == 0:
+            return values[at]
+        low = buckets[at - 1]
+        return values[at - 1] + (values[at] - values[at - 1]) * (rows - low) / (high - low)
+
+    def pessimistic(self, rows: int) -> float:
+        """Seconds that few executions of `rows` pass."""
+        return self.seconds(rows) * (1.0 + 2.0 * self._spread)
+
+    def rows_within(self, seconds: float) -> int:
+        """The largest batch predicted to take at most `seconds`; 0 when even the smallest takes longer."""
+        buckets, values = self.buckets, self._seconds
+        if values[0] > seconds:
+            return 0
+        at = len(buckets) - 1
+        while values[at] > seconds:
+            at -= 1
+        rows = buckets[at]
+        if self.exact and at + 1 < len(buckets):
+            rise = values[at + 1] - values[at]
+            rows += int((buckets[at + 1] - rows) * (seconds - values[at]) / rise)
+        return rows
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Learns from one execution."""
+        if seconds <= 0.0:
+            return
+        buckets = self.buckets
+        at = min(bisect_left(buckets, rows), len(buckets) - 1)
+        if not self.known:
+            self._set(at, seconds)
+            self._fill()
+            return
+        predicted = self.seconds(rows)
+        ratio = seconds / predicted
+        if abs(ratio - 1.0) <= 1.0:
+            self._spread += 0.05 * (abs(ratio - 1.0) - self._spread)
+        ratio = min(max(ratio, 1 / _LARGEST_STEP), _LARGEST_STEP)
+        self._correct(at, ratio)
+        if self.exact and at > 0 and rows < buckets[at]:
+            self._correct(at - 1, ratio)
+        self._keep_rising(at)
+
+    def _correct(self, at: int, ratio: float) -> None:
+        self._counts[at] += 1
+        gain = max(_GAIN, 1.0 / (1 + self._counts[at]))
+        self._seconds[at] *= 1.0 + gain * (ratio - 1.0)
+
+    def _set(self, at: int, seconds: float) -> None:
+        self._seconds[at] = seconds
+        self._counts[at] += 1
+
+    def _fill(self) -> None:
+        """Guesses the unmeasured buckets: on the line between measured ones, beyond the last in proportion."""
+        values, buckets = self._seconds, self.buckets
+        measured = [at for at, count in enumerate(self._counts) if count]
+        for at in range(len(buckets) if measured else 0):
+            below = [m for m in measured if m <= at]
+            above = [m for m in measured if m > at]
+            if below and above:
+                low, high = below[-1], above[0]
+                share = (buckets[at] - buckets[low]) / (buckets[high] - buckets[low])
+                values[at] = values[low] + share * (values[high] - values[low])
+            elif below:
+                values[at] = values[below[-1]] * buckets[at] / buckets[below[-1]]
+            else:
+                values[at] = values[above[0]]
+        for at in range(1, len(buckets)):
+            values[at] = max(values[at], values[at - 1])
+
+    def _keep_rising(self, at: int) -> None:
+        """More rows never take less time; the point just corrected is believed, its neighbours give way."""
+        values = self._seconds
+        i = at + 1
+        while i < len(values) and values[i] < values[i - 1]:
+            values[i] = values[i - 1]
+            i += 1
+        i = at - 1
+        while i >= 0 and values[i] > values[i + 1]:
+            values[i] = values[i + 1]
+            i -= 1
+
+
+class ArrivalRate:
+    """Rows per second, forgetting what is older than about `memory_s`."""
+
+    __slots__ = ("_began", "_memory_s", "_rate", "_rows", "_window_s")
+
+    def __init__(self, memory_s: float = 0.25, window_s: float = 0.005) -> None:
+        self._memory_s = memory_s
+        self._window_s = window_s
+        self._rate = 0.0
+        self._rows = 0
+        self._began = 0.0
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+
+    def per_second(self, now: float) -> float:
+        elapsed = now - self._began
+        if elapsed >= self._window_s:
+            fresh = self._rows / elapsed
+            self._rate += (1.0 - exp(-elapsed / self._memory_s)) * (fresh - self._rate)
+            self._rows = 0
+            self._began = now
+        return self._rate

@@ -1,0 +1,600 @@
+"""The shell around the batching policy: one per loaded model version, all of its state on the loop's thread.
+
+    submit → Batcher.admit → queue ⟶ pump: Batcher.decide → Batch ⟶ worker (or inline) ⟶ finish → done
+
+A pump runs after the loop has read everything that had arrived, so requests of one moment meet in one
+batch. A worker wakes the loop once for each batch; the freed slot gets its next batch before the
+answers are delivered, so that it does not idle while responses are written. Every admitted request ends
+exactly once: answered, failed, expired or cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+
+from app.engine.base import Executor
+from app.engine.pool import Slots as OpenSlots
+from app.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    EngineError,
+    NotReady,
+    QueueFull,
+    VernierError,
+)
+from app.metrics import ModelMetrics
+from app.serving.batcher import Batcher, Policy
+from app.serving.batching import IDLE, Dispatch, Slots
+from app.serving.execution import REFERENCE, Batch
+from app.serving.inline import Inline
+from app.serving.padding import BatchLayout
+from app.serving.queue import Lane
+from app.serving.request import ENDED, NEW, QUEUED, Answer, PendingRequest
+from app.serving.sharing import Device, Member
+from app.serving.warmup import probe, warm_up
+from app.serving.workers import Crew, Curves
+from app.tensors import Arrays
+
+__all__ = ["Answer", "PendingRequest", "Policy", "Scheduler", "Tap"]
+
+logger = logging.getLogger(__name__)
+
+#: Gets inputs, outputs and precision of a sampled answered request, on the loop's thread: it must only enqueue.
+Tap = Callable[[Arrays, Arrays, str], None]
+
+#: Waits shorter than this are polled for: the loop's timers are no finer.
+_TIMER_S = 0.001
+#: Inline batches of one pump together hold up the loop for about this long at most.
+_INLINE_TURN_S = 0.001
+
+
+#: A request and what it gets; delivered when all books are in order.
+_Ended = tuple[PendingRequest, Answer | None, VernierError | None]
+
+
+class Scheduler(Member):
+    """Queues, batches and runs the predictions of one model version.
+
+    Args:
+        name: for messages and logs.
+        executors: by precision.
+        precision: the variant that new batches take.
+        slots: workers; each has a slot of every variant.
+        curves: precision → bucket → seconds measured before; what is measured at start wins.
+        device: shares the device's workers fairly with other models; None for a device of one's own.
+        clock: monotonic, in seconds; the deadlines of requests are on it.
+
+    Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layout: BatchLayout,
+        executors: Mapping[str, Executor],
+        precision: str,
+        policy: Policy,
+        slots: int,
+        metrics: ModelMetrics,
+        *,
+        curves: Mapping[str, Mapping[int, float]] | None = None,
+        device: Device | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.name = name
+        self._layout = layout
+        self._executors = dict(executors)
+        self._runtimes = {p: executor.runtime for p, executor in executors.items()}
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock or self._loop.time
+        exact = {p: executor.exact_batch for p, executor in executors.items()}
+        self._batcher = Batcher(layout, exact, precision, policy, curves)
+        self._queue = self._batcher.queue
+        self._inline = Inline()
+        self._device = device
+        self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
+        self._inflight = 0
+        self._draining = False
+        self._emptied = asyncio.Event()
+        self._pump_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tap: Tap | None = None
+        self._tap_share = 0.0
+        self._tap_owed = 0.0
+        self._random = Random(0)
+        metrics.set_latency_objective(policy.objective_s)
+        metrics.precision_active(precision, self._runtimes[precision])
+
+    def _warm_up(self, slots: OpenSlots) -> Curves:
+        return warm_up(slots, self._layout)
+
+    def _probe(self, slots: OpenSlots) -> None:
+        probe(slots[self._batcher.precision], self._layout)
+
+    async def started(self) -> None:
+        """Returns when the workers are open and measured. Raises EngineError when no slot can be opened."""
+        await self._crew.opened()
+        batcher = self._batcher
+        hand_over = await self._crew.hand_over_s()
+        self._inline.set_hand_over(hand_over)
+        for precision, executor in self._executors.items():
+            measured = self._crew.curves.get(precision)
+            if measured:
+                batcher.learn_variant(precision, executor.exact_batch, measured)
+        for precision, executor in self._executors.items():
+            await self._open_inline(precision, executor)
+        self._show()
+        logger.info(
+            "scheduler started",
+            extra={
+                "model": self.name,
+                "slots": self._crew.size - self._crew.failed,
+                "hand_over_us": round(1e6 * hand_over),
+                "inline": sorted(self._inline.slots),
+            },
+        )
+
+    async def _open_inline(self, precision: str, executor: Executor) -> None:
+        """A slot for the loop's own thread, where the variant is quick enough for it."""
+        if not self._inline.worth_having(self._batcher.curve(precision, self._layout.typical)):
+            return
+        slot = await asyncio.to_thread(executor.open_slot)
+        await asyncio.to_thread(warm_up, {precision: slot}, self._layout)
+        self._inline.slots[precision] = slot
+
+    # --- what others see --------------------------------------------------------------------------
+    @property
+    def precision(self) -> str:
+        """The variant that new batches take."""
+        return self._batcher.precision
+
+    @property
+    def fault(self) -> str | None:
+        """Why this model should get no traffic, in words; None when all is well."""
+        return self._crew.fault
+
+    @property
+    def inflight(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return self._inflight
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return self._queue.requests
+
+    def set_precision(self, precision: str) -> None:
+        """New batches take this variant, in one step; what runs finishes as it is. KeyError when not loaded."""
+        runtime = self._runtimes[precision]
+        self._batcher.set_precision(precision)
+        self._metrics.precision_active(precision, runtime)
+        self._want_pump()
+
+    async def install(self, executor: Executor) -> None:
+        """Adds a variant, or replaces its executor, under traffic. The old executor is not used afterwards.
+
+        Raises EngineError when a slot cannot be opened; nothing has changed then.
+        """
+        await self._crew.install(executor)
+        precision = executor.precision
+        self._executors[precision] = executor
+        self._runtimes[precision] = executor.runtime
+        old = self._inline.slots.pop(precision, None)
+        if old is not None:
+            old.close()
+        self._batcher.learn_variant(precision, executor.exact_batch)
+        if precision == self.precision:
+            self._metrics.precision_active(precision, executor.runtime)
+
+    def set_tap(self, tap: Tap | None, share: float = 0.0) -> None:
+        """Shows `tap` a random share of the answered requests."""
+        self._tap, self._tap_share, self._tap_owed = tap, share, 0.0
+
+    # --- in ---------------------------------------------------------------------------------------
+    def submit(self, request: PendingRequest) -> None:
+        """Admits the request, whose `done` will then be called once, unless it is cancelled.
+
+        Raises:
+            Draining, NotReady, QueueFull: nothing was queued.
+        """
+        if self._draining:
+            self._metrics.rejected("draining")
+            raise Draining(f"model '{self.name}' is being taken out of service; send the request again")
+        if self._crew.gone is not None:
+            self._metrics.rejected("not_ready")
+            raise NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
+        try:
+            self._batcher.admit(request, self._clock(), self._free_at)
+        except QueueFull:
+            over = self._queue.requests >= self._batcher.policy.queue_limit
+            self._metrics.rejected("queue_full" if over else "deadline")
+            raise
+        self._inflight += 1
+        self._metrics.admitted()
+        if not self._pump_due and (self._crew.idle or self._inline.slots or request.deadline is not None):
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def cancel(self, request: PendingRequest) -> None:
+        """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
+        if self._close_books(request, "cancelled"):
+            self._show()
+
+    async def predict(
+        self,
+        inputs: Arrays,
+        *,
+        rows: int,
+        outputs: Sequence[str] | None = None,
+        precision: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> Answer:
+        """`submit` for coroutines; cancelling the task cancels the request. Raises what it ended with."""
+        request = _Awaited(inputs, rows, outputs, precision, priority, deadline)
+        request.future = self._loop.create_future()
+        self.submit(request)
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self.cancel(request)
+            raise
+
+    def _free_at(self) -> tuple[float, ...]:
+        crew = self._crew
+        busy = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
+        return (*([0.0] * len(crew.idle)), *busy)
+
+    # --- the pump ---------------------------------------------------------------------------------
+    def _want_pump(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def worker_idle(self) -> None:
+        self._want_pump()
+
+    def woken(self) -> None:
+        self._want_pump()
+
+    def _pump(self) -> None:
+        """Does everything that can be done now, and sets the timer for what comes later."""
+        self._pump_due = False
+        now = self._clock()
+        ended: list[_Ended] = []
+        for request in self._batcher.overdue(now):
+            self._expire(request, ended)
+        turn_ends = now + _INLINE_TURN_S
+        denied = False
+        while True:
+            lane, wake, denied = self._run_next(now, ended)
+            if lane is None:
+                break
+            now = self._clock()
+            if now >= turn_ends:
+                self._want_pump()
+                break
+        if self._device is not None and not denied:
+            self._device.leave(self)
+        self._set_timer(now, wake)
+        self._show()
+        self._deliver(ended)
+
+    def _run_next(self, now: float, ended: list[_Ended]) -> tuple[Lane | None, float | None, bool]:
+        """Runs one batch of the most urgent lane that is ready.
+
+        Returns:
+            The lane; None when no lane can run now. When the first waiting lane wants to be asked again.
+            Whether the device denied a turn.
+        """
+        batcher, crew = self._batcher, self._crew
+        wake: float | None = None
+        for lane in self._queue.by_urgency(now):
+            while (late := batcher.hopeless(lane, now)) is not None:
+                self._expire(late, ended)
+            rows = self._inline_rows(lane, now)
+            if rows:
+                batch = batcher.take(lane, rows, IDLE, now)
+                batch.execute(self._inline.slots[batch.precision])
+                self._inline.ran(batch)
+                self._complete(batch, self._clock(), ended)
+                return lane, None, False
+            if not crew.idle:
+                continue
+            decision = batcher.decide(lane, now, self._slots())
+            if not isinstance(decision, Dispatch):
+                wake = decision.until if wake is None else min(wake, decision.until)
+                continue
+            if self._device is not None and not self._device.acquire(
+                self, batcher.predicted_s(lane, decision.rows)
+            ):
+                return None, wake, True
+            batch = batcher.take(lane, decision.rows, decision.reason, now)
+            crew.run(batch)
+            return lane, None, False
+        return None, wake, False
+
+    def _inline_rows(self, lane: Lane, now: float) -> int:
+        """How many rows of the lane should run on this thread; 0 for none."""
+        if not self._inline.slots or lane.precision not in self._inline.slots:
+            return 0
+        batcher = self._batcher
+        rows = self._inline.rows(lane.precision, lane.shape, batcher.curve(lane.precision, lane.shape), now)
+        return rows if rows and batcher.head_rows(lane, now) <= rows else 0
+
+    def _slots(self) -> Slots:
+        crew = self._crew
+        ends = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
+        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), min(ends, default=None))
+
+    # --- out --------------------------------------------------------------------------------------
+    def batch_finished(self, batch: Batch) -> None:
+        now = self._clock()
+        seconds = now - batch.dispatched
+        self._batcher.ran(batch, seconds)
+        if self._device is not None:
+            self._device.release(self, batch.predicted_s, seconds)
+        ended: list[_Ended] = []
+        self._complete(batch, now, ended)
+        self._pump()  # the slot gets its next batch before the answers are written
+        self._deliver(ended)
+
+    def batch_lost(self, batch: Batch, error: EngineError) -> None:
+        if self._device is not None:
+            self._device.release(self, batch.predicted_s, self._clock() - batch.dispatched)
+        ended: list[_Ended] = []
+        for request, _, _, attempt in batch.parts:
+            if request.attempt == attempt:
+                self._end(request, "failed", None, error, ended)
+        self._show()
+        self._deliver(ended)
+
+    def device_lost(self, error: EngineError) -> None:
+        ended: list[_Ended] = []
+        for request in list(self._queue):
+            self._end(request, "failed", None, error, ended)
+        self._show()
+        self._deliver(ended)
+
+    def _complete(self, batch: Batch, now: float, ended: list[_Ended]) -> None:
+        """Books what came of a batch."""
+        if batch.error is not None:
+            self._failed(batch, batch.error, now, ended)
+            return
+        dispatched, precision, compute_s, rows = (
+            batch.dispatched,
+            batch.precision,
+            batch.compute_s,
+            batch.rows,
+        )
+        queue_s: list[float] = []
+        answered = 0
+        rescued: list[PendingRequest] = []
+        for (request, _, count, attempt), outputs in zip(batch.parts, batch.outputs, strict=True):
+            if request.state == ENDED or request.attempt != attempt:
+                continue
+            if outputs is None:
+                rescued.append(request)
+                continue
+            waited = dispatched - request.arrived
+            answer = Answer(outputs, precision, waited, compute_s, rows)
+            if request.gather is not None and not self._gathered(request, count, answer):
+                continue
+            queue_s.append(waited)
+            if request.deadline is not None and now > request.deadline:
+                self._expire(request, ended)
+                continue
+            request.state = ENDED
+            answered += 1
+            ended.append((request, answer, None))
+        self._inflight -= answered
+        metrics = self._metrics
+        metrics.ended("answered", answered)
+        runtime = self._runtimes[precision]
+        metrics.batch_done(
+            precision,
+            runtime,
+            rows,
+            batch.bucket,
+            len(queue_s),
+            batch.reason,
+            queue_s,
+            batch.times,
+            batch.predicted_s,
+        )
+        metrics.padding(*batch.elements)
+        for request in rescued:
+            self._rescue(request, precision, now, ended)
+        if self._tap is not None and precision != REFERENCE:
+            self._show_tap(ended, answered)
+        self._tell_if_empty()
+
+    @staticmethod
+    def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:
+        """Adds one execution of a split request; True, with `answer` completed, when it was the last."""
+        request.unanswered -= count
+        request.compute_s = max(request.compute_s, answer.compute_s)
+        request.batch_size = max(request.batch_size, answer.batch_size)
+        if request.unanswered or request.gather is None:
+            return False
+        answer.outputs = request.gather.arrays
+        answer.compute_s = request.compute_s
+        answer.batch_size = request.batch_size
+        return True
+
+    def _rescue(self, request: PendingRequest, precision: str, now: float, ended: list[_Ended]) -> None:
+        """A non-finite output of a reduced variant is never returned: FP32 computes it anew."""
+        self._metrics.nonfinite_outputs(precision)
+        if REFERENCE not in self._executors:
+            error = EngineError(
+                f"the {precision} variant gave a non-finite output and there is no {REFERENCE} one"
+            )
+            self._end(request, "failed", None, error, ended)
+        elif request.rescue is None:
+            request.rescue = REFERENCE
+            self._batcher.again(request, now)
+            self._want_pump()
+
+    def _failed(self, batch: Batch, error: VernierError, now: float, ended: list[_Ended]) -> None:
+        """Runs the requests of a failed batch again, each alone: one bad request must not fail its neighbours."""
+        logger.error(
+            "batch failed",
+            extra={"model": self.name, "precision": batch.precision, "requests": len(batch.parts)},
+            exc_info=error,
+        )
+        self._crew.failed_execution(error)
+        for request, _, _, attempt in batch.parts:
+            if request.state == ENDED or request.attempt != attempt:
+                continue
+            if len(batch.parts) > 1 and not request.alone and self._crew.gone is None:
+                request.alone = True
+                self._batcher.again(request, now)
+                self._want_pump()
+            else:
+                self._end(request, "failed", None, error, ended)
+
+    def _expire(self, request: PendingRequest, ended: list[_Ended]) -> None:
+        error = DeadlineExceeded(
+            "the deadline passed before the answer was ready; allow more time or send less"
+        )
+        self._end(request, "expired", None, error, ended)
+
+    def _end(
+        self,
+        request: PendingRequest,
+        outcome: str,
+        answer: Answer | None,
+        error: VernierError | None,
+        ended: list[_Ended],
+    ) -> None:
+        if self._close_books(request, outcome):
+            ended.append((request, answer, error))
+
+    def _close_books(self, request: PendingRequest, outcome: str) -> bool:
+        """False when the request had ended already."""
+        if request.state in (NEW, ENDED):
+            return False
+        if request.state == QUEUED and not request.taken:
+            request.inputs = {}  # a tombstone may stand in the queue for a while
+        self._batcher.discard(request)
+        self._inflight -= 1
+        self._metrics.ended(outcome)
+        self._tell_if_empty()
+        return True
+
+    def _tell_if_empty(self) -> None:
+        if self._draining and not self._inflight:
+            self._emptied.set()
+
+    def _deliver(self, ended: list[_Ended]) -> None:
+        for request, answer, error in ended:
+            try:
+                request.done(answer, error)
+            except Exception as fault:
+                # One protocol's fault must not cost the others of its batch their answers.
+                self._loop.call_exception_handler(
+                    {"message": "an answer could not be delivered", "exception": fault}
+                )
+
+    def _show_tap(self, ended: list[_Ended], answered: int) -> None:
+        tap = self._tap
+        self._tap_owed += self._tap_share * answered
+        count = min(int(self._tap_owed), answered)
+        if tap is None or not count:
+            return
+        self._tap_owed -= count
+        mine = [(request, answer) for request, answer, _ in ended[-answered:] if answer is not None]
+        for request, answer in self._random.sample(mine, min(count, len(mine))):
+            tap(request.inputs, answer.outputs, answer.precision)
+
+    # --- time -------------------------------------------------------------------------------------
+    def _set_timer(self, now: float, wake: float | None) -> None:
+        """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
+        times = [batch.deadline for batch in self._crew.busy.values() if batch is not None]
+        if self._queue.requests:
+            times.append(self._queue.next_deadline())
+        times.append(wake)
+        at = min((t for t in times if t is not None), default=None)
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at - now < _TIMER_S:
+            self._want_pump()
+        else:
+            self._timer_at = at
+            self._timer = self._loop.call_later(at - now, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self._clock()
+        ended: list[_Ended] = []
+        for batch in self._crew.busy.values():
+            if batch is not None and batch.deadline is not None and batch.deadline <= now:
+                for request, _, _, attempt in batch.parts:
+                    if (
+                        request.attempt == attempt
+                        and request.deadline is not None
+                        and request.deadline <= now
+                    ):
+                        self._expire(request, ended)
+                batch.find_deadline()
+        self._pump()
+        self._deliver(ended)
+
+    def _show(self) -> None:
+        crew, metrics = self._crew, self._metrics
+        metrics.set_queue_depth(self._queue.requests)
+        metrics.set_inflight(self._inflight)
+        metrics.set_slots(len(crew.idle), len(crew.busy), crew.failed)
+
+    # --- end --------------------------------------------------------------------------------------
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new requests, waits for the admitted ones, fails what is left after the timeout, frees all."""
+        self._draining = True
+        ends = self._clock() + timeout_s
+        if self._inflight:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
+            except TimeoutError:
+                self._fail_rest()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._crew.close(max(0.1, ends - self._clock()))
+        self._inline.close()
+        self._show()
+
+    def _fail_rest(self) -> None:
+        logger.error("drain ran out of time", extra={"model": self.name, "inflight": self._inflight})
+        running = [
+            part.request for batch in self._crew.busy.values() if batch is not None for part in batch.parts
+        ]
+        ended: list[_Ended] = []
+        for request in [*self._queue, *running]:
+            error = Draining("the service stopped before the request could run; send it to another instance")
+            self._end(request, "failed", None, error, ended)
+        self._deliver(ended)
+
+
+class _Awaited(PendingRequest):
+    """A request that resolves a future."""
+
+    __slots__ = ("future",)
+
+    future: asyncio.Future[Answer]
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        if self.future.done():
+            return
+        if answer is not None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(error or Cancelled("the request ended without an answer"))

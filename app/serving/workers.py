@@ -1,0 +1,339 @@
+"""The workers of one model version, seen from the event loop's thread: who is idle, who died, who replaces whom.
+
+A worker posts to the loop once for each batch. When one dies, the batch it held is reported lost, once, the
+fault shows in readiness until its replacement has opened its slots, and a worker that keeps dying
+is given up. After several failed executions in a row a synthetic one asks whether the engine or the
+requests are to blame; while the engine is, readiness says so, and the probe is repeated until it succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from app.engine.base import Executor
+from app.engine.pool import Slots, Worker
+from app.errors import DeviceFailed, EngineError, VernierError
+from app.serving.execution import Batch
+
+logger = logging.getLogger(__name__)
+
+#: Deaths in a row, with no batch finished in between, after which a worker is not replaced any more.
+MOST_DEATHS = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 30.0
+#: Failed executions in a row that raise the question whether the engine still works.
+_SUSPICIOUS_FAILURES = 3
+
+Curves = dict[str, dict[int, float]]
+
+
+class Listener(Protocol):
+    """Who is told; on the event loop's thread."""
+
+    def worker_idle(self) -> None:
+        """There is an idle worker that was not there before."""
+
+    def batch_finished(self, batch: Batch) -> None:
+        """A batch has outputs or an error, and its worker is idle again."""
+
+    def batch_lost(self, batch: Batch, error: EngineError) -> None:
+        """The worker died with this batch."""
+
+    def device_lost(self, error: EngineError) -> None:
+        """Nothing can run any more until the process restarts."""
+
+
+class Crew:
+    """Belongs to the event loop's thread.
+
+    Args:
+        size: workers, and so slots for each variant.
+        warm_up: called on each new worker's thread with its slots; what the first one measures is kept.
+        probe: runs a synthetic batch on a worker's slots and raises when that fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        executors: Mapping[str, Executor],
+        size: int,
+        listener: Listener,
+        warm_up: Callable[[Slots], Curves],
+        probe: Callable[[Slots], None],
+    ) -> None:
+        self.size = size
+        self.idle: list[Worker] = []  # the last one to finish runs next: its caches are warm
+        self.busy: dict[Worker, Batch | None] = {}  # None: a probe
+        self.curves: Curves = {}
+        self._name = name
+        self._executors = dict(executors)
+        self._listener = listener
+        self._warm_up = warm_up
+        self._probe = probe
+        self._loop = asyncio.get_running_loop()
+        self._opening = 0
+        self._born = 0
+        self._deaths = 0
+        self._failures = 0
+        self._pause_s = _FIRST_PAUSE_S
+        self._lost: str | None = None  # for good
+        self._dying: str | None = None  # until a replacement is there
+        self._sick: str | None = None  # until a probe succeeds
+        self._closing = False
+        self._opened: asyncio.Event = asyncio.Event()
+        self._timers: set[asyncio.TimerHandle] = set()
+        for _ in range(size):
+            self._hire()
+
+    # --- state ------------------------------------------------------------------------------------
+    @property
+    def fault(self) -> str | None:
+        """Why the model should get no traffic; None when all is well."""
+        return self._lost or self._dying or self._sick
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing will run any more; None while something can."""
+        return self._lost
+
+    @property
+    def failed(self) -> int:
+        """Workers that are missing."""
+        return self.size - len(self.idle) - len(self.busy)
+
+    async def opened(self) -> None:
+        """Returns when every worker is open or has failed to open. Raises EngineError when none is."""
+        while self._opening:
+            self._opened.clear()
+            await self._opened.wait()
+        if not self.idle and not self.busy:
+            raise EngineError(self._lost or self._dying or "no slot could be opened")
+
+    # --- work -------------------------------------------------------------------------------------
+    def run(self, batch: Batch) -> None:
+        """Gives the batch to an idle worker; there must be one."""
+        worker = self.idle.pop()
+        self.busy[worker] = batch
+
+        def job(slots: Slots) -> None:
+            batch.execute(slots[batch.precision])
+            self._post(self._finished, worker, batch)
+
+        worker.submit(job)
+
+    def _finished(self, worker: Worker, batch: Batch) -> None:
+        del self.busy[worker]
+        self.idle.append(worker)
+        if batch.error is None:
+            self._healthy()
+        self._listener.batch_finished(batch)
+
+    def failed_execution(self, error: VernierError) -> None:
+        """An execution failed on its own account: its request ran alone, or will be tried alone."""
+        if isinstance(error, DeviceFailed):
+            self._give_up(error)
+            return
+        self._failures += 1
+        if self._failures == _SUSPICIOUS_FAILURES:
+            self._start_probe()
+
+    def _healthy(self) -> None:
+        self._deaths = 0
+        self._failures = 0
+        self._pause_s = _FIRST_PAUSE_S
+        self._sick = None
+
+    def _start_probe(self) -> None:
+        if self._closing or self._lost:
+            return
+        if not self.idle:
+            self._later(_FIRST_PAUSE_S, self._start_probe)
+            return
+        worker = self.idle.pop()
+        self.busy[worker] = None
+
+        def job(slots: Slots) -> None:
+            error: VernierError | None = None
+            try:
+                self._probe(slots)
+            except VernierError as caught:
+                error = caught
+            self._post(self._probed, worker, error)
+
+        worker.submit(job)
+
+    def _probed(self, worker: Worker, error: VernierError | None) -> None:
+        del self.busy[worker]
+        self.idle.append(worker)
+        if error is None:
+            self._healthy()
+        elif isinstance(error, DeviceFailed):
+            self._give_up(error)
+        else:
+            self._sick = f"executions fail: {error.message}"
+            logger.error("engine sick", extra={"model": self._name, "error": error.message})
+            self._later(self._pause_s, self._start_probe)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._listener.worker_idle()
+
+    # --- life and death ---------------------------------------------------------------------------
+    def _hire(self) -> None:
+        if self._closing or self._lost:
+            return
+        self._opening += 1
+        self._born += 1
+
+        def on_open(worker: Worker, slots: Slots) -> None:
+            self._post(self._open, worker, self._warm_up(slots))
+
+        def on_exit(worker: Worker, error: BaseException | None) -> None:
+            self._post(self._exited, worker, error)
+
+        Worker(f"{self._name}-{self._born}", self._executors.values(), on_open, on_exit)
+
+    def _open(self, worker: Worker, curves: Curves) -> None:
+        self._opening -= 1
+        self.idle.append(worker)
+        self.curves = self.curves or curves
+        if self.failed == 0:
+            self._dying = None
+        self._opened.set()
+        if self._closing:
+            worker.close()
+        self._listener.worker_idle()
+
+    def _exited(self, worker: Worker, error: BaseException | None) -> None:
+        was_open = worker in self.idle or worker in self.busy
+        if worker in self.idle:
+            self.idle.remove(worker)
+        batch = self.busy.pop(worker, None)
+        if not was_open:
+            self._opening -= 1
+            self._opened.set()
+        if error is None or self._closing:
+            return
+        self._deaths += 1
+        reason = (
+            f"a worker died ({_describe(error)})"
+            if was_open
+            else f"a slot cannot be opened ({_describe(error)})"
+        )
+        logger.error("worker died", extra={"model": self._name, "error": _describe(error)}, exc_info=error)
+        self._dying = reason
+        if isinstance(error, DeviceFailed):
+            self._give_up(error)
+        elif self._deaths <= MOST_DEATHS:
+            self._later(self._pause_s if self._deaths > 1 else 0.0, self._hire)
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        elif not self.idle and not self.busy and not self._opening:
+            self._give_up(EngineError(f"every slot has failed; the last one: {reason}"))
+        if batch is not None:
+            self._listener.batch_lost(batch, EngineError(f"{reason} while it ran the batch"))
+        self._listener.worker_idle()
+
+    def _give_up(self, error: VernierError) -> None:
+        if self._lost is None:
+            self._lost = error.message
+            logger.critical("model lost", extra={"model": self._name, "error": error.message})
+            self._listener.device_lost(EngineError(error.message))
+
+    # --- variants ---------------------------------------------------------------------------------
+    async def install(self, executor: Executor) -> None:
+        """Opens a slot of `executor` on every worker, in place of an earlier one of its precision.
+
+        Raises:
+            EngineError: a slot could not be opened; the workers keep what they had.
+        """
+        workers = [*self.idle, *self.busy]
+        done = [self._loop.create_future() for _ in workers]
+        for worker, future in zip(workers, done, strict=True):
+            worker.submit(self._opener(executor, future))
+        opened = await asyncio.gather(*done, return_exceptions=True)
+        failed = [slot for slot in opened if isinstance(slot, BaseException)]
+        if failed:
+            for worker, slot in zip(workers, opened, strict=True):
+                if not isinstance(slot, BaseException):
+                    worker.submit(lambda _, slot=slot: slot.close())  # type: ignore[misc]
+            raise EngineError(f"a slot of the new engine cannot be opened: {_describe(failed[0])}")
+        self._executors[executor.precision] = executor
+        swapped = [self._loop.create_future() for _ in workers]
+        for worker, slot, future in zip(workers, opened, swapped, strict=True):
+            worker.submit(self._swapper(executor.precision, slot, future))
+        await asyncio.gather(*swapped)
+
+    def _opener(self, executor: Executor, future: asyncio.Future[Any]) -> Callable[[Slots], None]:
+        def job(slots: Slots) -> None:
+            try:
+                slot = executor.open_slot()
+            except Exception as error:
+                self._post(_resolve, future, None, error)
+            else:
+                self._post(_resolve, future, slot, None)
+
+        return job
+
+    def _swapper(self, precision: str, slot: Any, future: asyncio.Future[Any]) -> Callable[[Slots], None]:
+        def job(slots: Slots) -> None:
+            old = slots.get(precision)
+            slots[precision] = slot
+            if old is not None:
+                old.close()
+            self._post(_resolve, future, None, None)
+
+        return job
+
+    # --- the way between the threads ----------------------------------------------------------------
+    async def hand_over_s(self, times: int = 7) -> float:
+        """Seconds from the loop's thread to a worker and back, measured now: the median."""
+        taken = []
+        for _ in range(times):
+            if not self.idle:
+                break
+            future: asyncio.Future[Any] = self._loop.create_future()
+            began = self._loop.time()
+            self.idle[-1].submit(lambda _, future=future: self._post(_resolve, future, None, None))  # type: ignore[misc]
+            await future
+            taken.append(self._loop.time() - began)
+        return sorted(taken)[len(taken) // 2] if taken else 0.0
+
+    def _post(self, call: Callable[..., None], *args: Any) -> None:
+        """From a worker's thread to the loop's."""
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            logger.warning("the event loop ended before a worker did", extra={"model": self._name})
+
+    def _later(self, pause_s: float, call: Callable[[], None]) -> None:
+        def run() -> None:
+            self._timers.discard(handle)
+            call()
+
+        handle = self._loop.call_later(pause_s, run)
+        self._timers.add(handle)
+
+    async def close(self, timeout_s: float) -> None:
+        """Ends the workers after what they run, waiting at most `timeout_s` for it."""
+        self._closing = True
+        for handle in self._timers:
+            handle.cancel()
+        workers = [*self.idle, *self.busy]
+        for worker in workers:
+            worker.close()
+        ended = await asyncio.gather(*(asyncio.to_thread(worker.join, timeout_s) for worker in workers))
+        if not all(ended):
+            logger.error("a worker still runs", extra={"model": self._name, "workers": ended.count(False)})
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _describe(error: BaseException) -> str:
+    return error.message if isinstance(error, VernierError) else repr(error)
