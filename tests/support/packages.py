@@ -17,11 +17,15 @@ from app.package.manifest import Manifest, dump_manifest
 WIDTH = 4
 
 
-def mlp_model(seed: int = 0, batch: int | str = "batch", scale: float = 1.0) -> onnx.ModelProto:
-    """y = softmax(relu(x W1 + b1) W2), x [batch, 4], and z = 2 x; deterministic in `seed`."""
+def mlp_model(seed: int = 0, batch: int | str = "batch", bend: str | None = None) -> onnx.ModelProto:
+    """y = softmax(relu(x W1 + b1) W2), x [batch, 4], and z = 2 x; deterministic in `seed`.
+
+    bend: how a bad variant differs: `clip` limits x to ±3 on its way to z, `overflow` makes z infinite for
+        |x| over 3.4. Both are right for the golden vectors.
+    """
     rng = np.random.default_rng(seed)
     weights = {
-        "w1": rng.normal(size=(WIDTH, 16)).astype(np.float32) * np.float32(scale),
+        "w1": rng.normal(size=(WIDTH, 16)).astype(np.float32),
         "b1": rng.normal(size=16).astype(np.float32),
         "w2": rng.normal(size=(16, 3)).astype(np.float32),
         "two": np.array(2.0, np.float32),
@@ -32,8 +36,17 @@ def mlp_model(seed: int = 0, batch: int | str = "batch", scale: float = 1.0) -> 
         helper.make_node("Relu", ["h1"], ["h2"], "relu"),
         helper.make_node("MatMul", ["h2", "w2"], ["h3"], "second"),
         helper.make_node("Softmax", ["h3"], ["y"], "softmax", axis=-1),
-        helper.make_node("Mul", ["x", "two"], ["z"], "double"),
+        helper.make_node("Mul", ["bent", "two"], ["z"], "double"),
     ]
+    if bend == "clip":
+        weights |= {"low": np.array(-3.0, np.float32), "high": np.array(3.0, np.float32)}
+        nodes.insert(0, helper.make_node("Clip", ["x", "low", "high"], ["bent"], "bend"))
+    elif bend == "overflow":
+        weights |= {"huge": np.array(1e38, np.float32)}
+        nodes.insert(0, helper.make_node("Mul", ["x", "huge"], ["large"], "bend"))
+        nodes.insert(1, helper.make_node("Div", ["large", "huge"], ["bent"], "unbend"))
+    else:
+        nodes.insert(0, helper.make_node("Identity", ["x"], ["bent"], "keep"))
     graph = helper.make_graph(
         nodes,
         "mlp",
@@ -86,13 +99,23 @@ def _shape(value_info: onnx.ValueInfoProto) -> list[int | str]:
 
 
 def write_package(
-    engines: Path, name: str = "mlp", version: int = 1, model: onnx.ModelProto | None = None, **changes: Any
+    engines: Path,
+    name: str = "mlp",
+    version: int = 1,
+    model: onnx.ModelProto | None = None,
+    variants: dict[str, onnx.ModelProto] | None = None,
+    **changes: Any,
 ) -> Path:
-    """Writes `engines/<name>/<version>` with an fp32 variant and golden vectors and returns its path."""
+    """Writes `engines/<name>/<version>` with golden vectors and returns its path.
+
+    variants: further precisions, each held to a relative L2 error of 1 % on every sample.
+    """
     model = model or mlp_model()
     package = engines / name / str(version)
     package.mkdir(parents=True)
     onnx.save(model, package / "fp32.onnx")
+    for precision, variant in (variants or {}).items():
+        onnx.save(variant, package / f"{precision}.onnx")
     batch = _shape(model.graph.input[0])[0]
     rows = batch if isinstance(batch, int) else 4
     x = np.random.default_rng(7).normal(size=(rows, WIDTH)).astype(np.float32)
@@ -114,7 +137,13 @@ def write_package(
             if dynamic
             else {"kind": "fixed", "size": batch}
         ),
-        "variants": {"fp32": {"precision": "fp32", "files": ["fp32.onnx"], "budget": {}}},
+        "variants": {
+            "fp32": {"precision": "fp32", "files": ["fp32.onnx"], "budget": {}},
+            **{
+                p: {"precision": p, "files": [f"{p}.onnx"], "budget": {"rel_l2.max": 0.01}}
+                for p in variants or {}
+            },
+        },
         "golden": "golden.npz",
         "files": {p: e.model_dump() for p, e in entries_of(package, skip=["manifest.json"]).items()},
     }
