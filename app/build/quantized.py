@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from app.package.calibration import StoredWeight
 from app.tensors import Array
 
 INT8_MAX = 127
@@ -19,7 +20,7 @@ _SCALE_MIN, _SCALE_MAX = 2.0**-24, 65504.0
 
 
 @dataclass(frozen=True)
-class QuantizedWeight:
+class QuantizedWeight(StoredWeight):
     """A weight in INT8, in the shape in which the node reads it.
 
     values: int8, symmetric, within ±127.
@@ -28,11 +29,10 @@ class QuantizedWeight:
     method: how the values were rounded, for the report.
     """
 
-    values: Array
-    scales: Array
-    axis: int
-    bias_correction: Array | None = None
-    method: str = "nearest"
+    @classmethod
+    def restored(cls, stored: StoredWeight) -> QuantizedWeight:
+        """From a calibration cache."""
+        return cls(stored.values, stored.scales, stored.axis, stored.bias_correction, stored.method)
 
     def dequantized(self) -> Array:
         """The float32 weight that the integers stand for."""

@@ -1,0 +1,223 @@
+"""Finds the nodes that must stay FP32 in an FP16 or BF16 graph, by running data through the model.
+
+A list of operator names would both keep too much in FP32 and miss what matters: whether a layer
+overflows depends on its weights and on the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from app.build.data import Samples, limit
+from app.build.floats import FP16_MAX, MOVEMENT
+from app.build.graph import GraphView
+from app.build.placement import CONVOLUTIONS, weight_axis
+from app.build.progress import NoProgress, Progress
+from app.build.taps import Taps
+from app.tensors import Array
+
+#: A quarter of FP16's largest number: data not seen yet may be larger than what was.
+FP16_LIMIT = FP16_MAX / 4
+#: Below it FP16 has fewer and fewer bits.
+FP16_SMALLEST_NORMAL = 2.0**-14
+#: Largest whole number up to which every whole number is exact.
+_EXACT_INTEGERS = {"fp16": 2048.0, "bf16": 256.0}
+
+_MOST_SAMPLES = 128
+#: A weight whose rounding to FP16 changes it by more than this share of its norm is too small for it …
+_WEIGHT_LOSS = 2.0**-8
+#: … and so is a single channel, unless all it can add to its output is below this share of its bias.
+_CHANNEL_LOSS, _CHANNEL_SHARE = 2.0**-6, 2.0**-12
+
+#: A tiny input that becomes zero turns into an infinity here.
+_DIVIDES = {"Div": 1, "Log": 0, "Reciprocal": 0}
+
+
+@dataclass
+class _Seen:
+    """One value over all samples: largest and smallest non-zero finite magnitude, size, whole numbers lost."""
+
+    peak: float = 0.0
+    least: float = np.inf
+    size: int = 0
+    inexact: bool = False
+
+    def add(self, values: Array, exact: float | None) -> None:
+        magnitudes = np.abs(values.reshape(-1))
+        self.size = max(self.size, magnitudes.size)
+        if not magnitudes.size:
+            return
+        peak = float(magnitudes.max())
+        if not np.isfinite(peak):
+            magnitudes = magnitudes[np.isfinite(magnitudes)]
+            peak = float(magnitudes.max(initial=0.0))
+        self.peak = max(self.peak, peak)
+        if exact is not None:
+            # Beyond the exact ones a whole number survives only with enough trailing zero bits.
+            step = np.ldexp(1.0, np.maximum(np.frexp(magnitudes)[1] - int(np.log2(exact)) - 1, 0))
+            self.inexact = self.inexact or bool(np.any(magnitudes % step))
+
+    def add_least(self, values: Array) -> None:
+        magnitudes = np.abs(values.reshape(-1))
+        self.least = min(self.least, float(magnitudes[magnitudes > 0].min(initial=np.inf)))
+
+
+def overflow_nodes(
+    model: ModelProto, samples: Samples, limit_at: float = FP16_LIMIT, progress: Progress | None = None
+) -> frozenset[str]:
+    """The names of `half_hazards` in FP16."""
+    return frozenset(half_hazards(model, samples, "fp16", limit_at, progress))
+
+
+def half_hazards(
+    model: ModelProto,
+    samples: Samples,
+    base: str = "fp16",
+    limit_at: float = FP16_LIMIT,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Node name → why it must stay FP32 in a graph of type `base` (`fp16` or `bf16`).
+
+    In FP16: an input, output or constant beyond `limit_at`; values or weights so small that FP16 loses
+    them; a divisor or logarithm that FP16 would turn into zero. In both: whole numbers (ids, positions,
+    lengths) that are not exact any more.
+
+    Raises:
+        BuildError: the model fails on the samples.
+    """
+    view = GraphView(model)
+    names = [
+        name
+        for node in view.nodes
+        for name in (*node.input, *node.output)
+        if name and view.is_float(name) and name not in view.constants
+    ]
+    names = list(dict.fromkeys(names))
+    exact = _EXACT_INTEGERS[base]
+    whole = _whole_numbers(view)
+    divisors = {
+        node.input[_DIVIDES[node.op_type]]
+        for node in view.nodes
+        if node.op_type in _DIVIDES and len(node.input) > _DIVIDES[node.op_type]
+    }
+    seen = {name: _Seen() for name in names}
+    if names:
+        taps = Taps(model, names)
+        chosen = limit(samples, _MOST_SAMPLES)
+        with (progress or NoProgress()).task("looking for overflow", total=len(chosen)) as advance:
+            for values, count in taps.batches(chosen, taps.rows(chosen)):
+                for name in names:
+                    seen[name].add(values[name], exact if name in whole else None)
+                    if name in divisors:
+                        seen[name].add_least(values[name])
+                advance(count)
+    values_at_risk = {n: r for n in names if (r := _risk(seen[n], n in divisors, base, limit_at))}
+    found: dict[str, str] = {}
+    for node in view.nodes:
+        reason = _of_values(node, values_at_risk)
+        if base == "fp16" and not reason:
+            reason = _inside(view, node, seen, limit_at) or _of_constants(view, node, seen, limit_at)
+        if reason:
+            found[node.name] = reason
+    return found
+
+
+def _whole_numbers(view: GraphView) -> set[str]:
+    """Values that came from integers and were only moved since."""
+    whole: set[str] = set()
+    for node in view.nodes:
+        source = node.input[0] if node.input else ""
+        from_integers = node.op_type == "Cast" and not view.is_float(source)
+        if from_integers or (node.op_type in MOVEMENT and source in whole):
+            whole.update(node.output)
+    return {name for name in whole if view.is_float(name)}
+
+
+def _risk(seen: _Seen, divides: bool, base: str, limit_at: float) -> str:
+    if seen.inexact:
+        return f"whole numbers up to {seen.peak:.0f} are not exact"
+    if base != "fp16":
+        return ""
+    if seen.peak > limit_at:
+        return f"values reach {seen.peak:.3g}"
+    if 0.0 < seen.peak < FP16_SMALLEST_NORMAL:
+        return f"no value is larger than {seen.peak:.3g}"
+    if divides and seen.least < FP16_SMALLEST_NORMAL:
+        return f"divisors or logarithms of values down to {seen.least:.3g}"
+    return ""
+
+
+def _of_values(node: NodeProto, at_risk: dict[str, str]) -> str:
+    for name in (*node.input, *node.output):
+        if name in at_risk:
+            return f"'{name}': {at_risk[name]}"
+    return ""
+
+
+def _inside(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limit_at: float) -> str:
+    """Operators whose intermediate results are larger than what goes in and comes out."""
+    if not node.input or node.input[0] not in seen or not node.output or node.output[0] not in seen:
+        return ""
+    into, out = seen[node.input[0]], seen[node.output[0]]
+    inner = 0.0
+    if node.op_type == "ReduceMean" and out.size:
+        inner = out.peak * into.size / out.size
+    elif node.op_type in ("ReduceL2", "LpNormalization"):
+        inner = (out.peak if node.op_type == "ReduceL2" else into.peak) ** 2
+    elif node.op_type == "ReduceLogSumExp":
+        inner = float(np.exp(min(into.peak, 80.0)))
+    return f"intermediate sums reach {inner:.3g}" if inner > limit_at else ""
+
+
+def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limit_at: float) -> str:
+    for position, name in enumerate(node.input):
+        if name not in view.constants or not view.is_float(name):
+            continue
+        value = view.constant(name)
+        if value is None or not value.size:
+            continue
+        peak = float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
+        if peak > limit_at:
+            return f"constant '{name}' holds {peak:.3g}"
+        if value.size > 1 and (reason := _too_small(view, node, position, value, seen)):
+            return reason
+    return ""
+
+
+def _too_small(view: GraphView, node: NodeProto, position: int, value: Array, seen: dict[str, _Seen]) -> str:
+    lost = value.astype(np.float16).astype(np.float32) - value
+    norm = float(np.linalg.norm(value))
+    if norm and float(np.linalg.norm(lost)) > _WEIGHT_LOSS * norm:
+        return f"constant '{node.input[position]}' is too small for FP16"
+    axis = weight_axis(view, node) if node.op_type in (*CONVOLUTIONS, "Gemm", "MatMul") else None
+    if axis is None or position != 1:
+        return ""
+    others = tuple(i for i in range(value.ndim) if i != axis)
+    norms = np.sqrt(np.square(value, dtype=np.float64).sum(axis=others))
+    losses = np.sqrt(np.square(lost, dtype=np.float64).sum(axis=others))
+    hurt = losses > _CHANNEL_LOSS * norms
+    if not hurt.any():
+        return ""
+    bias_name = node.input[2] if len(node.input) > 2 else ""
+    bias = view.constant(bias_name) if bias_name in view.constants else None
+    if bias is not None and bias.size == norms.size:
+        into = seen[node.input[0]].peak if node.input[0] in seen else np.inf
+        reach = into * np.abs(value).sum(axis=others, dtype=np.float64)
+        hurt &= reach > _CHANNEL_SHARE * np.abs(bias.reshape(-1))
+    if not hurt.any():
+        return ""
+    return f"{int(hurt.sum())} channels of '{node.input[1]}' are too small for FP16"
+
+
+def hazard_notes(hazards: dict[str, str], base: str, most: int = 3) -> tuple[str, ...]:
+    """One sentence for the report, or none."""
+    if not hazards:
+        return ()
+    shown = "; ".join(f"{name} ({why})" for name, why in list(hazards.items())[:most])
+    more = f"; and {len(hazards) - most} more" if len(hazards) > most else ""
+    return (
+        f"{len(hazards)} nodes stay FP32 because {base.upper()} cannot hold what they compute: {shown}{more}",
+    )
