@@ -57,7 +57,7 @@ class _Seen:
         self.peak = max(self.peak, peak)
         if exact is not None:
             # Beyond the exact ones a whole number survives only with enough trailing zero bits.
-            step = np.ldexp(1.0, np.maximum(np.frexp(magnitudes)[1] - int(np.log2(exact)) - 1, 0))
+            step = np.ldexp(1.0, np.maximum(np.frexp(magnitudes)[1] - int(np.log2(exact)), 0))
             self.inexact = self.inexact or bool(np.any(magnitudes % step))
 
     def add_least(self, values: Array) -> None:
