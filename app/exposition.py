@@ -18,6 +18,13 @@ from prometheus_client.registry import Collector
 from app.metrics import Histogram, ModelMetrics
 
 
+def _metric_labels(name: str) -> dict[str, str]:
+    """`rel_l2.p99@score` becomes three labels, so that it joins with `vernier_precision_error{metric="rel_l2"}`."""
+    measured, _, output = name.partition("@")
+    metric, _, statistic = measured.partition(".")
+    return {"metric": metric, "statistic": statistic, "output": output}
+
+
 class _ModelFamilies:
     """One scrape: families filled from every ModelMetrics."""
 
@@ -136,14 +143,14 @@ class _ModelFamilies:
             self.gauge(
                 "vernier_precision_gate_error",
                 "What the accuracy gate measured.",
-                {**base, "precision": precision, "runtime": runtime, "metric": metric},
+                {**base, "precision": precision, "runtime": runtime, **_metric_labels(metric)},
                 value,
             )
         for (precision, metric), value in m._budgets.items():
             self.gauge(
                 "vernier_precision_budget",
                 "The bound that live errors are held against.",
-                {**base, "precision": precision, "metric": metric},
+                {**base, "precision": precision, **_metric_labels(metric)},
                 value,
             )
         for (precision, metric), data in m._errors.items():

@@ -35,8 +35,8 @@ def whole(metric: str, labels: str = "") -> str:
     return f"sum({rate(metric, labels)})"
 
 
-def quantile(q: float, metric: str, by: str = BY) -> str:
-    return f"histogram_quantile({q}, {total(metric + '_bucket', by=f'{by}, le')})"
+def quantile(q: float, metric: str, by: str = BY, labels: str = "") -> str:
+    return f"histogram_quantile({q}, {total(metric + '_bucket', labels, f'{by}, le')})"
 
 
 def mean(metric: str, labels: str = "", by: str = BY) -> str:

@@ -68,8 +68,8 @@ def test_only_one_precision_is_active_and_gate_budget_and_errors_are_shown() -> 
     for precision, size in (("fp32", 400), ("int8", 100)):
         model.engine_loaded(precision, "onnxruntime", size, 0.5)
     model.precision_active("int8", "onnxruntime")
-    model.gate_error("int8", "onnxruntime", {"rel_l2": 0.01})
-    model.precision_budget("int8", {"rel_l2": 0.02})
+    model.gate_error("int8", "onnxruntime", {"rel_l2.p99@score": 0.01, "auc": 0.8})
+    model.precision_budget("int8", {"rel_l2.max": 0.02})
     model.precision_error("int8", "rel_l2", 0.011)
     model.precision_sample("within")
     model.fallback("int8", "fp16", "budget")
@@ -78,8 +78,9 @@ def test_only_one_precision_is_active_and_gate_budget_and_errors_are_shown() -> 
     assert read(samples, "vernier_precision_active") == 1
     assert read(samples, "vernier_precision_active", precision="int8") == 1
     assert read(samples, "vernier_engine_bytes", precision="fp32") == 400
-    assert read(samples, "vernier_precision_gate_error", metric="rel_l2") == 0.01
-    assert read(samples, "vernier_precision_budget", metric="rel_l2") == 0.02
+    assert read(samples, "vernier_precision_gate_error", metric="rel_l2", statistic="p99", output="score") == 0.01
+    assert read(samples, "vernier_precision_gate_error", metric="auc", statistic="") == 0.8
+    assert read(samples, "vernier_precision_budget", metric="rel_l2", statistic="max") == 0.02
     assert read(samples, "vernier_precision_error_count", metric="rel_l2") == 1
     assert read(samples, "vernier_precision_samples_total", result="within") == 1
     assert read(samples, "vernier_precision_fallbacks_total", **{"from": "int8", "to": "fp16"}) == 1
