@@ -15,6 +15,7 @@ from bisect import bisect_left
 from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 OUTCOMES = ("answered", "failed", "expired", "cancelled")
+SAMPLE_RESULTS = ("within", "over", "dropped", "failed")
 DISPATCH_REASONS = ("full", "delay", "deadline", "idle")
 
 #: Seconds, 50 µs to 10 s: five steps a decade at the fast end, where objectives of engines lie.
@@ -120,7 +121,7 @@ class ModelMetrics:
         self._gate: Dict[Tuple[str, str, str], float] = {}
         self._budgets: Dict[Tuple[str, str], float] = {}
         self._errors: Dict[Tuple[str, str], Histogram] = {}
-        self._samples: Dict[str, int] = {}
+        self._samples = dict.fromkeys(SAMPLE_RESULTS, 0)
         self._useful = 0
         self._padded = 0
         self._objective_s: Optional[float] = None
@@ -231,8 +232,8 @@ class ModelMetrics:
         histogram.observe(value)
 
     def precision_sample(self, result: str, n: int = 1) -> None:
-        """result: `within`, `over`, `dropped` (the monitor was busy) or `failed`."""
-        self._samples[result] = self._samples.get(result, 0) + n
+        """result: `within`, `over`, `dropped` (the monitor was busy) or `failed`; KeyError otherwise."""
+        self._samples[result] += n
 
     def fallback(self, from_: str, to: str, reason: str) -> None:
         key = (from_, to, reason)

@@ -72,13 +72,15 @@ def variables() -> list[Json]:
 
 def fallback_marks() -> list[Json]:
     """A red line wherever live traffic moved to another variant."""
+    moved = f"vernier_precision_fallbacks_total{{{SHOWN}}}"
     return [
         {
             "name": "Fallbacks",
             "datasource": {"type": "prometheus", "uid": "${datasource}"},
             "enable": True,
             "iconColor": "red",
-            "expr": f"changes(vernier_precision_fallbacks_total{{{SHOWN}}}[1m]) > 0",
+            # a counter that is born at 1 does not change, so one that was not there a minute ago counts too
+            "expr": f"changes({moved}[1m]) > 0 or ({moved} unless {moved} offset 1m)",
             "titleFormat": "{{model}}: {{from}} to {{to}}",
             "textFormat": "{{reason}}",
             "step": "60s",
