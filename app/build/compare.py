@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from app.accuracy import compare_outputs, find_task
+from app.budget import Budget
 from app.build.data import ArraySamples, Samples, load_samples
 from app.build.evaluate import Evaluator
 from app.build.inspect import open_checked
@@ -31,13 +32,19 @@ class Side:
 
 @dataclass(frozen=True)
 class CompareResult:
-    """outputs: output → metric → value, B measured against A; tasks: metric → (A, B) where data has labels."""
+    """How B differs from A.
+
+    outputs: output → metric → value, B measured against A.
+    tasks: metric → (A, B), where the data has labels.
+    refusal: what a budget found wanting, None without a budget or when it holds.
+    """
 
     a: str
     b: str
     samples: int
     outputs: dict[str, dict[str, float]]
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    refusal: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; non-finite numbers as text, which JSON lacks."""
@@ -47,6 +54,7 @@ class CompareResult:
             "samples": self.samples,
             "outputs": {o: {m: _plain(v) for m, v in metrics.items()} for o, metrics in self.outputs.items()},
             "tasks": {m: {"a": _plain(a), "b": _plain(b)} for m, (a, b) in self.tasks.items()},
+            "refusal": self.refusal,
         }
 
 
@@ -76,7 +84,9 @@ def find_side(text: str) -> Side:
     return Side(f"{folder}:{precision}", package / manifest.variants[precision].files[0], package)
 
 
-def compare(a: Side, b: Side, data: str | None = None, label_key: str = "label") -> CompareResult:
+def compare(
+    a: Side, b: Side, data: str | None = None, label_key: str = "label", budget: Budget | None = None
+) -> CompareResult:
     """Runs both on the same samples; without `data`, on the golden vectors of the first package among them.
 
     Raises:
@@ -89,21 +99,22 @@ def compare(a: Side, b: Side, data: str | None = None, label_key: str = "label")
         raise BuildError(f"{a.label} and {b.label} have different outputs: compare versions of one model")
     samples = load_samples(data, left.inputs, label_key) if data is not None else _golden(a, b)
     answers = left.run(samples), right.run(samples)
+    tasks = {}
     try:
         outputs = {name: compare_outputs(answers[0][name], answers[1][name]) for name in left.output_names}
-    except AccuracyError as error:
-        raise BuildError(error.message) from error
-    tasks = {}
-    if samples.labels is not None:
-        try:
+        if samples.labels is not None:
             task = find_task(answers[0], samples.labels)
             tasks[task.metric] = (
                 task.measure(answers[0], samples.labels),
                 task.measure(answers[1], samples.labels),
             )
-        except AccuracyError as error:
-            raise BuildError(f"the labels of '{data}' cannot be used: {error.message}") from error
-    return CompareResult(a.label, b.label, len(samples), outputs, tasks)
+        verdict = budget.judge(answers[0], answers[1], samples.labels) if budget is not None else None
+    except AccuracyError as error:
+        raise BuildError(
+            f"the two cannot be compared on {data or 'the golden vectors'}: {error.message}"
+        ) from error
+    refusal = None if verdict is None or verdict.passed else verdict.reason
+    return CompareResult(a.label, b.label, len(samples), outputs, tasks, refusal)
 
 
 def _golden(a: Side, b: Side) -> Samples:
@@ -126,12 +137,10 @@ def render(result: CompareResult) -> Group:
     parts: list[Any] = [Text(f"{result.b} against {result.a}, {result.samples} samples", style="bold"), table]
     for metric, (left, right) in result.tasks.items():
         parts.append(Text(f"{metric}: {left:.6g} against {right:.6g} ({right - left:+.2g})"))
+    if result.refusal is not None:
+        parts.append(Text(f"refused: {result.refusal}", style="red"))
     return Group(*parts)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def show(result: CompareResult) -> None:
-    Console(highlight=False).print(render(result))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -117,23 +117,35 @@ def _batching(report: dict[str, Any]) -> Text:
 
 def _variants(report: dict[str, Any]) -> Table:
     table = Table(title="variants", title_justify="left")
-    for column in ("precision", "runtime", "gate", "budget", "nodes", "size", "latency ms"):
+    for column in ("precision", "size", "nodes", "judged on", "gate", "measured (budget)", "latency ms"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for name, variant in report["variants"].items():
         nodes = ", ".join(f"{count} {kind}" for kind, count in variant["assignment"].items())
+        first = True
         for runtime in variant["gates"] or {"": None}:
             gate = variant["gates"].get(runtime)
             latency = variant["latency_ms"].get(runtime, {})
             table.add_row(
-                name,
+                name if first else "",
+                size_text(variant["bytes"]) if first else "",
+                nodes if first else "",
                 runtime,
                 "" if gate is None else "pass" if gate["passed"] else "refused",
-                "" if gate is None else "; ".join(gate["budget"]),
-                nodes,
-                size_text(variant["bytes"]),
-                ", ".join(f"{bucket}: {milliseconds_text(ms)}" for bucket, ms in latency.items()),
+                "" if gate is None else _judged(gate),
+                " ".join(f"{bucket}:{milliseconds_text(ms)}" for bucket, ms in latency.items()),
             )
+            first = False
     return table
+
+
+def _judged(gate: dict[str, Any]) -> str:
+    """Each term of the budget with what was measured: `auc@score 0.807 (>=99%)`."""
+    parts = []
+    for term in gate["budget"]:
+        key = term.split(">=")[0].split("<=")[0]
+        value = gate["metrics"].get(key)
+        parts.append(term if value is None else f"{key} {value:.4g} ({term[len(key) :]})")
+    return ", ".join(parts)
 
 
 def _nodes(name: str, nodes: dict[str, str]) -> Table:
@@ -153,8 +165,3 @@ def size_text(count: int) -> str:
 
 def milliseconds_text(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def show(package: Path, with_nodes: bool = False) -> None:
-    """Prints the package to standard output. Raises BuildError."""
-    Console(highlight=False).print(render(describe(package, with_nodes)))

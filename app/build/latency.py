@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
@@ -20,10 +21,22 @@ from app.tensors import Arrays
 _WARM_UP_RUNS = 2
 _LEAST_RUNS, _MOST_RUNS = 5, 200
 _SECONDS_PER_BUCKET = 0.15
-#: A variant must be faster than a safer one by this share to be preferred to it: medians differ by as much.
-NOTICEABLE = 0.03
+#: A variant must be faster than a safer one by this share to be preferred to it: equal ones differ by as much.
+NOTICEABLE = 0.05
 
-Latencies = dict[str, dict[int, float]]
+Curve = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Milliseconds of one run by precision and bucket.
+
+    median: what a caller may expect.
+    undisturbed: the lower quartile, which other work on the machine touches least; variants are compared by it.
+    """
+
+    median: dict[str, Curve]
+    undisturbed: dict[str, Curve]
 
 
 def batches_of(samples: Arrays, batching: Batching) -> list[tuple[int, Arrays]]:
@@ -41,14 +54,14 @@ def measure(
     limit_s: float = 20.0,
     clock: Callable[[], float] = perf_counter,
 ) -> Latencies:
-    """Precision → bucket → median milliseconds of one run, staging by the caller not included.
+    """Times one run of each variant per bucket, staging by the caller not included.
 
     Args:
         batches: (bucket, inputs), ascending; all variants take the same inputs.
         limit_s: large buckets are left out when they would not fit into this time; the first is measured
             whatever it takes.
     """
-    found: Latencies = {name: {} for name in executors}
+    found = Latencies({name: {} for name in executors}, {name: {} for name in executors})
     end = clock() + limit_s
     previous = 0.0
     with ExitStack() as stack, progress.task("measuring latency", len(batches)) as advance:
@@ -59,7 +72,8 @@ def measure(
                 break
             times = _time_in_turns(slots, inputs, _SECONDS_PER_BUCKET, clock)
             for name, seconds in times.items():
-                found[name][bucket] = median(seconds) * 1000
+                found.median[name][bucket] = median(seconds) * 1000
+                found.undisturbed[name][bucket] = sorted(seconds)[len(seconds) // 4] * 1000
             previous = sum(median(seconds) for seconds in times.values())
             advance(1)
     return found
@@ -111,6 +125,6 @@ def fastest(latencies: Latencies, safest_first: Sequence[str]) -> str:
     """
     best = safest_first[0]
     for name in safest_first[1:]:
-        if relative_time(latencies[name], latencies[best]) < 1 - NOTICEABLE:
+        if relative_time(latencies.undisturbed[name], latencies.undisturbed[best]) < 1 - NOTICEABLE:
             best = name
     return best

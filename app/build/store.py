@@ -144,6 +144,13 @@ def read_model(path: Path) -> tuple[ModelProto, str]:
     return model, _hash([path, *files])
 
 
+def input_names(path: Path) -> list[str]:
+    """The inputs' names, weights left out, without reading external data. Raises BuildError."""
+    graph = _parse(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in weights]
+
+
 def _to_raw(path: Path, tensor: TensorProto) -> None:
     """Moves typed data fields to `raw_data` and checks its length against the shape."""
     if tensor.data_type == TensorProto.STRING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from app.build.latency import batches_of, fastest, measure, relative_time
+from app.build.latency import Latencies, batches_of, fastest, measure, relative_time
 from app.build.progress import NoProgress
 from app.engine.base import Executor, Slot, StageTimes
 from app.package.manifest import Batching
@@ -59,7 +59,7 @@ class TimedExecutor(Executor):
         return
 
 
-def run(speeds: dict[str, float], buckets: list[int], limit_s: float = 60.0) -> tuple[dict, Clock]:
+def run(speeds: dict[str, float], buckets: list[int], limit_s: float = 60.0) -> tuple[Latencies, Clock]:
     clock = Clock()
     executors = {name: TimedExecutor(name, seconds, clock) for name, seconds in speeds.items()}
     batches = batches_of(
@@ -70,9 +70,10 @@ def run(speeds: dict[str, float], buckets: list[int], limit_s: float = 60.0) -> 
 
 def test_the_median_of_every_bucket_is_in_milliseconds() -> None:
     found, _ = run({"fp32": 0.002, "int8": 0.001}, [1, 2, 4])
-    assert found["fp32"] == pytest.approx({1: 2.0, 2: 4.0, 4: 8.0})
-    assert found["int8"] == pytest.approx({1: 1.0, 2: 2.0, 4: 4.0})
-    assert relative_time(found["int8"], found["fp32"]) == pytest.approx(0.5)
+    assert found.median["fp32"] == pytest.approx({1: 2.0, 2: 4.0, 4: 8.0})
+    assert found.median["int8"] == pytest.approx({1: 1.0, 2: 2.0, 4: 4.0})
+    assert found.undisturbed == found.median
+    assert relative_time(found.median["int8"], found.median["fp32"]) == pytest.approx(0.5)
 
 
 def test_variants_take_turns() -> None:
@@ -84,15 +85,16 @@ def test_variants_take_turns() -> None:
 
 def test_buckets_that_would_take_too_long_are_left_out_but_never_the_first() -> None:
     found, clock = run({"fp32": 0.1}, [1, 2, 4, 8, 16, 32, 64], limit_s=8.0)
-    assert 1 in found["fp32"]
-    assert 64 not in found["fp32"]
+    assert 1 in found.median["fp32"]
+    assert 64 not in found.median["fp32"]
     assert clock.now < 12.0
     found, _ = run({"fp32": 50.0}, [1, 2], limit_s=8.0)
-    assert list(found["fp32"]) == [1]
+    assert list(found.median["fp32"]) == [1]
 
 
 def test_a_tie_goes_to_the_safer_variant() -> None:
-    latencies = {"fp32": {1: 1.0, 8: 4.0}, "fp16": {1: 0.99, 8: 3.95}, "int8": {1: 0.6, 8: 2.0}}
+    curves = {"fp32": {1: 1.0, 8: 4.0}, "fp16": {1: 0.99, 8: 3.85}, "int8": {1: 0.6, 8: 2.0}}
+    latencies = Latencies(curves, curves)
     assert fastest(latencies, ["fp32", "fp16", "int8"]) == "int8"
     assert fastest(latencies, ["fp32", "fp16"]) == "fp32"
     assert fastest(latencies, ["fp32"]) == "fp32"

@@ -1,0 +1,153 @@
+"""Builds one precision after the other and lets the gate judge each: as a GPU computes it, and as served here.
+
+The first judgement emulates the rounding of FP16 and BF16, which ONNX Runtime hides on a CPU; the
+second runs the file as the service will run it. A variant that fails the first is refused; one that
+fails only the second stays in the package for other runtimes, with the failure written beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.build.data import Samples, split
+from app.build.evaluate import Evaluator
+from app.build.gate import gate_with, make_judge, resolve_budget
+from app.build.lower import Recipe
+from app.build.progress import Progress
+from app.build.request import QUANTIZED, BuildRequest
+from app.build.search import SearchResult, search
+from app.build.store import write_model
+from app.build.variants import Workshop
+from app.engine.onnxruntime import RUNTIME
+from app.errors import BuildError
+from app.package.manifest import GateResult
+from app.package.plans import BELOW_10
+from app.tensors import Arrays
+
+#: The key in `VariantEntry.gates` for the judgement that emulates a GPU's rounding.
+EMULATED = "emulated"
+#: Without this many samples of its own a search selects and verifies on the same ones.
+_LEAST_TO_SPLIT = 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One precision, built and judged.
+
+    status: `pass`, `refused` or `skipped`.
+    files: in the staging folder, the ONNX file first; empty unless it is kept.
+    gates: by runtime, and `emulated`.
+    outputs: its answers to the evaluation samples, as served here, or emulated where it cannot run here.
+    """
+
+    precision: str
+    status: str
+    reason: str = ""
+    recipe: Recipe | None = None
+    files: tuple[str, ...] = ()
+    lowerings: tuple[str, ...] = ()
+    gates: dict[str, GateResult] | None = None
+    outputs: Arrays | None = None
+    found: SearchResult | None = None
+
+    @property
+    def kept(self) -> bool:
+        return bool(self.files)
+
+    @property
+    def runs_here(self) -> bool:
+        return self.kept and self.gates is not None and RUNTIME in self.gates and self.gates[RUNTIME].passed
+
+
+class Judging:
+    """The evaluation samples, FP32's answers to them, and the budget that variants are held against."""
+
+    def __init__(
+        self, workshop: Workshop, samples: Samples, request: BuildRequest, progress: Progress
+    ) -> None:
+        self.workshop = workshop
+        self.samples = samples
+        self._request = request
+        self._progress = progress
+        with progress.task("running FP32", len(samples)) as advance:
+            self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
+        self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
+        self._judge = make_judge(self.budget, self.reference, samples.labels)
+
+    def build(self, precision: str, folder: Path) -> Candidate:
+        """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
+        recipe = self.workshop.recipe(precision)
+        outputs = self._emulated(recipe)
+        gate = gate_with(self._judge, outputs)
+        found, reason = None, gate.reason
+        if not gate.passed and self._request.search and precision != "fp32":
+            found = self._search(recipe)
+            recipe = found.recipe
+            outputs = self._emulated(recipe)
+            gate = gate_with(self._judge, outputs)
+            if precision in QUANTIZED and not (recipe.int8 or recipe.fp8):
+                reason = f"no node can stay quantized inside the budget; with all of them {reason}"
+                gate = gate.model_copy(update={"passed": False, "reason": reason})
+        candidate = Candidate(
+            precision,
+            "pass" if gate.passed else "refused",
+            gate.reason,
+            recipe,
+            (),
+            (),
+            {EMULATED: gate},
+            outputs,
+            found,
+        )
+        return self._serve(self._write(candidate, folder), folder) if gate.passed else candidate
+
+    def _emulated(self, recipe: Recipe) -> Arrays:
+        with self._progress.task("running the variant", len(self.samples)) as advance:
+            return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
+
+    def _search(self, recipe: Recipe) -> SearchResult:
+        if len(self.samples) >= _LEAST_TO_SPLIT:
+            select, verify = split(self.samples, len(self.samples) // 2)
+        else:
+            select = verify = self.samples
+        return search(
+            self.workshop.prepared, recipe, self.workshop.nodes, select, verify, self.budget, self._progress
+        )
+
+    def _write(self, candidate: Candidate, folder: Path) -> Candidate:
+        recipe = candidate.recipe
+        assert recipe is not None
+        files = write_model(self.workshop.graph(recipe), folder / f"{candidate.precision}.onnx")
+        lowerings: list[Path] = []
+        if self._request.below_tensorrt_10 and candidate.precision in ("fp16", "int8-fp32", "int8"):
+            lowerings = write_model(
+                self.workshop.graph(recipe, "trt8"), folder / f"{candidate.precision}.trt8.onnx"
+            )
+        return replace(
+            candidate, files=tuple(p.name for p in files), lowerings=tuple(p.name for p in lowerings)
+        )
+
+    def _serve(self, candidate: Candidate, folder: Path) -> Candidate:
+        """Judges the file as ONNX Runtime serves it."""
+        try:
+            outputs = Evaluator(folder / candidate.files[0], as_on_gpu=False, optimize=True).run(self.samples)
+        except BuildError as error:
+            if candidate.precision == "fp32":
+                raise
+            return replace(candidate, reason=f"kept for GPUs; {RUNTIME} cannot run it: {error.message}")
+        gate = gate_with(self._judge, outputs, RUNTIME)
+        gates = {**(candidate.gates or {}), RUNTIME: gate}
+        if gate.passed:
+            return replace(candidate, gates=gates, outputs=outputs)
+        reason = f"kept for GPUs, where it passes; {gate.reason}"
+        return replace(candidate, status="refused", reason=reason, gates=gates, outputs=outputs)
+
+
+def lowerings_of(candidate: Candidate) -> dict[str, list[str]]:
+    return {BELOW_10: list(candidate.lowerings)} if candidate.lowerings else {}
+
+
+def safest_first(precisions: Sequence[str], order: Sequence[str]) -> list[str]:
+    return sorted(precisions, key=order.index)

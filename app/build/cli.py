@@ -1,0 +1,232 @@
+"""The command line: `build_engine.py MODEL …` builds, `… inspect` and `… compare` look at what was built."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.budget import Budget
+from app.build import compare as comparing
+from app.build import inspect as inspecting
+from app.build import table
+from app.build.pipeline import build as run_build
+from app.build.plan_package import parse_capabilities
+from app.build.progress import BarProgress, NoProgress
+from app.build.request import (
+    CALIBRATION_METHODS,
+    QUANTIZERS,
+    BuildRequest,
+    PlanWishes,
+    parse_precisions,
+    parse_sequence,
+)
+from app.build.shapes import parse_shape
+from app.errors import BuildError, VernierError
+from app.package.manifest import RUNTIMES
+
+_COMMANDS = ("build", "inspect", "compare")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Builds engine packages from ONNX models, and looks into them. `build` may be left out.",
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+_LabelKey = Annotated[str, typer.Option(help="The array of the evaluation data that holds the labels.")]
+
+
+@app.command()
+def build(
+    model: Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The model's name on the server.", show_default=False)],
+    precision: Annotated[
+        str, typer.Option(help="fp32, tf32, bf16, fp16, int8-fp32, int8, fp8 in any number, or auto.")
+    ] = "fp32,fp16",
+    calibration: Annotated[
+        str | None, typer.Option(help="Data for INT8: an .npz, a folder of .npy, or module:function.")
+    ] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option("--eval", help="Data for the accuracy gate, with labels where there are any."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of all engine packages.")] = Path("engines"),
+    budget: Annotated[
+        str | None,
+        typer.Option(help="What must hold, such as 'auc>=99%' or 'max_abs<=0.05'; joined by commas."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="99.9 % of FP32's accuracy instead of 99 %.")
+    ] = False,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="min:opt:max of an input, such as ids=1x26:64x26:512x26.")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="The largest batch.")] = None,
+    sequence: Annotated[
+        list[str] | None,
+        typer.Option(help="Length buckets of a dimension, such as frames=64,128,256, or none."),
+    ] = None,
+    label_key: _LabelKey = "label",
+    calibration_method: Annotated[str, typer.Option(help=" | ".join(CALIBRATION_METHODS))] = "best",
+    calibration_cache: Annotated[
+        Path | None,
+        typer.Option(help="Reuse a calibration cache: the ranges of an earlier build, bit for bit."),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Use at most so many samples.")
+    ] = None,
+    quantizer: Annotated[str, typer.Option(help=" | ".join(QUANTIZERS))] = "vernier",
+    search: Annotated[
+        bool, typer.Option(help="Give nodes back to higher precision when a variant misses its budget.")
+    ] = True,
+    plans: Annotated[str | None, typer.Option(help="Build plans too: tensorrt or tensorrt-rtx.")] = None,
+    sm: Annotated[
+        str | None, typer.Option(help="GPU architectures for tensorrt-rtx plans, such as 89,120.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans for tensorrt-lean.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Plans for any GPU from Ampere on.")
+    ] = False,
+    sparsity: Annotated[bool, typer.Option("--sparsity", help="Allow 2:4 sparse tactics.")] = False,
+    workspace_mb: Annotated[int | None, typer.Option(min=1, help="Scratch memory of a plan, in MB.")] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="TensorRT's builder level.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="A file of tactic timings to reuse and extend.")
+    ] = None,
+    below_tensorrt_10: Annotated[
+        bool, typer.Option("--below-tensorrt-10", help="Add graphs for TensorRT 8, each as large as FP32.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Builds MODEL in every precision asked for, keeps what its accuracy budget allows, and packs it."""
+    wishes = None
+    if plans is not None:
+        if plans not in RUNTIMES or plans == "onnxruntime":
+            raise BuildError(f"--plans takes tensorrt or tensorrt-rtx, not '{plans}'")
+        wishes = PlanWishes(
+            plans,
+            parse_capabilities(sm) if sm else (),
+            version_compatible,
+            hardware_compatible,
+            sparsity,
+            None if workspace_mb is None else workspace_mb * 1_000_000,
+            optimization_level,
+            timing_cache,
+        )
+    elif sm:
+        raise BuildError("--sm names GPUs for plans: add --plans tensorrt-rtx")
+    _one_of("--calibration-method", calibration_method, CALIBRATION_METHODS)
+    _one_of("--quantizer", quantizer, QUANTIZERS)
+    if budget is not None:
+        Budget.parse(budget)
+    request = BuildRequest(
+        model=model,
+        name=name,
+        out=out,
+        precisions=parse_precisions(precision),
+        calibration=calibration,
+        evaluation=evaluation,
+        label_key=label_key,
+        shapes=dict(parse_shape(text) for text in shape or ()),
+        max_batch=max_batch,
+        sequence=parse_sequence(sequence or ()),
+        budget=budget,
+        strict=strict,
+        calibration_method=calibration_method,
+        calibration_cache=calibration_cache,
+        calibration_samples=calibration_samples,
+        quantizer=quantizer,
+        search=search,
+        plans=wishes,
+        below_tensorrt_10=below_tensorrt_10,
+    )
+    outcome = run_build(request, NoProgress() if as_json else BarProgress())
+    if as_json:
+        _print_json(outcome.as_json())
+    else:
+        table.console().print(table.render(outcome))
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def inspect(
+    package: Annotated[Path, typer.Argument(help="Such as engines/ranker/3.", show_default=False)],
+    nodes: Annotated[bool, typer.Option("--nodes", help="The type of every weighted node.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Verifies PACKAGE and shows what it holds and what was proven about it."""
+    if as_json:
+        _print_json(inspecting.describe(package, nodes))
+    else:
+        table.console().print(inspecting.render(inspecting.describe(package, nodes)))
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="An ONNX file, a package, or package:variant.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(help="The same; measured against A.", show_default=False)],
+    data: Annotated[str | None, typer.Option(help="Samples; by default a package's golden vectors.")] = None,
+    label_key: _LabelKey = "label",
+    budget: Annotated[str | None, typer.Option(help="End with 1 unless B stays within it.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Runs A and B on the same data and shows how far B's answers are from A's."""
+    result = comparing.compare(
+        comparing.find_side(a),
+        comparing.find_side(b),
+        data,
+        label_key,
+        Budget.parse(budget) if budget else None,
+    )
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        table.console().print(comparing.render(result))
+    raise typer.Exit(0 if result.refusal is None else 1)
+
+
+def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise BuildError(f"{option} takes {', '.join(choices)}, not '{value}'")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 done, 1 refused by the accuracy gate, 2 bad input (said in one sentence on standard error, or
+        as `{"error": …}` on standard output with `--json`), 130 interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] not in _COMMANDS and given[0] not in ("--help", "-h"):
+        given.insert(0, "build")
+    try:
+        app(given, prog_name="build_engine.py")
+    except SystemExit as done:  # typer has shown its usage errors by now
+        return done.code if isinstance(done.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
+    except VernierError as error:
+        if "--json" in given:
+            _print_json({"error": error.message})
+        else:
+            sys.stderr.write(f"build_engine.py: {error.message}\n")
+        return error.exit_code if isinstance(error, BuildError) else 2
+    return 0

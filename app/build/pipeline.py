@@ -1,0 +1,243 @@
+"""The whole build: prepare, calibrate, lower, gate, measure, package, publish.
+
+Nothing is visible before everything is done: the package is put together in a temporary folder that
+disappears on every way out but the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+
+from app.build import packaging
+from app.build.candidates import Candidate, Judging, lowerings_of, safest_first
+from app.build.data import Samples, check_samples, limit, open_data, split
+from app.build.latency import Latencies, batches_of, fastest, measure
+from app.build.prepare import PreparedModel, prepare
+from app.build.progress import Progress
+from app.build.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
+from app.build.store import input_names
+from app.build.variants import Workshop
+from app.engine.onnxruntime import RUNTIME, OnnxRuntimeExecutor
+from app.errors import BuildError
+from app.package.golden import GoldenVectors
+from app.package.integrity import staging_folder
+from app.package.manifest import PRECISIONS, CalibrationEntry, FileEntry, Manifest, VariantEntry
+
+_EXAMPLE_ROWS = 64
+#: Without evaluation data this part of the calibration data is kept back for the gate.
+_HELD_BACK = 1 / 3
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
+    """Builds and publishes one package.
+
+    Raises:
+        BuildError: bad input, or nothing can be built from it; nothing was published then. A variant
+            that the gate refuses is no error: the package is published without it.
+    """
+    began = perf_counter()
+    packaging.check_name(request.name)
+    if request.precisions != ("fp32",) and not (request.calibration or request.evaluation):
+        raise BuildError(
+            "without data nothing can be proven about a reduced precision: give --eval (and --calibration for INT8), "
+            "or build --precision fp32"
+        )
+    model_dir = request.out / request.name
+    made = not model_dir.exists()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="vernier-build-") as work,
+            staging_folder(model_dir) as staged,
+        ):
+            return _Build(request, progress, Path(work), staged, began).run()
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # not empty: the package is in it
+                model_dir.rmdir()
+
+
+class _Build:
+    def __init__(
+        self, request: BuildRequest, progress: Progress, work: Path, staged: Path, began: float
+    ) -> None:
+        self._request = request
+        self._progress = progress
+        self._work = work
+        self._staged = staged
+        self._began = began
+        self._notes: list[str] = []
+
+    def run(self) -> BuildOutcome:
+        request = self._request
+        prepared, calibration, evaluation = self._read()
+        self._notes += prepared.notes
+        judged_on = self._judged_on(prepared, calibration, evaluation)
+        calibration = self._to_calibrate(calibration, evaluation)
+        workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
+        judging = Judging(workshop, judged_on, request, self._progress)
+        candidates = [judging.build("fp32", self._staged)]
+        for precision in self._precisions():
+            self._progress.note(f"building {precision}")
+            candidates.append(self._try(judging, precision))
+        self._notes += workshop.notes
+        golden = packaging.write_golden(self._staged, judged_on, judging.reference, prepared.batching.size)
+        latencies = self._measure(prepared, candidates, golden)
+        decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
+        calibrated = self._write_calibration(workshop)
+
+        def make(version: int, files: Mapping[str, FileEntry]) -> Manifest:
+            return Manifest(
+                name=request.name,
+                version=version,
+                created=packaging.now_text(),
+                source_sha256=prepared.source_sha256,
+                calibration_sha256=None if calibration is None else calibration.sha256,
+                evaluation_sha256=None if evaluation is None else evaluation.sha256,
+                inputs=packaging.tensor_entries(prepared.inputs),
+                outputs=packaging.tensor_entries(prepared.outputs),
+                dims=prepared.dims,
+                batching=prepared.batching,
+                sequence=list(prepared.sequence),
+                variants=self._entries(workshop, judging, candidates, latencies),
+                calibration=calibrated,
+                golden=packaging.GOLDEN_NAME,
+                files=dict(files),
+                decision=decision,
+                tools=packaging.tool_versions(),
+            )
+
+        package, manifest = packaging.publish_numbered(self._staged, self._staged.parent, make)
+        return BuildOutcome(
+            package=package,
+            manifest=manifest,
+            runtime=RUNTIME,
+            variants=tuple(self._outcome(workshop, c, latencies, manifest) for c in candidates),
+            notes=tuple(self._notes),
+            seconds=perf_counter() - self._began,
+        )
+
+    # --- data --------------------------------------------------------------------------------------
+    def _read(self) -> tuple[PreparedModel, Samples | None, Samples | None]:
+        request = self._request
+        names = input_names(request.model)
+        opened = {
+            source: open_data(source, names, request.label_key)
+            for source in (request.calibration, request.evaluation)
+            if source is not None
+        }
+        example = next(
+            ({n: a[:_EXAMPLE_ROWS] for n, a in arrays.items()} for arrays in opened.values()), None
+        )
+        with self._progress.task("preparing the model"):
+            prepared = prepare(
+                request.model,
+                request.shapes,
+                self._work,
+                max_batch=request.max_batch,
+                sequence=request.sequence,
+                example=example,
+            )
+        found = [
+            None
+            if source is None
+            else check_samples(opened[source], source, prepared.inputs, request.label_key)
+            for source in (request.calibration, request.evaluation)
+        ]
+        return prepared, found[0], found[1]
+
+    def _judged_on(
+        self, prepared: PreparedModel, calibration: Samples | None, evaluation: Samples | None
+    ) -> Samples:
+        if evaluation is not None:
+            return evaluation
+        if calibration is None:
+            self._notes.append("there was no data: the golden vectors hold random inputs")
+            return packaging.made_up_samples(prepared, self._work)
+        self._notes.append(
+            "there was no --eval data: a third of the calibration data was kept back for the gate"
+        )
+        return split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
+
+    def _to_calibrate(self, calibration: Samples | None, evaluation: Samples | None) -> Samples | None:
+        if calibration is None:
+            return None
+        if evaluation is None and len(calibration) > 1:
+            calibration = split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
+        most = self._request.calibration_samples
+        return calibration if most is None else limit(calibration, most)
+
+    # --- variants ----------------------------------------------------------------------------------
+    def _precisions(self) -> list[str]:
+        if self._request.precisions == (AUTO,):
+            return ["fp16", "int8-fp32", "int8"] if self._request.calibration else ["fp16"]
+        return [precision for precision in self._request.precisions if precision != "fp32"]
+
+    def _try(self, judging: Judging, precision: str) -> Candidate:
+        try:
+            return judging.build(precision, self._staged)
+        except BuildError as error:
+            if self._request.precisions == (AUTO,):
+                return Candidate(precision, "skipped", error.message)
+            raise
+
+    def _measure(
+        self, prepared: PreparedModel, candidates: list[Candidate], golden: GoldenVectors
+    ) -> Latencies:
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        executors = {
+            c.precision: OnnxRuntimeExecutor(
+                self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
+            )
+            for c in candidates
+            if c.runs_here
+        }
+        try:
+            return measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
+        finally:
+            for executor in executors.values():
+                executor.close()
+
+    def _entries(
+        self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
+    ) -> dict[str, VariantEntry]:
+        limits = judging.budget.limits()
+        return {
+            c.precision: VariantEntry(
+                precision=c.precision,
+                files=list(c.files),
+                gates=c.gates or {},
+                latency_ms=_latency_entry(latencies.median.get(c.precision)),
+                assignment=workshop.assignment(c.recipe) if c.recipe else {},
+                budget={} if c.precision == "fp32" else limits,
+                lowerings=lowerings_of(c),
+            )
+            for c in candidates
+            if c.kept
+        }
+
+    def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
+        return None
+
+    def _outcome(
+        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest
+    ) -> VariantOutcome:
+        return VariantOutcome(
+            precision=candidate.precision,
+            status=candidate.status,
+            reason=candidate.reason,
+            bytes=sum(manifest.files[name].bytes for name in candidate.files),
+            gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
+            latency_ms=latencies.median.get(candidate.precision, {}),
+            assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
+        )
+
+
+def _latency_entry(curve: Mapping[int, float] | None) -> dict[str, dict[str, float]]:
+    if not curve:
+        return {}
+    return {RUNTIME: {str(bucket): round(ms, 6) for bucket, ms in curve.items()}}

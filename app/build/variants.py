@@ -1,0 +1,155 @@
+"""Makes the graph of each precision: calibrates once, rounds once, and lowers as often as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import cast
+
+from onnx import ModelProto
+
+from app.build.calibrate import Method, Ranges, calibrate
+from app.build.data import Samples, limit
+from app.build.half import half_hazards, hazard_notes
+from app.build.lower import Form, Recipe, lower
+from app.build.placement import QuantizableNode, float_notes, quantizable_nodes
+from app.build.prepare import PreparedModel
+from app.build.progress import Progress
+from app.build.quantized import QuantizedWeight
+from app.build.request import QUANTIZED, BuildRequest
+from app.build.weights import quantize_weights
+from app.errors import BuildError
+
+_BASES = {
+    "fp32": "fp32",
+    "tf32": "fp32",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "int8-fp32": "fp32",
+    "int8": "fp16",
+    "fp8": "fp16",
+}
+#: Rounding weights learns little from more samples than these.
+_WEIGHT_SAMPLES = 256
+
+
+class Workshop:
+    """Recipes and graphs of one prepared model.
+
+    What several precisions need (ranges, rounded weights, overflowing nodes) is found when first asked for.
+
+    Args:
+        calibration: samples for ranges, weights and overflow; None when there are none.
+        spare: other samples, which may show overflow when there is no calibration data.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedModel,
+        calibration: Samples | None,
+        spare: Samples | None,
+        request: BuildRequest,
+        progress: Progress,
+    ) -> None:
+        self.prepared = prepared
+        self.calibration = calibration
+        self._request = request
+        self._progress = progress
+        self._spare = spare
+        self._reused: Ranges | None = None
+        self._hazards: dict[str, dict[str, str]] = {}
+
+    def reuse(self, ranges: Ranges) -> None:
+        """Takes the ranges from a calibration cache instead of from data."""
+        self._reused = ranges
+
+    @cached_property
+    def nodes(self) -> list[QuantizableNode]:
+        sizes = {
+            name: dim.opt for name, dim in self.prepared.dims.items() if name != self.prepared.batching.dim
+        }
+        return quantizable_nodes(self.prepared.model, sizes)
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        if self._reused is not None:
+            return self._reused
+        return calibrate(
+            self.prepared.model,
+            self.nodes,
+            self._calibration_samples(),
+            cast(Method, self._request.calibration_method),
+            self._progress,
+        )
+
+    @cached_property
+    def weights(self) -> Mapping[str, QuantizedWeight]:
+        samples = None if self.calibration is None else limit(self.calibration, _WEIGHT_SAMPLES)
+        return quantize_weights(
+            self.prepared.model, self.nodes, samples, ranges=self.ranges.scales, progress=self._progress
+        )
+
+    def hazards(self, base: str) -> Mapping[str, str]:
+        """Node → why it must stay FP32 in a graph of this type, found by running data."""
+        if base == "fp32":
+            return {}
+        if base not in self._hazards:
+            samples = self.calibration or self._spare
+            if samples is None:
+                raise BuildError(
+                    f"{base.upper()} needs data that shows overflow: give --calibration or --eval"
+                )
+            self._hazards[base] = half_hazards(self.prepared.model, samples, base, progress=self._progress)
+        return self._hazards[base]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the report should tell about nodes that stay in float."""
+        found = float_notes(self.prepared.model) if "ranges" in self.__dict__ else ()
+        return found + tuple(
+            note for base, found in self._hazards.items() for note in hazard_notes(dict(found), base)
+        )
+
+    def _calibration_samples(self) -> Samples:
+        if self.calibration is None:
+            raise BuildError(
+                "INT8 and FP8 need calibration data: give --calibration an .npz, a folder of .npy or module:function"
+            )
+        return self.calibration
+
+    def recipe(self, precision: str) -> Recipe:
+        """Everything in `precision` that can be. Raises BuildError when there is nothing, or no data for it."""
+        base = _BASES[precision]
+        recipe = Recipe(base=base, fp32=frozenset(self.hazards(base)))
+        if precision not in QUANTIZED:
+            return recipe
+        if not self.nodes:
+            raise BuildError(
+                f"the model has no convolution, Gemm or MatMul that could run in {precision}: build it in fp16 instead"
+            )
+        names = frozenset(node.name for node in self.nodes)
+        if precision == "fp8":
+            return replace(recipe, fp8=names, ranges=self.ranges.scales)
+        return replace(recipe, int8=names, ranges=self.ranges.scales, weights=self.weights)
+
+    def graph(self, recipe: Recipe, form: Form = "strong") -> ModelProto:
+        return lower(self.prepared.model, recipe, form)
+
+    def assignment(self, recipe: Recipe) -> dict[str, int]:
+        """How many of the weighted nodes run in which type."""
+        counts: dict[str, int] = {}
+        for node in self.nodes:
+            if node.op_type == "Add":
+                continue
+            kind = (
+                "int8"
+                if node.name in recipe.int8
+                else "fp8"
+                if node.name in recipe.fp8
+                else "fp32"
+                if node.name in recipe.fp32
+                else recipe.base
+            )
+            counts[kind] = counts.get(kind, 0) + 1
+        return counts
