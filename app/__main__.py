@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import signal
+import ssl
 import sys
+from typing import Any
 
 import uvicorn
 
 from app.logs import configure_logging
 from app.main import create_app
-from app.settings import SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings
+
+
+def tls_options(settings: Settings) -> dict[str, Any]:
+    """uvicorn's options for HTTPS, and for clients that must show a certificate. Raises SettingsError."""
+    certificate, key, client_ca = (
+        settings.tls_certificate_file,
+        settings.tls_key_file,
+        settings.tls_client_ca_file,
+    )
+    if certificate is None and key is None and client_ca is None:
+        return {}
+    if certificate is None or key is None:
+        raise SettingsError("TLS needs both VERNIER_TLS_CERTIFICATE_FILE and VERNIER_TLS_KEY_FILE")
+    for path in (certificate, key, client_ca):
+        if path is not None and not path.is_file():
+            raise SettingsError(
+                f"{path} is not a file; name the PEM file of the certificate, key or authority"
+            )
+    options: dict[str, Any] = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+    if client_ca is not None:
+        options |= {"ssl_ca_certs": str(client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
 
 
 def main() -> None:
     try:
         settings = load_settings()
+        configure_logging(settings.log_format, settings.log_level)
+        app = create_app(settings)
+        tls = tls_options(settings)
     except SettingsError as error:
         sys.exit(f"vernier: {error.message}")
-    configure_logging(settings.log_format, settings.log_level)
     # uvicorn raises the signal again after its shutdown; a drain that went well should end with 0
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -29,6 +55,7 @@ def main() -> None:
         timeout_keep_alive=int(settings.keep_alive_timeout_s),
         timeout_graceful_shutdown=int(settings.drain_timeout_s),
         server_header=False,
+        **tls,
     )
 
 

@@ -6,7 +6,8 @@
     │   │   NonFiniteInput, UnknownOutput, UnsupportedPrecision          (400)
     │   ├── Unauthorized, Forbidden                                      (401, 403)
     │   ├── UnknownModel, UnknownVersion                                 (404)
-    │   ├── RequestTimeout, BodyTooLarge, UnsupportedMediaType           (408, 413, 415)
+    │   ├── RequestTimeout, LoadRefused, BodyTooLarge,
+    │   │   UnsupportedMediaType                                           (408, 409, 413, 415)
     │   ├── QueueFull, RateLimited                                       (429)
     │   └── NotReady, Draining, DeadlineExceeded                         (503, 504)
     ├── Cancelled               the client went away; nobody is left to read an answer
@@ -115,6 +116,14 @@ class RequestTimeout(RequestError):
     code = "request_timeout"
     http_status = 408
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class LoadRefused(RequestError):
+    """An administrator asked for a package that cannot be served; what was served before is served still."""
+
+    code = "load_refused"
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class BodyTooLarge(RequestError):

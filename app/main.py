@@ -23,9 +23,12 @@ from prometheus_client import (
 )
 
 import app as package
-from app.api import health, models, predict
+from app.api import admin, health, models, predict
 from app.api.errors import install_error_handlers
+from app.api.guarding import GuardMiddleware
+from app.api.keyfile import make_guard
 from app.api.service import Predictions
+from app.api.side import side_server
 from app.exposition import Metrics
 from app.logs import configure_logging
 from app.metrics import ModelMetrics
@@ -85,13 +88,14 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lifecycle.take_signals(asyncio.get_running_loop())
-        loading = asyncio.create_task(start(repository, lifecycle, settings))
-        yield
-        lifecycle.stopped()
-        loading.cancel()
-        await asyncio.gather(loading, return_exceptions=True)
-        totals = {f"{m.name}/{m.version}": m.metrics for m in repository.models()}
-        await repository.close()
+        async with side_server(app, settings.host, settings.metrics_port):
+            loading = asyncio.create_task(start(repository, lifecycle, settings))
+            yield
+            lifecycle.stopped()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            totals = {f"{m.name}/{m.version}": m.metrics for m in repository.models()}
+            await repository.close()
         lifecycle.release_signals()
         logger.info("stopped", extra={"requests": {name: m.totals() for name, m in totals.items()}})
 
@@ -110,8 +114,10 @@ def create_app(settings: Settings) -> FastAPI:
     state.repository = repository
     state.predictions = Predictions(repository, lifecycle, time.monotonic, settings.default_timeout_ms)
     state.readiness = readiness
+    state.guard = guard = make_guard(settings)
     install_error_handlers(app)
-    for router in (predict.router, models.router, health.router):
+    app.add_middleware(GuardMiddleware, guard=guard)
+    for router in (predict.router, models.router, admin.router, health.router):
         app.include_router(router)
     return app
 
@@ -191,7 +197,10 @@ def __getattr__(name: str) -> object:
     if name == "app":
         settings = _settings_or_exit()
         configure_logging(settings.log_format, settings.log_level)
-        made = create_app(settings)
+        try:
+            made = create_app(settings)
+        except SettingsError as error:
+            sys.exit(f"vernier: {error.message}")
         globals()["app"] = made
         return made
     raise AttributeError(name)

@@ -82,6 +82,16 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(0.0, ge=0)
     drain_timeout_s: float = Field(25.0, gt=0)
 
+    api_keys_file: Path | None = None
+    admin_token_file: Path | None = None
+    jwt_public_key_file: Path | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = False

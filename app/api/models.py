@@ -18,7 +18,8 @@ from app.serving.repository import LoadedModel, Repository
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-def _summary(model: LoadedModel) -> ModelSummary:
+def summary(model: LoadedModel) -> ModelSummary:
+    """One line of a list."""
     return ModelSummary(
         name=model.name,
         version=model.version,
@@ -54,7 +55,7 @@ def _variants(model: LoadedModel) -> list[VariantDescription]:
 @router.get("", summary="List the loaded models")
 async def list_models(request: Request) -> ModelList:
     repository: Repository = request.app.state.repository
-    return ModelList(models=[_summary(model) for model in repository.models()])
+    return ModelList(models=[summary(model) for model in repository.models()])
 
 
 @router.get("/{name}", responses=error_responses(404), summary="Describe one model")
@@ -63,7 +64,7 @@ async def describe_model(request: Request, name: str, version: str | None = None
     model = repository.resolve(name, version)
     manifest = model.manifest
     return ModelDescription(
-        **_summary(model).model_dump(),
+        **summary(model).model_dump(),
         inputs=[_tensor(entry) for entry in manifest.inputs],
         outputs=[_tensor(entry) for entry in manifest.outputs],
         max_batch=manifest.max_batch,

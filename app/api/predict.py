@@ -13,10 +13,10 @@ from app.api.codecs import PredictRequest, encode_answer, parse_predict, parse_t
 from app.api.errors import JSON, describe_error, error_response
 from app.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from app.api.service import Predictions, Prepared
-from app.errors import Cancelled, InvalidJson, UnsupportedMediaType
+from app.errors import Cancelled, EngineError, InvalidJson, UnsupportedMediaType, VernierError
 from app.logs import request_id
 from app.serving.repository import LoadedModel
-from app.serving.scheduler import Answer
+from app.serving.request import Answer, PendingRequest
 from app.settings import Settings
 
 router = APIRouter(tags=["prediction"])
@@ -60,28 +60,50 @@ def read_envelope(media_type: str, query: Any, body: bytes) -> tuple[PredictRequ
     )
 
 
-async def _predict(request: Request, prepared: Prepared) -> Answer:
-    """Runs the prediction and gives it up when the client goes away."""
-    prediction = asyncio.ensure_future(
-        prepared.model.scheduler.predict(
+class _AwaitedRequest(PendingRequest):
+    """A pending request that resolves a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, prepared: Prepared, future: asyncio.Future[Answer]) -> None:
+        super().__init__(
             prepared.inputs,
-            rows=prepared.rows,
-            precision=prepared.precision,
-            priority=prepared.priority,
-            deadline=prepared.deadline,
-            outputs=prepared.outputs,
+            prepared.rows,
+            prepared.outputs,
+            prepared.precision,
+            prepared.priority,
+            prepared.deadline,
         )
-    )
+        self.future = future
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        if self.future.done():
+            return
+        if answer is not None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(error or EngineError("a request ended without an answer"))
+
+
+async def _answer(request: Request, prepared: Prepared) -> Answer:
+    """Runs the prediction and gives it up when the client goes away.
+
+    The request is submitted in the same turn of the loop in which its model was resolved, so that a model
+    that is replaced meanwhile has either admitted it or was not the one resolved.
+    """
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    pending = _AwaitedRequest(prepared, future)
+    prepared.model.scheduler.submit(pending)
     gone = asyncio.ensure_future(wait_for_disconnect(request))
     try:
-        await asyncio.wait((prediction, gone), return_when=asyncio.FIRST_COMPLETED)
-        if prediction.done():
-            return prediction.result()
+        await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
         raise Cancelled("the client disconnected before its answer was ready")
     finally:
         gone.cancel()
-        if not prediction.done():
-            prediction.cancel()
+        if not future.done():
+            prepared.model.scheduler.cancel(pending)
 
 
 @router.post(
@@ -111,7 +133,7 @@ async def predict(request: Request) -> Response:
         request_id.set(identity)
         model = predictions.repository.resolve(envelope.model, envelope.version)
         prepared = predictions.prepare(envelope, model, arrived, raw)
-        answer = await _predict(request, prepared)
+        answer = await _answer(request, prepared)
         precision = answer.precision
         payload = encode_answer(
             request_id=identity,

@@ -86,6 +86,9 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses=`."""
     texts = {
         400: "The request is malformed or does not fit the model.",
+        401: "The administration token is missing or wrong.",
+        403: "Administration is off.",
+        409: "The package cannot be served; what was served before is served still.",
         404: "No such model or version.",
         413: "The body is over the limit.",
         415: "The media type cannot be read for this model.",

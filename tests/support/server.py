@@ -30,10 +30,13 @@ def free_port() -> int:
 class Server:
     """A running service. `log` is what it wrote so far."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, log_path: Path, health_port: int | None = None
+    ) -> None:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self._health_url = f"http://127.0.0.1:{health_port or port}"
         self._log_path = log_path
 
     @property
@@ -41,7 +44,8 @@ class Server:
         return self._log_path.read_text()
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10)
+        """From the port where health and metrics answer."""
+        return httpx.get(self._health_url + path, timeout=10)
 
     def predict(self, inputs: dict[str, Any], **fields: Any) -> httpx.Response:
         return httpx.post(self.url + "/v1/predict", json={"inputs": inputs, **fields}, timeout=30)
@@ -84,13 +88,20 @@ class Server:
 
 @contextmanager
 def serve(
-    engines: Path, log_path: Path, *, ready: bool = True, uvicorn: bool = False, **environment: str
+    engines: Path,
+    log_path: Path,
+    *,
+    ready: bool = True,
+    uvicorn: bool = False,
+    health_port: int | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
     """Runs the service over `engines` until the block ends.
 
     Args:
         ready: wait until readiness is green; else only until the process answers.
         uvicorn: start it as `uvicorn app.main:app` instead of `python -m app`.
+        health_port: where health and metrics answer, when not on the service's port.
         environment: VERNIER_… variables without their prefix, in lower case.
     """
     port = free_port()
@@ -112,7 +123,7 @@ def serve(
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    server = Server(process, port, log_path)
+    server = Server(process, port, log_path, health_port)
     try:
         server.wait_until("/v2/health/live", 200)
         if ready:

@@ -9,7 +9,7 @@ from app.errors import EngineError, QueueFull, RequestError, VernierError, Wrong
 
 GRPC = {
     "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED",
-    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL",
+    "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL", "FAILED_PRECONDITION",
 }  # fmt: skip
 
 #: The published interface: changing a row here is a breaking change.
@@ -17,6 +17,7 @@ PUBLISHED = {
     "invalid_request": 400, "invalid_json": 400, "unknown_input": 400, "missing_input": 400, "wrong_dtype": 400,
     "wrong_shape": 400, "non_finite_input": 400, "unknown_output": 400, "unsupported_precision": 400,
     "unauthorized": 401, "forbidden": 403, "unknown_model": 404, "unknown_version": 404, "request_timeout": 408,
+    "load_refused": 409,
     "body_too_large": 413, "unsupported_media_type": 415, "queue_full": 429, "rate_limited": 429,
     "not_ready": 503, "draining": 503, "deadline_exceeded": 504,
 }  # fmt: skip
