@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 import app as package
+from app.accuracy import spread_of
 from app.api import admin, health, models, predict
 from app.api.errors import install_error_handlers
 from app.api.guarding import GuardMiddleware
@@ -36,7 +37,7 @@ from app.package.manifest import Manifest
 from app.serving.lifecycle import Lifecycle
 from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
 from app.serving.padding import BatchLayout
-from app.serving.precision import MonitorOptions, PrecisionMonitor
+from app.serving.precision import LiveBudget, MonitorOptions, PrecisionMonitor
 from app.serving.repository import Repository
 from app.serving.scheduler import Policy, Scheduler
 from app.settings import ModelSettings, Settings, SettingsError, load_settings
@@ -161,10 +162,12 @@ async def start_scheduler(
         raise
     if settings.monitor_share == 0 or "fp32" not in engines.executors or len(engines.executors) == 1:
         return scheduler, None
+    golden = engines.golden.outputs if engines.golden else {}
+    spreads = {name: spread_of(array) for name, array in golden.items()}
     monitor = PrecisionMonitor(
         manifest.name,
         engines.executors,
-        {precision: manifest.variants[precision].budget for precision in engines.executors},
+        {p: LiveBudget(manifest.variants[p].budget, spreads) for p in engines.executors},
         lambda: scheduler.precision,
         scheduler.set_precision,
         metrics,

@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, Mapping, Optional
 
 import numpy as np
 
-from app.accuracy import Comparison, is_similarity
+from app.budget import Budget
 from app.engine.base import Executor, run_once
 from app.errors import EngineError
 from app.package.golden import GoldenVectors
@@ -38,24 +38,13 @@ def run_golden(executor: Executor, golden: GoldenVectors, max_rows: int = 16) ->
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def _over(golden: GoldenVectors, outputs: Arrays, term: str, limit: float) -> Optional[str]:
-    """A sentence when an output misses `limit` in `term`, such as `rel_l2.max` or `cosine.min`."""
-    metric, _, statistic = term.partition(".")
-    for name, reference in golden.outputs.items():
-        value = Comparison(reference, outputs[name]).value(metric, statistic or None)
-        if not (value >= limit if is_similarity(metric) else value <= limit):
-            return f"output '{name}' of the golden vectors has {term} {value:.3g}, beyond its limit of {limit:.3g},"
-    return None
-
-
 def self_test(
     executor: Executor, golden: GoldenVectors, limits: Mapping[str, float], max_rows: int = 16
 ) -> Optional[str]:
     """Runs the golden vectors and holds every error metric against its limit.
 
     Args:
-        limits: metric of app.accuracy, with a statistic such as `.max` or without → the largest value
-            allowed (smallest, for similarities) on any output. FP32_LIMITS when the manifest gives none.
+        limits: as a variant's `budget` in the manifest; FP32_LIMITS when that gives none.
         max_rows: the most rows that one execution of this model takes.
 
     Returns:
@@ -72,8 +61,5 @@ def self_test(
             and not np.isfinite(array).all()
         ):
             return f"output '{name}' of the golden vectors is not finite on {executor.device}"
-    for term, limit in (limits or FP32_LIMITS).items():
-        fault = _over(golden, outputs, term, limit)
-        if fault is not None:
-            return f"{fault} on {executor.device}"
-    return None
+    verdict = Budget.from_limits(limits or FP32_LIMITS).judge(golden.outputs, outputs)
+    return None if verdict.passed else f"on the golden vectors, on {executor.device}: {verdict.reason}"

@@ -30,6 +30,7 @@ class LoadedEngines:
     executors: dict[str, Executor]
     active: str
     refused: dict[str, str] = field(default_factory=dict)
+    golden: GoldenVectors | None = None
 
     def close(self) -> None:
         for executor in self.executors.values():
@@ -90,7 +91,7 @@ class OnnxRuntimeLoader:
 
     def load(self, package: Path, manifest: Manifest, precision: str) -> LoadedEngines:
         golden = golden_of(package, manifest)
-        engines = LoadedEngines({}, "fp32")
+        engines = LoadedEngines({}, "fp32", golden=golden)
         try:
             for name in sorted(manifest.variants, key=PRECISIONS.index):
                 reason = self._try_variant(package, manifest.variants[name], golden, engines)

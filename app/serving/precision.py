@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.accuracy import Comparison, is_similarity
+from app.accuracy import Comparison
+from app.budget import Budget
 from app.engine.base import Executor, run_once
 from app.engine.pool import Slots, Worker
 from app.metrics import ModelMetrics
@@ -47,22 +48,32 @@ class Judged:
     over: bool
 
 
-def judge(reference: Arrays, candidate: Arrays, limits: Mapping[str, float]) -> Judged:
-    """Holds every sample of every output against the limits, such as {"rel_l2.max": 0.02}.
+class LiveBudget:
+    """A variant's budget, applied to one request at a time.
 
-    The statistic of a limit says how it was proven over a set; one request is held sample by sample
+    The statistic of a term says how it was proven over a set; one request is held sample by sample
     against the same number.
+
+    Args:
+        limits: as a variant's `budget` in the manifest.
+        spreads: output → the spread of its FP32 values (see app.accuracy), which one request cannot tell.
     """
-    errors: dict[str, list[float]] = {}
-    over = False
-    for term, limit in limits.items():
-        metric = term.partition(".")[0]
-        for name, expected in reference.items():
-            values = Comparison(expected, candidate[name]).per_sample(metric)
-            errors.setdefault(metric, []).extend(float(v) for v in values)
-            beyond = values < limit if is_similarity(metric) else values > limit
-            over = over or bool(np.any(beyond))
-    return Judged(errors, over)
+
+    def __init__(self, limits: Mapping[str, float], spreads: Mapping[str, float]) -> None:
+        self._terms = Budget.from_limits(limits).terms if limits else ()
+        self._spreads = spreads
+
+    def judge(self, reference: Arrays, candidate: Arrays) -> Judged:
+        errors: dict[str, list[float]] = {}
+        over = False
+        for term in self._terms:
+            for name in reference if term.output is None else {term.output} & reference.keys():
+                compared = Comparison(reference[name], candidate[name], self._spreads.get(name))
+                values = compared.per_sample(term.metric)
+                errors.setdefault(term.metric, []).extend(float(v) for v in values)
+                beyond = values < term.limit if term.at_least else values > term.limit
+                over = over or bool(np.any(beyond))
+        return Judged(errors, over)
 
 
 class PrecisionMonitor:
@@ -70,7 +81,7 @@ class PrecisionMonitor:
 
     Args:
         executors: by precision; the reference must be among them.
-        limits: by precision, what the build proved on golden vectors.
+        budgets: by precision, what the build proved.
         active, activate: read and set the precision that new batches take.
     """
 
@@ -78,7 +89,7 @@ class PrecisionMonitor:
         self,
         name: str,
         executors: Mapping[str, Executor],
-        limits: Mapping[str, Mapping[str, float]],
+        budgets: Mapping[str, LiveBudget],
         active: Callable[[], str],
         activate: Callable[[str], None],
         metrics: ModelMetrics,
@@ -86,7 +97,7 @@ class PrecisionMonitor:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._name = name
-        self._limits = limits
+        self._budgets = budgets
         self._active = active
         self._activate = activate
         self._metrics = metrics
@@ -136,11 +147,11 @@ class PrecisionMonitor:
                 reference = run_once(slots[REFERENCE], first)
                 reference = {n: reference[n] for n in answered}
                 if precision != REFERENCE:
-                    results[precision] = judge(reference, answered, self._limits.get(precision, {}))
+                    results[precision] = self._budgets[precision].judge(reference, answered)
                 if suspended is not None and suspended != precision:
                     candidate = run_once(slots[suspended], first)
                     shown = {n: candidate[n] for n in answered}
-                    results[suspended] = judge(reference, shown, self._limits.get(suspended, {}))
+                    results[suspended] = self._budgets[suspended].judge(reference, shown)
             except Exception:
                 logger.exception("shadow run failed", extra={"model": self._name})
                 failed = True
