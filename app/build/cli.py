@@ -22,6 +22,7 @@ from app.build.request import (
     QUANTIZERS,
     BuildRequest,
     PlanWishes,
+    default_precisions,
     parse_precisions,
     parse_sequence,
 )
@@ -48,8 +49,12 @@ def build(
     model: Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)],
     name: Annotated[str, typer.Option(help="The model's name on the server.", show_default=False)],
     precision: Annotated[
-        str, typer.Option(help="fp32, tf32, bf16, fp16, int8-fp32, int8, fp8 in any number, or auto.")
-    ] = "fp32,fp16",
+        str | None,
+        typer.Option(
+            help="fp32, tf32, bf16, fp16, int8-fp32, int8, fp8 in any number, or auto; by default fp32, with data "
+            "fp16 too, and with calibration data int8."
+        ),
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Data for INT8: an .npz, a folder of .npy, or module:function.")
     ] = None,
@@ -74,13 +79,18 @@ def build(
         typer.Option(help="Length buckets of a dimension, such as frames=64,128,256, or none."),
     ] = None,
     label_key: _LabelKey = "label",
-    calibration_method: Annotated[str, typer.Option(help=" | ".join(CALIBRATION_METHODS))] = "best",
+    calibration_method: Annotated[
+        str | None, typer.Option(help=" | ".join(CALIBRATION_METHODS) + "; best without a cache.")
+    ] = None,
     calibration_cache: Annotated[
         Path | None,
         typer.Option(help="Reuse a calibration cache: the ranges of an earlier build, bit for bit."),
     ] = None,
     calibration_samples: Annotated[
         int | None, typer.Option(min=1, help="Use at most so many samples.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A file that lets an interrupted calibration go on where it ended.")
     ] = None,
     quantizer: Annotated[str, typer.Option(help=" | ".join(QUANTIZERS))] = "vernier",
     search: Annotated[
@@ -126,7 +136,8 @@ def build(
         )
     elif sm:
         raise BuildError("--sm names GPUs for plans: add --plans tensorrt-rtx")
-    _one_of("--calibration-method", calibration_method, CALIBRATION_METHODS)
+    if calibration_method is not None:
+        _one_of("--calibration-method", calibration_method, CALIBRATION_METHODS)
     _one_of("--quantizer", quantizer, QUANTIZERS)
     if budget is not None:
         Budget.parse(budget)
@@ -134,7 +145,9 @@ def build(
         model=model,
         name=name,
         out=out,
-        precisions=parse_precisions(precision),
+        precisions=default_precisions(calibration, evaluation)
+        if precision is None
+        else parse_precisions(precision),
         calibration=calibration,
         evaluation=evaluation,
         label_key=label_key,
@@ -146,6 +159,7 @@ def build(
         calibration_method=calibration_method,
         calibration_cache=calibration_cache,
         calibration_samples=calibration_samples,
+        resume=resume,
         quantizer=quantizer,
         search=search,
         plans=wishes,

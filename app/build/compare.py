@@ -71,7 +71,7 @@ def find_side(text: str) -> Side:
     if path.is_file():
         return Side(text, path)
     folder, _, precision = text.rpartition(":") if not path.is_dir() else (text, "", "")
-    if not Path(folder).is_dir():
+    if not folder or not Path(folder).is_dir():
         raise BuildError(
             f"there is no model at '{text}': give an ONNX file, a package such as engines/ranker/3, or one of "
             f"its variants as engines/ranker/3:int8"

@@ -24,6 +24,7 @@ from app.build.store import input_names
 from app.build.variants import Workshop
 from app.engine.onnxruntime import RUNTIME, OnnxRuntimeExecutor
 from app.errors import BuildError
+from app.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
 from app.package.golden import GoldenVectors
 from app.package.integrity import staging_folder
 from app.package.manifest import PRECISIONS, CalibrationEntry, FileEntry, Manifest, VariantEntry
@@ -42,11 +43,6 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     """
     began = perf_counter()
     packaging.check_name(request.name)
-    if request.precisions != ("fp32",) and not (request.calibration or request.evaluation):
-        raise BuildError(
-            "without data nothing can be proven about a reduced precision: give --eval (and --calibration for INT8), "
-            "or build --precision fp32"
-        )
     model_dir = request.out / request.name
     made = not model_dir.exists()
     try:
@@ -55,6 +51,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
             staging_folder(model_dir) as staged,
         ):
             return _Build(request, progress, Path(work), staged, began).run()
+    except OSError as error:  # a full disk is told apart by `staging_folder`
+        raise BuildError(f"cannot write the package to {model_dir}: {error}; choose another --out") from error
     finally:
         if made:
             with contextlib.suppress(OSError):  # not empty: the package is in it
@@ -79,6 +77,8 @@ class _Build:
         judged_on = self._judged_on(prepared, calibration, evaluation)
         calibration = self._to_calibrate(calibration, evaluation)
         workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
+        if request.calibration_cache is not None:
+            workshop.reuse(request.calibration_cache)
         judging = Judging(workshop, judged_on, request, self._progress)
         candidates = [judging.build("fp32", self._staged)]
         for precision in self._precisions():
@@ -125,6 +125,11 @@ class _Build:
     def _read(self) -> tuple[PreparedModel, Samples | None, Samples | None]:
         request = self._request
         names = input_names(request.model)
+        if request.precisions != ("fp32",) and not (request.calibration or request.evaluation):
+            raise BuildError(
+                "without data nothing can be proven about a reduced precision: give --eval (and --calibration for "
+                "INT8), or build --precision fp32"
+            )
         opened = {
             source: open_data(source, names, request.label_key)
             for source in (request.calibration, request.evaluation)
@@ -174,7 +179,7 @@ class _Build:
     # --- variants ----------------------------------------------------------------------------------
     def _precisions(self) -> list[str]:
         if self._request.precisions == (AUTO,):
-            return ["fp16", "int8-fp32", "int8"] if self._request.calibration else ["fp16"]
+            return ["fp16", "int8-fp32", "int8"]
         return [precision for precision in self._request.precisions if precision != "fp32"]
 
     def _try(self, judging: Judging, precision: str) -> Candidate:
@@ -221,7 +226,11 @@ class _Build:
         }
 
     def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
-        return None
+        record = workshop.calibration_record(packaging.tool_versions())
+        if record is None:
+            return None
+        write_calibration(self._staged, record)
+        return CalibrationEntry(cache=CACHE_NAME, sidecar=SIDECAR_NAME)
 
     def _outcome(
         self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest

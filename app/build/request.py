@@ -13,6 +13,7 @@ from app.package.manifest import PRECISIONS, GateResult, Manifest
 
 AUTO = "auto"
 CALIBRATION_METHODS = ("minmax", "entropy", "percentile", "mse", "best")
+DEFAULT_METHOD = "best"
 QUANTIZERS = ("vernier", "modelopt")
 #: Precisions with quantized nodes, which need calibration data or a calibration cache.
 QUANTIZED = ("int8", "int8-fp32", "fp8")
@@ -38,6 +39,8 @@ class BuildRequest:
 
     precisions: in the order asked for, FP32 first; `("auto",)` for a search.
     calibration, evaluation: data sources (see `app.build.sources`).
+    calibration_method: None takes the cache's method, without a cache `best`.
+    resume: a file that lets an interrupted calibration go on where it ended.
     search: whether a variant that misses its budget gives nodes back to higher precision.
     below_tensorrt_10: whether to add the graphs that TensorRT 8 needs, at the size of FP32 each.
     """
@@ -54,9 +57,10 @@ class BuildRequest:
     sequence: Mapping[str, Sequence[int]] | None = None
     budget: str | None = None
     strict: bool = False
-    calibration_method: str = "best"
+    calibration_method: str | None = None
     calibration_cache: Path | None = None
     calibration_samples: int | None = None
+    resume: Path | None = None
     quantizer: str = "vernier"
     search: bool = True
     plans: PlanWishes | None = None
@@ -135,6 +139,13 @@ def parse_precisions(text: str) -> tuple[str, ...]:
         what = f"'{unknown[0]}' is no precision" if unknown else "--precision is empty"
         raise BuildError(f"{what}: choose from {', '.join(PRECISIONS)}, separated by commas, or auto")
     return tuple(dict.fromkeys(["fp32", *asked]))
+
+
+def default_precisions(calibration: str | None, evaluation: str | None) -> tuple[str, ...]:
+    """What the data at hand can prove."""
+    if calibration is not None:
+        return ("fp32", "fp16", "int8")
+    return ("fp32", "fp16") if evaluation is not None else ("fp32",)
 
 
 def parse_sequence(options: Sequence[str]) -> dict[str, list[int]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 from onnx import ModelProto
@@ -17,9 +18,10 @@ from app.build.placement import QuantizableNode, float_notes, quantizable_nodes
 from app.build.prepare import PreparedModel
 from app.build.progress import Progress
 from app.build.quantized import QuantizedWeight
-from app.build.request import QUANTIZED, BuildRequest
-from app.build.weights import quantize_weights
+from app.build.request import DEFAULT_METHOD, QUANTIZED, BuildRequest
+from app.build.weights import WeightMethod, quantize_weights
 from app.errors import BuildError
+from app.package.calibration import Calibration, check_calibration, read_calibration
 
 _BASES = {
     "fp32": "fp32",
@@ -32,6 +34,7 @@ _BASES = {
 }
 #: Rounding weights learns little from more samples than these.
 _WEIGHT_SAMPLES = 256
+_WEIGHT_METHOD: WeightMethod = "best"
 
 
 class Workshop:
@@ -57,12 +60,20 @@ class Workshop:
         self._request = request
         self._progress = progress
         self._spare = spare
-        self._reused: Ranges | None = None
+        self._reused: Calibration | None = None
         self._hazards: dict[str, dict[str, str]] = {}
 
-    def reuse(self, ranges: Ranges) -> None:
-        """Takes the ranges from a calibration cache instead of from data."""
-        self._reused = ranges
+    def reuse(self, cache: Path) -> None:
+        """Takes ranges and rounded weights from a calibration cache instead of from data.
+
+        Raises BuildError, naming both sides, when it was made for something else.
+        """
+        found = read_calibration(cache)
+        tensors = {activation for node in self.nodes for activation in node.activations}
+        check_calibration(
+            found, cache, self.prepared.source_sha256, tensors, self._request.calibration_method
+        )
+        self._reused = found
 
     @cached_property
     def nodes(self) -> list[QuantizableNode]:
@@ -74,20 +85,48 @@ class Workshop:
     @cached_property
     def ranges(self) -> Ranges:
         if self._reused is not None:
-            return self._reused
+            found = self._reused
+            return Ranges(found.scales, found.method, found.samples, found.per_tensor_method, found.peaks)
         return calibrate(
             self.prepared.model,
             self.nodes,
             self._calibration_samples(),
-            cast(Method, self._request.calibration_method),
+            cast(Method, self._request.calibration_method or DEFAULT_METHOD),
             self._progress,
+            self._request.resume,
         )
 
     @cached_property
     def weights(self) -> Mapping[str, QuantizedWeight]:
+        if self._reused is not None and self._reused.weights:
+            return {name: QuantizedWeight.restored(stored) for name, stored in self._reused.weights.items()}
         samples = None if self.calibration is None else limit(self.calibration, _WEIGHT_SAMPLES)
         return quantize_weights(
-            self.prepared.model, self.nodes, samples, ranges=self.ranges.scales, progress=self._progress
+            self.prepared.model,
+            self.nodes,
+            samples,
+            _WEIGHT_METHOD,
+            self._progress,
+            ranges=self.ranges.scales,
+        )
+
+    def calibration_record(self, tools: Mapping[str, str]) -> Calibration | None:
+        """What a later build needs to make the same graphs without calibrating; None when nothing was calibrated."""
+        if self._reused is not None:
+            return self._reused
+        if "ranges" not in self.__dict__ or self.calibration is None:
+            return None
+        return Calibration(
+            model_sha256=self.prepared.source_sha256,
+            data_sha256=self.calibration.sha256,
+            method=self.ranges.method,
+            samples=self.ranges.samples,
+            scales=self.ranges.scales,
+            per_tensor_method=self.ranges.per_tensor_method,
+            peaks=self.ranges.peaks,
+            weights=dict(self.weights) if "weights" in self.__dict__ else {},
+            weight_method=_WEIGHT_METHOD,
+            tools=dict(tools),
         )
 
     def hazards(self, base: str) -> Mapping[str, str]:
