@@ -236,9 +236,8 @@ class Judge:
         return self._tasks[term.key][0]
 
     def _task_metric(self, term: Term) -> Metric:
-        labels = np.asarray(self.labels)
-        task = find_task(self.reference, labels, term.metric, term.output)
-        return lambda outputs, _: task.measure(outputs, labels)
+        task = find_task(self.reference, np.asarray(self.labels), term.metric, term.output)
+        return lambda outputs, labels: task.measure(outputs, np.asarray(labels))
 
     def _find(self, term: Term, comparisons: Mapping[str, Comparison], candidate: Arrays) -> Finding:
         if is_divergence(term.metric):

@@ -59,7 +59,7 @@ class CautiousJudge:
         differences = differences[np.isfinite(differences)]
         blocks = len(differences)
         if blocks < 2:
-            return 0.0
+            return math.inf
         return float(np.sqrt((blocks - 1) / blocks * np.sum((differences - differences.mean()) ** 2)))
 
     def _leave_out(self, term: Term, metric: Metric, outputs: Arrays) -> Array:

@@ -1,0 +1,69 @@
+"""Doubt counts as loss: flips that cancel on a few samples do not look like none."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from app.budget import Budget, Judge
+from app.build.caution import CautiousJudge
+
+RANDOM = np.random.default_rng(0)
+COUNT = 1000
+LABELS = RANDOM.integers(0, 4, COUNT)
+REFERENCE = {"y": np.eye(4, dtype=np.float32)[np.where(RANDOM.random(COUNT) < 0.9, LABELS, (LABELS + 1) % 4)]}
+WRONG = np.flatnonzero(REFERENCE["y"].argmax(axis=1) != LABELS)
+RIGHT = np.flatnonzero(REFERENCE["y"].argmax(axis=1) == LABELS)
+
+
+def flipped(better: int, worse: int) -> dict[str, np.ndarray]:
+    """Reference answers of which so many turn right and so many wrong."""
+    answers = REFERENCE["y"].argmax(axis=1)
+    # Every 7th, so that blocks of samples get about equally many.
+    answers[WRONG[:better]] = LABELS[WRONG[:better]]
+    answers[RIGHT[: 7 * worse : 7]] = (LABELS[RIGHT[: 7 * worse : 7]] + 2) % 4
+    return {"y": np.eye(4, dtype=np.float32)[answers]}
+
+
+def used(candidate: dict[str, np.ndarray], text: str = "accuracy>=99%") -> float:
+    return CautiousJudge(Judge(Budget.parse(text), REFERENCE, LABELS)).used(candidate)
+
+
+def test_flips_that_cancel_still_use_up_their_standard_error() -> None:
+    candidate = flipped(20, 20)
+    assert Judge(Budget.parse("accuracy>=99%"), REFERENCE, LABELS).judge(candidate).used == 0
+    allowed = 0.01 * (1 - len(WRONG) / COUNT)
+    assert used(candidate) == pytest.approx(math.sqrt(40) / COUNT / allowed, rel=0.4)
+
+
+def test_the_same_answers_use_up_nothing() -> None:
+    assert used(REFERENCE) == 0
+
+
+def test_doubt_comes_on_top_of_the_loss() -> None:
+    worse = flipped(0, 5)
+    plain = Judge(Budget.parse("accuracy>=99%"), REFERENCE, LABELS).judge(worse).used
+    assert plain == pytest.approx(0.005 / (0.01 * (1 - len(WRONG) / COUNT)))
+    assert used(worse) > plain * 1.2
+
+
+def test_being_better_by_luck_buys_nothing() -> None:
+    assert used(flipped(30, 0)) > 0.3
+
+
+def test_distances_carry_no_doubt_and_broken_answers_are_infinitely_bad() -> None:
+    candidate = {"y": REFERENCE["y"] + np.float32(0.05)}
+    assert used(candidate, "max_abs<=0.1") == pytest.approx(0.5, rel=1e-3)
+    candidate["y"][3, 1] = np.nan
+    assert used(candidate) == math.inf
+
+
+def test_blocks_in_which_the_metric_does_not_exist_are_left_out() -> None:
+    labels = np.zeros(40, int)
+    labels[0] = 1
+    scores = {"s": np.linspace(1, 0, 40)[:, None]}
+    judge = Judge(Budget.parse("auc>=99%"), scores, labels)
+    # Without the only positive sample there is no AUC.
+    assert CautiousJudge(judge).used(scores) == 0
