@@ -133,16 +133,18 @@ ENV PATH=/opt/vernier/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     VERNIER_ENGINES_DIR=/engines \
+    VERNIER_METRICS_PORT=8002 \
     VERNIER_CACHE_DIR=/cache
 WORKDIR /srv/vernier
 # without it every start would compile every module: the root is read-only
 RUN python -m compileall -q /opt/vernier/lib /srv/vernier/app
 USER 10001:10001
-EXPOSE 8000
+# predictions; health and metrics, which need no key and no certificate
+EXPOSE 8000 8002
 STOPSIGNAL SIGTERM
 # the first start on a new kind of GPU may build plans before it is ready
 HEALTHCHECK --interval=10s --timeout=3s --start-period=600s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ.get('VERNIER_PORT', '8000') + '/v2/health/ready', timeout=2)"]
+  CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['VERNIER_METRICS_PORT'] + '/v2/health/ready', timeout=2)"]
 ENTRYPOINT ["python", "-m", "app"]
 
 FROM service AS builder

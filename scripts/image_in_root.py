@@ -78,6 +78,16 @@ def debian_root(work: Path, suite: str) -> Image:
         )
         if done.returncode:
             sys.exit(f"debootstrap failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        # what the slim images leave out, too
+        for left_out in (
+            "var/cache/apt/archives",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/man",
+            "usr/share/locale",
+        ):
+            clean(root / left_out)
+            (root / left_out).mkdir()
         (root / "finished").touch()
     return Image(root, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
 
@@ -281,7 +291,7 @@ def inside(
 
 def check_service(image: Image, engines: Path, port: int) -> None:
     """Start, health, answers, read-only root, no tools, SIGTERM."""
-    extra = {"VERNIER_PORT": str(port), "VERNIER_HOST": "127.0.0.1"}
+    extra = {"VERNIER_PORT": str(port), "VERNIER_METRICS_PORT": str(port + 1), "VERNIER_HOST": "127.0.0.1"}
     started = time.monotonic()
     service = inside(image, image.entrypoint, engines, extra)
     try:
@@ -297,7 +307,7 @@ def check_service(image: Image, engines: Path, port: int) -> None:
         base = f"http://127.0.0.1:{port}"
         models = json.load(urllib.request.urlopen(f"{base}/v1/models", timeout=5))["models"]
         print("serves", ", ".join(f"{m['name']} {m['version']} ({m['precision']})" for m in models))
-        text = urllib.request.urlopen(f"{base}/metrics", timeout=5).read().decode()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/metrics", timeout=5).read().decode()
         if "vernier_ready 1.0" not in text:
             sys.exit("/metrics does not say vernier_ready 1.0")
         expect_failure(image, ["python", "-c", "open('/srv/vernier/app/x', 'w')"], "the root can be written")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
+from app.api.keyfile import make_guard
 from app.settings import Settings
 from scripts.dockerfile import read_instructions, read_stages
 from tests.ops.expressions import ROOT
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
+SECURED_TEXT = (ROOT / "docker-compose.secured.yml").read_text()
+#: `!override` is Compose's own tag: the list takes the place of the one below instead of joining it.
+SECURED: dict[str, Any] = yaml.safe_load(SECURED_TEXT.replace("!override ", ""))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 DEFAULTS = dict(
@@ -34,6 +41,20 @@ def test_the_file_fits_the_compose_specification() -> None:
         (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
     )
     jsonschema.validators.validator_for(schema)(schema).validate(COMPOSE)
+
+
+def test_the_secured_file_fits_the_compose_specification() -> None:
+    schema = json.loads(
+        (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text()
+    )
+    jsonschema.validators.validator_for(schema)(schema).validate(SECURED)
+    assert set(SECURED["services"]) == {"vernier-gpu", "vernier-cpu"}
+
+
+def test_without_keys_the_service_is_published_to_this_machine_only() -> None:
+    for name in ("vernier-gpu", "vernier-cpu"):
+        assert SERVICES[name]["ports"] == ["${PUBLISH:-127.0.0.1:8000}:8000"]
+        assert "VERNIER_API_KEYS_FILE" in SECURED["services"][name]["environment"]
 
 
 def test_a_misspelt_key_does_not_fit_the_compose_specification() -> None:
@@ -57,9 +78,8 @@ def test_every_container_is_read_only_and_without_privileges(name: str) -> None:
 
 def test_every_vernier_variable_is_a_setting() -> None:
     known = {f"VERNIER_{name}".upper() for name in Settings.model_fields} | {"VERNIER_CONFIG"}
-    named = {
-        v for service in SERVICES.values() for v in service.get("environment", {}) if v.startswith("VERNIER_")
-    }
+    services = [*SERVICES.values(), *SECURED["services"].values()]
+    named = {v for service in services for v in service.get("environment", {}) if v.startswith("VERNIER_")}
     named |= {
         word.split("=")[0]
         for i in read_instructions(ROOT / "Dockerfile")
@@ -105,7 +125,10 @@ def test_prometheus_finds_the_service_by_its_network_alias() -> None:
     (discovery,) = job["dns_sd_configs"]
     for name in ("vernier-gpu", "vernier-cpu"):
         assert SERVICES[name]["networks"]["default"]["aliases"] == discovery["names"]
-        assert SERVICES[name]["ports"][0].endswith(f":{discovery['port']}")
+    metrics = [
+        i for i in read_instructions(ROOT / "Dockerfile") if f"METRICS_PORT={discovery['port']}" in i.text
+    ]
+    assert len(metrics) == 1
 
 
 def test_the_container_is_given_the_time_that_its_drain_takes() -> None:
@@ -117,10 +140,10 @@ def test_the_container_is_given_the_time_that_its_drain_takes() -> None:
 
 def test_secrets_come_from_files_and_the_script_makes_each_of_them() -> None:
     script = (ROOT / "scripts" / "make_secrets.sh").read_text()
-    for name, secret in COMPOSE["secrets"].items():
+    for name, secret in (COMPOSE["secrets"] | SECURED["secrets"]).items():
         assert secret == {"file": f"./secrets/{name}"}
-        assert name in script
-    for service in SERVICES.values():
+        assert name in script or name.startswith("tls_")
+    for service in [*SERVICES.values(), *SECURED["services"].values()]:
         for variable, value in service.get("environment", {}).items():
             secretive = re.search(r"PASSWORD|TOKEN|SECRET|KEY", variable)
             assert not secretive or str(value).startswith("/run/secrets/"), variable
@@ -141,3 +164,21 @@ def test_the_service_cannot_write_packages_and_the_builder_can() -> None:
     for name, service in OURS.items():
         (mount,) = [v for v in service["volumes"] if "ENGINES" in v]
         assert mount.endswith(":/engines") if name.startswith("builder") else mount.endswith(":/engines:ro")
+
+
+def test_the_secrets_script_makes_what_the_service_accepts(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    script = Path(shutil.copy(ROOT / "scripts" / "make_secrets.sh", tmp_path / "scripts"))
+    made = subprocess.run([script, "front-end", "batch"], capture_output=True, text=True, check=True).stdout
+    secrets = tmp_path / "secrets"
+    guard = make_guard(Settings(api_keys_file=secrets / "api_keys", admin_token_file=secrets / "admin_token"))
+    guard.admit_admin((secrets / "admin_token").read_text())
+    for client in ("front-end", "batch"):
+        key = re.search(rf"key of {client}, kept nowhere: (\S+)", made)
+        assert key is not None
+        guard.admit(key[1])
+        assert key[1] not in (secrets / "api_keys").read_text()
+    before = (secrets / "admin_token").read_text()
+    again = subprocess.run([script, "batch"], capture_output=True, text=True, check=True).stdout
+    assert "already" in again
+    assert (secrets / "admin_token").read_text() == before

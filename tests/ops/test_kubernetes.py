@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -155,6 +156,10 @@ def test_probes_ask_routes_that_the_service_has(built: dict[str, list[Resource]]
             "liveness": "/v2/health/live",
         }
         assert all(f'"{path}"' in routes for path in paths.values())
+        ports = {
+            container[f"{name}Probe"]["httpGet"]["port"] for name in ("startup", "readiness", "liveness")
+        }
+        assert ports <= {"metrics", 8002}
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "keda", "kserve", "model-build"])
@@ -207,6 +212,39 @@ def test_the_hpa_asks_for_the_metric_that_the_adapter_makes(built: dict[str, lis
         assert series is not None
         assert series[1] in recorded
         assert re.match(rule["name"]["matches"], series[1])
+
+
+def test_clients_reach_predictions_and_monitoring_reaches_metrics(built: dict[str, list[Resource]]) -> None:
+    resources = built["gpu"]
+    clients, monitoring = one(resources, "NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for port in clients["ports"]] == ["http"]
+    assert [port["port"] for port in monitoring["ports"]] == ["metrics"]
+    (container,) = one(resources, "Deployment")["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports["metrics"] == tomllib.loads(settings_file(resources))["metrics_port"]
+    assert ports == {port["name"]: port["port"] for port in one(resources, "Service")["spec"]["ports"]}
+
+
+def test_access_can_be_closed_by_a_component(kustomize: Run, tmp_path: Path) -> None:
+    def from_here(path: str) -> str:
+        return os.path.relpath(ROOT / "k8s" / path, tmp_path.resolve())
+
+    overlay = {"resources": [from_here("overlays/cpu")], "components": [from_here("components/access")]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    done = kustomize([str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    resources = [resource for resource in yaml.safe_load_all(done.stdout) if resource]
+    for resource in resources:
+        validate(resource)
+    pod = one(resources, "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    named = {e["name"].removeprefix("VERNIER_").lower(): e["value"] for e in container["env"]}
+    assert set(named) - {"config"} <= set(Settings.model_fields)
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    files = {name: value for name, value in named.items() if name.endswith("_file")}
+    assert len(files) == 4
+    assert all(value.startswith(mounts["access"] + "/") for value in files.values())
+    assert {v["name"] for v in pod["volumes"]} == set(mounts)
 
 
 def test_the_service_calls_nobody(built: dict[str, list[Resource]]) -> None:
