@@ -1,0 +1,150 @@
+"""What production does to a service: killed processes, full queues, slow and idle clients, a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.packages import slow_model, write_package
+from tests.support.server import Server, serve
+
+ROW = [[0.1, 0.2, 0.3, 0.4]]
+
+
+def settled(server: Server, model: str) -> None:
+    """admitted = answered + failed + expired + cancelled, and nothing in flight."""
+    limit = time.monotonic() + 10
+    while server.metric("vernier_inflight_requests", model=model) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert server.metric("vernier_inflight_requests", model=model) == 0
+    assert server.metric("vernier_requests_admitted_total", model=model) == server.metric(
+        "vernier_requests_ended_total", model=model
+    )
+
+
+def test_a_killed_service_starts_again_from_the_same_packages(engines: Path, tmp_path: Path) -> None:
+    """How long it takes stands in docs/reliability.md; a test must not depend on the machine's speed."""
+    write_package(engines)
+    with serve(engines, tmp_path / "log") as server:
+        server.process.kill()
+        server.process.wait()
+    with serve(engines, tmp_path / "log2") as server:
+        assert server.predict({"x": ROW}).status_code == 200
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "slow", model=slow_model())
+    with serve(engines, tmp_path / "log", queue_limit="4", slots="1") as server:
+        body = {"model": "slow", "inputs": {"x": ROW * 16}}
+        limits = httpx.Limits(max_connections=64)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            responses = await asyncio.gather(*(client.post("/v1/predict", json=body) for _ in range(64)))
+        by_status = {status: [r for r in responses if r.status_code == status] for status in (200, 429)}
+        assert len(by_status[200]) + len(by_status[429]) == 64
+        assert by_status[200]
+        assert by_status[429]
+        assert by_status[429][0].json()["code"] == "queue_full"
+        assert int(by_status[429][0].headers["retry-after"]) >= 1
+        assert server.metric("vernier_rejected_total", reason="queue_full") == len(by_status[429])
+        settled(server, "slow")
+
+
+async def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(
+    engines: Path, tmp_path: Path
+) -> None:
+    write_package(engines, "slow", model=slow_model())
+    with serve(engines, tmp_path / "log", slots="1") as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+            async def impatient(seconds: float) -> None:
+                body = {"model": "slow", "inputs": {"x": ROW * 16}}
+                try:
+                    async with asyncio.timeout(seconds):
+                        await client.post("/v1/predict", json=body)
+                except TimeoutError:
+                    return
+
+            await asyncio.gather(*(impatient(0.02 + 0.01 * (i % 20)) for i in range(60)))
+            expired = await asyncio.gather(
+                *(
+                    client.post(
+                        "/v1/predict", json={"model": "slow", "inputs": {"x": ROW * 16}, "timeout_ms": 1 + i}
+                    )
+                    for i in range(40)
+                )
+            )
+        assert {r.status_code for r in expired} <= {200, 429, 504}
+        assert any(r.status_code != 200 for r in expired)
+        settled(server, "slow")
+        assert server.metric("vernier_requests_ended_total", outcome="cancelled") > 0
+        assert server.metric("vernier_requests_ended_total", outcome="failed") == 0
+
+
+def test_a_body_that_trickles_in_is_given_up(engines: Path, tmp_path: Path) -> None:
+    write_package(engines)
+    with (
+        serve(engines, tmp_path / "log", body_timeout_s="1") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
+        )
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.1):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        answer = connection.recv(65536)
+        stop.set()
+        sender.join()
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"request_timeout" in answer
+        assert server.predict({"x": ROW}).status_code == 200
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_idle_connections_do_not_keep_others_waiting(engines: Path, tmp_path: Path, count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 200:
+        pytest.fail(f"this test needs {count + 200} open files; raise `ulimit -Hn`")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 200), hard))
+    write_package(engines)
+    try:
+        with serve(engines, tmp_path / "log") as server:
+            idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+            try:
+                for _ in range(20):
+                    assert server.predict({"x": ROW}).status_code == 200
+            finally:
+                for connection in idle:
+                    connection.close()
+            assert server.predict({"x": ROW}).status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_package_that_changes_on_disk_while_it_is_served_goes_on_serving(
+    engines: Path, tmp_path: Path
+) -> None:
+    package = write_package(engines)
+    with serve(engines, tmp_path / "log") as server:
+        before = server.predict({"x": ROW}, outputs=["y"]).json()["outputs"]
+        shutil.rmtree(package)
+        for _ in range(50):
+            response = server.predict({"x": ROW}, outputs=["y"])
+            assert response.status_code == 200
+            assert response.json()["outputs"] == before
