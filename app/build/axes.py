@@ -14,7 +14,14 @@ from onnx import ModelProto
 
 from app.build import shapes
 from app.build.fixed_batch import make_batch_dynamic
-from app.build.probe import Probe, RunFailed, all_alike, open_session, rows_are_independent
+from app.build.probe import (
+    Probe,
+    RunFailed,
+    all_alike,
+    fixed_rows_are_independent,
+    open_session,
+    rows_are_independent,
+)
 from app.build.sequences import find_sequences
 from app.build.shapes import ShapeRange
 from app.engine.base import default_buckets
@@ -89,8 +96,12 @@ def examine(model: ModelProto, original: Path, work: Path, wishes: Wishes, notes
         dims[batch] = _batch_range(inputs, dims, given.get(batch), wishes.max_batch)
         if not trouble:
             batching = Batching(kind="dynamic", dim=batch, buckets=default_buckets(dims[batch].max))
-    elif fixed is not None:
+    elif fixed is not None and fixed_rows_are_independent(probe, sizes, fixed):
         batching = Batching(kind="fixed", size=fixed, buckets=[fixed])
+    elif fixed is not None:
+        notes.append(
+            f"requests cannot share a batch of {fixed}: a row's answer depends on its place or on other rows"
+        )
     outputs = _name_outputs(model, probe, dims, batching.dim)
     sequence = find_sequences(probe, inputs, outputs, dims, batching, wishes.sequence, notes)
     return Axes(model, inputs, outputs, dims, batching, sequence)

@@ -103,6 +103,22 @@ class Judging:
         )
         return self._serve(self._write(candidate, folder), folder) if gate.passed else candidate
 
+    def limits(self, precision: str) -> dict[str, float]:
+        """How far golden vectors and live answers may stray; FP32 has the self-test's own limits."""
+        return {} if precision == "fp32" else self.budget.limits()
+
+    def failed_here(self, candidate: Candidate, reason: str) -> Candidate:
+        """A variant whose executor fails its self-test stays for other runtimes alone."""
+        if candidate.precision == "fp32":
+            raise BuildError(
+                f"FP32 fails its own self-test, {reason}: the model's answers are not reproducible"
+            )
+        gates = dict(candidate.gates or {})
+        gates[RUNTIME] = gates[RUNTIME].model_copy(update={"passed": False, "reason": reason})
+        return replace(
+            candidate, status="refused", reason=f"kept for GPUs, where it passes; {reason}", gates=gates
+        )
+
     def _emulated(self, recipe: Recipe) -> Arrays:
         with self._progress.task("running the variant", len(self.samples)) as advance:
             return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)

@@ -235,10 +235,10 @@ def feeds(samples: Samples, specs: Sequence[TensorSpec], rows: int) -> Iterator[
         for batch in samples.batches(1):
             yield {name: array[0] for name, array in batch.items()}, 1
         return
-    fixed = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
-    for batch in samples.batches(fixed if isinstance(fixed, int) else rows):
+    fixed = fixed_batch(samples, specs)
+    for batch in samples.batches(fixed or rows):
         count = len(next(iter(batch.values())))
-        if isinstance(fixed, int) and count < fixed:
+        if fixed is not None and count < fixed:
             filler = np.minimum(np.arange(fixed), count - 1)
             batch = {name: array[filler] for name, array in batch.items()}
         yield batch, count
@@ -248,6 +248,13 @@ def has_no_batch_axis(samples: Samples, specs: Sequence[TensorSpec]) -> bool:
     """Whether the data has an axis for the samples that the model's inputs lack."""
     first = samples.take([0])
     return any(first[s.name].ndim == len(s.shape) + 1 for s in specs)
+
+
+def fixed_batch(samples: Samples, specs: Sequence[TensorSpec]) -> int | None:
+    """The number of samples that one execution takes, where the model fixes it."""
+    if has_no_batch_axis(samples, specs):
+        return None
+    return next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
 
 
 def rows_of(outputs: Sequence[Array], count: int, no_batch_axis: bool) -> list[Array]:

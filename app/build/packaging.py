@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
 from app import __version__
-from app.build.data import ArraySamples, Samples
+from app.build.data import ArraySamples, Samples, Subset
+from app.build.evaluate import Evaluator
 from app.build.prepare import PreparedModel
 from app.build.probe import Probe, open_session
 from app.errors import BuildError
@@ -49,7 +51,11 @@ def tool_versions() -> dict[str, str]:
 
 
 def golden_indices(samples: Samples, outputs: Arrays, batch_size: int | None) -> list[int]:
-    """Which samples become golden vectors: 16 to 64 evenly spread ones, whole batches where the batch is fixed."""
+    """Which samples become golden vectors: 16 to 64 evenly spread ones, whole batches where the batch is fixed.
+
+    Args:
+        outputs: FP32's answers to some of them, for their size.
+    """
     first = samples.take([0])
     one = sum(a.nbytes for a in first.values()) + sum(a.nbytes // len(a) for a in outputs.values())
     count = min(len(samples), max(_LEAST_GOLDEN, min(_MOST_GOLDEN, _GOLDEN_BYTES // max(1, one))))
@@ -58,10 +64,11 @@ def golden_indices(samples: Samples, outputs: Arrays, batch_size: int | None) ->
     return [int(i) for i in np.linspace(0, len(samples) - 1, count).round()]
 
 
-def write_golden(folder: Path, samples: Samples, outputs: Arrays, batch_size: int | None) -> GoldenVectors:
-    """Stores golden vectors: inputs from `samples`, outputs from FP32's answers to all of them."""
-    indices = golden_indices(samples, outputs, batch_size)
-    golden = GoldenVectors(samples.take(indices), {name: array[indices] for name, array in outputs.items()})
+def write_golden(folder: Path, model: ModelProto, samples: Samples, batch_size: int | None) -> GoldenVectors:
+    """Stores some samples with FP32's answers to exactly them, in this order."""
+    outputs = Evaluator(model).run(Subset(samples, np.arange(min(len(samples), batch_size or 1))))
+    chosen = Subset(samples, np.asarray(golden_indices(samples, outputs, batch_size)))
+    golden = GoldenVectors(chosen.take(range(len(chosen))), Evaluator(model).run(chosen))
     save_golden(folder / GOLDEN_NAME, golden)
     return golden
 

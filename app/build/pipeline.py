@@ -15,7 +15,7 @@ from time import perf_counter
 
 from app.build import packaging
 from app.build.candidates import Candidate, Judging, lowerings_of, safest_first
-from app.build.data import Samples, check_samples, limit, open_data, split
+from app.build.data import Samples, check_samples, fixed_batch, limit, open_data, split
 from app.build.latency import Latencies, batches_of, fastest, measure
 from app.build.prepare import PreparedModel, prepare
 from app.build.progress import Progress
@@ -23,6 +23,7 @@ from app.build.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
 from app.build.store import input_names
 from app.build.variants import Workshop
 from app.engine.onnxruntime import RUNTIME, OnnxRuntimeExecutor
+from app.engine.selftest import self_test
 from app.errors import BuildError
 from app.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
 from app.package.golden import GoldenVectors
@@ -85,8 +86,10 @@ class _Build:
             self._progress.note(f"building {precision}")
             candidates.append(self._try(judging, precision))
         self._notes += workshop.notes
-        golden = packaging.write_golden(self._staged, judged_on, judging.reference, prepared.batching.size)
-        latencies = self._measure(prepared, candidates, golden)
+        golden = packaging.write_golden(
+            self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
+        )
+        candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
         calibrated = self._write_calibration(workshop)
 
@@ -190,19 +193,28 @@ class _Build:
                 return Candidate(precision, "skipped", error.message)
             raise
 
-    def _measure(
-        self, prepared: PreparedModel, candidates: list[Candidate], golden: GoldenVectors
-    ) -> Latencies:
+    def _prove_and_measure(
+        self, prepared: PreparedModel, judging: Judging, candidates: list[Candidate], golden: GoldenVectors
+    ) -> tuple[list[Candidate], Latencies]:
+        """Each variant as the service will load it: its self-test first, then its latency."""
         threads = max(1, len(os.sched_getaffinity(0)) // 2)
-        executors = {
-            c.precision: OnnxRuntimeExecutor(
-                self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
-            )
-            for c in candidates
-            if c.runs_here
-        }
+        executors: dict[str, OnnxRuntimeExecutor] = {}
+        proven = []
         try:
-            return measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
+            for c in candidates:
+                if c.runs_here:
+                    executor = OnnxRuntimeExecutor(
+                        self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
+                    )
+                    executors[c.precision] = executor
+                    failure = self_test(executor, golden, judging.limits(c.precision), _rows(prepared))
+                    if failure is not None:
+                        executors.pop(c.precision).close()
+                        c = judging.failed_here(c, failure)
+                proven.append(c)
+            return proven, measure(
+                executors, batches_of(golden.inputs, prepared.batching, prepared.inputs), self._progress
+            )
         finally:
             for executor in executors.values():
                 executor.close()
@@ -210,7 +222,6 @@ class _Build:
     def _entries(
         self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
     ) -> dict[str, VariantEntry]:
-        limits = judging.budget.limits()
         return {
             c.precision: VariantEntry(
                 precision=c.precision,
@@ -218,7 +229,7 @@ class _Build:
                 gates=c.gates or {},
                 latency_ms=_latency_entry(latencies.median.get(c.precision)),
                 assignment=workshop.assignment(c.recipe) if c.recipe else {},
-                budget={} if c.precision == "fp32" else limits,
+                budget=judging.limits(c.precision),
                 lowerings=lowerings_of(c),
             )
             for c in candidates
@@ -244,6 +255,13 @@ class _Build:
             latency_ms=latencies.median.get(candidate.precision, {}),
             assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
         )
+
+
+def _rows(prepared: PreparedModel) -> int:
+    """The most rows that one execution takes."""
+    if prepared.batching.dim is not None:
+        return prepared.dims[prepared.batching.dim].max
+    return prepared.batching.size or 1
 
 
 def _latency_entry(curve: Mapping[int, float] | None) -> dict[str, dict[str, float]]:

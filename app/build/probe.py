@@ -83,8 +83,10 @@ class Probe:
             real = self._example[spec.name]
             if real.ndim == len(shape) + 1:  # the model has no batch axis: the first one counts samples
                 real = real[seed % len(real)]
-            wanted = [np.arange(size) % have for size, have in zip(shape, real.shape, strict=False)]
             if real.ndim == len(shape) and all(real.shape):
+                wanted = [np.arange(size) % have for size, have in zip(shape, real.shape, strict=True)]
+                if shape:  # other rows for another seed
+                    wanted[0] = (np.arange(shape[0]) + seed * shape[0]) % real.shape[0]
                 values = real[np.ix_(*wanted)] if shape else real
                 return self._capped(spec, np.asarray(values, dtype), sizes)
         # A text's hash differs between processes; this must not.
@@ -170,6 +172,24 @@ def rows_are_independent(
     except RunFailed as error:
         return f"it does not run with a batch of {rows}: {error}"
     return ""
+
+
+def fixed_rows_are_independent(probe: Probe, sizes: Mapping[str, int], rows: int) -> bool:
+    """Whether a row of a batch of fixed size keeps its answer among other rows and in another place."""
+    one, other = probe.inputs(sizes, seed=0), probe.inputs(sizes, seed=1)
+    try:
+        expected = probe.run(one)
+        for row in range(min(rows, 3)):
+            place = (row + 1) % rows
+            mixed = {name: array.copy() for name, array in other.items()}
+            for name, array in one.items():
+                mixed[name][place] = array[row]
+            moved = probe.run(mixed)
+            if not all_alike([o[place] for o in moved], [o[row] for o in expected]):
+                return False
+    except RunFailed:
+        return False
+    return True
 
 
 def padding_is_harmless(

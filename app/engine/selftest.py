@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Mapping, Optional
+from typing import Dict, List, Mapping, Optional
 
 import numpy as np
 
@@ -16,23 +16,28 @@ from app.tensors import Arrays
 FP32_LIMITS: Mapping[str, float] = {"rel_l2": 1e-3}
 
 
-def _batches(executor: Executor, golden: GoldenVectors, max_rows: int) -> Iterator[Arrays]:
-    """The golden inputs in batches that the variant takes; a fixed batch divides the samples."""
-    fixed = {spec.shape[0] for spec in executor.inputs if spec.shape and isinstance(spec.shape[0], int)}
-    rows = min(fixed.pop() if fixed else max_rows, golden.samples)
-    for start in range(0, golden.samples, rows):
-        yield {name: array[start : start + rows] for name, array in golden.inputs.items()}
+def _has_no_batch_axis(executor: Executor, golden: GoldenVectors) -> bool:
+    """Golden inputs then have one axis more than the model's: the one that counts samples."""
+    return any(golden.inputs[spec.name].ndim == len(spec.shape) + 1 for spec in executor.inputs)
 
 
 def run_golden(executor: Executor, golden: GoldenVectors, max_rows: int = 16) -> Arrays:
-    """The variant's outputs on the golden inputs, in order. Raises EngineError."""
+    """The variant's outputs on the golden inputs, in order, samples first; a fixed batch divides the samples.
+
+    Raises EngineError.
+    """
+    alone = _has_no_batch_axis(executor, golden)
+    fixed = {spec.shape[0] for spec in executor.inputs if spec.shape and isinstance(spec.shape[0], int)}
+    rows = 1 if alone else min(fixed.pop() if fixed else max_rows, golden.samples)
     slot = executor.open_slot()
     try:
         parts: Dict[str, List[np.ndarray]] = {name: [] for name in golden.outputs}
-        for batch in _batches(executor, golden, max_rows):
-            for name, array in run_once(slot, batch).items():
+        for start in range(0, golden.samples, rows):
+            batch = {name: array[start : start + rows] for name, array in golden.inputs.items()}
+            inputs = {name: array[0] for name, array in batch.items()} if alone else batch
+            for name, array in run_once(slot, inputs).items():
                 if name in parts:
-                    parts[name].append(array)
+                    parts[name].append(array[None] if alone else array)
     finally:
         slot.close()
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}

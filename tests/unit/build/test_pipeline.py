@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from app.build.pipeline import build
 from app.build.progress import NoProgress
@@ -15,7 +16,7 @@ from app.errors import BuildError
 from app.package.golden import load_golden
 from app.package.integrity import open_package
 from app.package.manifest import Manifest
-from tests.unit.build.models import mlp, old_cnn, run, save, weights
+from tests.unit.build.models import make_model, mlp, old_cnn, run, save, weights
 
 
 def data(path: Path, count: int = 96, labels: bool = True, seed: int = 1) -> str:
@@ -163,34 +164,37 @@ def test_a_cache_of_another_model_is_refused_and_both_are_named(
 
 
 def test_models_with_a_fixed_batch_or_none_are_built_too(tmp_path: Path) -> None:
-    """The whole way, INT8 included, for the two kinds whose samples are fed differently."""
-    import onnx
-    from onnx import TensorProto, helper
-
+    """The whole way, INT8 included, for the kinds whose samples are fed differently."""
     node = helper.make_node
-    constants = {"w": weights(6, 4), "c": weights(3, 4)}
-    fixed = helper.make_graph(
-        [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "c"], ["y"])],
-        "fixed",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 4])],
-        [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
-    )
-    alone = helper.make_graph(
-        [node("MatMul", ["x", "w"], ["m"]), node("ReduceMax", ["m"], ["y"], axes=[0], keepdims=0)],
-        "alone",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
-        [onnx.numpy_helper.from_array(constants["w"], "w")],
-    )
-    for graph, shape, kind in ((fixed, (50, 6), "fixed"), (alone, (50, 5, 6), "none")):
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        source = tmp_path / f"{kind}.npz"
-        np.savez(source, x=weights(*shape, seed=2))
+    w, c = weights(6, 4), weights(3, 4)
+    models = {
+        "fixed": make_model(
+            [node("MatMul", ["x", "w"], ["m"]), node("Expand", ["m", "shape"], ["y"])],
+            {"x": (TensorProto.FLOAT, [3, 6])},
+            {"y": (TensorProto.FLOAT, [3, 4])},
+            {"w": w, "shape": np.array([3, 4], np.int64)},
+        ),
+        "placed": make_model(
+            [node("MatMul", ["x", "w"], ["m"]), node("Add", ["m", "c"], ["y"])],
+            {"x": (TensorProto.FLOAT, [3, 6])},
+            {"y": (TensorProto.FLOAT, [3, 4])},
+            {"w": w, "c": c},
+        ),
+        "alone": make_model(
+            [node("MatMul", ["x", "w"], ["m"]), node("ReduceMax", ["m"], ["y"], axes=[0], keepdims=0)],
+            {"x": (TensorProto.FLOAT, ["n", 6])},
+            {"y": (TensorProto.FLOAT, [4])},
+            {"w": w},
+        ),
+    }
+    kinds = {"fixed": "fixed", "placed": "none", "alone": "none"}
+    for name, model in models.items():
+        source = tmp_path / f"{name}.npz"
+        np.savez(source, x=weights(*((50, 5, 6) if name == "alone" else (50, 6)), seed=2))
         outcome = build(
             BuildRequest(
-                model=save(model, tmp_path / f"{kind}.onnx"),
-                name=kind,
+                model=save(model, tmp_path / f"{name}.onnx"),
+                name=name,
                 out=tmp_path / "engines",
                 precisions=("fp32", "fp16", "int8"),
                 calibration=str(source),
@@ -198,11 +202,11 @@ def test_models_with_a_fixed_batch_or_none_are_built_too(tmp_path: Path) -> None
             ),
             NoProgress(),
         )
-        assert outcome.manifest.batching.kind == kind
+        assert outcome.manifest.batching.kind == kinds[name]
         golden = load_golden(outcome.package / "golden.npz")
-        if kind == "fixed":
-            assert golden.samples % 3 == 0
+        assert name == "alone" or golden.samples % 3 == 0
         assert {v.precision: v.status for v in outcome.variants}["int8"] == "pass"
+        assert all(v.latency_ms for v in outcome.variants)
 
 
 def test_a_convolutional_model_of_the_old_days_reaches_int8(tmp_path: Path) -> None:

@@ -46,16 +46,32 @@ def test_an_old_model_is_modernised_and_its_fixed_batch_freed(tmp_path: Path) ->
     np.testing.assert_allclose(run(found.model, {"x": x})[0], expected, atol=1e-6)
 
 
-def test_a_fixed_batch_that_cannot_be_freed_stays_fixed(tmp_path: Path) -> None:
-    """A constant of two rows is added: three rows would not fit."""
-    model = make_model(
-        [node("Add", ["x", "c"], ["y"])], {"x": (F, [2, 4])}, {"y": (F, [2, 4])}, {"c": weights(2, 4)}
+def fixed_shape_inside(batch: int) -> onnx.ModelProto:
+    """A batch that is written into the graph twice, where no rewriting finds it."""
+    return make_model(
+        [node("Add", ["x", "c"], ["a"]), node("Expand", ["a", "shape"], ["y"])],
+        {"x": (F, [batch, 4])},
+        {"y": (F, [batch, 4])},
+        {"c": weights(1, 4), "shape": np.array([batch, 4], np.int64)},
     )
-    found = prepared(model, tmp_path)
+
+
+def test_a_fixed_batch_that_cannot_be_freed_stays_fixed(tmp_path: Path) -> None:
+    found = prepared(fixed_shape_inside(2), tmp_path)
     assert (found.batching.kind, found.batching.size) == ("fixed", 2)
     assert found.inputs[0].shape == (2, 4)
     with pytest.raises(BuildError, match="batch is fixed to 2"):
-        prepared(model, tmp_path, "x=1x4:8x4")
+        prepared(fixed_shape_inside(2), tmp_path, "x=1x4:8x4")
+
+
+def test_a_fixed_batch_whose_rows_depend_on_their_place_is_one_request(tmp_path: Path) -> None:
+    model = make_model(
+        [node("Add", ["x", "c"], ["y"])], {"x": (F, [2, 4])}, {"y": (F, [2, 4])}, {"c": weights(2, 4)}
+    )
+    assert prepared(model, tmp_path).batching.kind == "none"
+    example = {"x": weights(20, 4, seed=4)}
+    assert prepared(model, tmp_path, example=example).batching.kind == "none"
+    assert prepared(fixed_shape_inside(2), tmp_path, example=example).batching.kind == "fixed"
 
 
 def test_rows_that_depend_on_each_other_never_share_a_batch(tmp_path: Path) -> None:
@@ -75,7 +91,7 @@ def test_rows_that_depend_on_each_other_never_share_a_batch(tmp_path: Path) -> N
         ),
         tmp_path,
     )
-    assert fixed.batching.kind == "fixed"
+    assert fixed.batching.kind == "none"
 
 
 def test_an_output_without_a_batch_axis_means_no_batching(tmp_path: Path) -> None:
