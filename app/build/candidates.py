@@ -19,6 +19,7 @@ from app.build.progress import Progress
 from app.build.request import QUANTIZED, BuildRequest
 from app.build.search import SearchResult, search
 from app.build.store import write_model
+from app.build.tf32 import emulate_tf32
 from app.build.variants import Workshop
 from app.engine.onnxruntime import RUNTIME
 from app.errors import BuildError
@@ -71,6 +72,7 @@ class Judging:
         self.samples = samples
         self._request = request
         self._progress = progress
+        self.fp32_files: tuple[str, ...] = ()
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
@@ -78,6 +80,8 @@ class Judging:
 
     def build(self, precision: str, folder: Path) -> Candidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
+        if precision == "tf32":
+            return self._tf32()
         recipe = self.workshop.recipe(precision)
         outputs = self._emulated(recipe)
         gate = gate_with(self._judge, outputs)
@@ -102,6 +106,21 @@ class Judging:
             found,
         )
         return self._serve(self._write(candidate, folder), folder) if gate.passed else candidate
+
+    def _tf32(self) -> Candidate:
+        """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
+        outputs = Evaluator(emulate_tf32(self.workshop.prepared.model), as_on_gpu=False).run(self.samples)
+        gate = gate_with(self._judge, outputs)
+        nowhere = gate.model_copy(update={"passed": False, "reason": "a CPU has no TF32"})
+        return Candidate(
+            "tf32",
+            "pass" if gate.passed else "refused",
+            "kept for GPUs; a CPU has no TF32" if gate.passed else gate.reason,
+            self.workshop.recipe("tf32"),
+            self.fp32_files if gate.passed else (),
+            gates={EMULATED: gate, RUNTIME: nowhere},
+            outputs=outputs,
+        )
 
     def limits(self, precision: str) -> dict[str, float]:
         """How far golden vectors and live answers may stray; FP32 has the self-test's own limits."""
@@ -141,6 +160,8 @@ class Judging:
             lowerings = write_model(
                 self.workshop.graph(recipe, "trt8"), folder / f"{candidate.precision}.trt8.onnx"
             )
+        if candidate.precision == "fp32":
+            self.fp32_files = tuple(p.name for p in files)
         return replace(
             candidate, files=tuple(p.name for p in files), lowerings=tuple(p.name for p in lowerings)
         )
