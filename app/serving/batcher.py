@@ -8,14 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.errors import QueueFull
-from app.serving.batching import IDLE, Backlog, Dispatch, Limits, Slots, Wait, Waiting, decide, predict_finish
+from app.serving.batching import (
+    IDLE,
+    Backlog,
+    Decide,
+    Decision,
+    Dispatch,
+    Limits,
+    Slots,
+    Waiting,
+    decide,
+    predict_finish,
+)
 from app.serving.execution import Batch
 from app.serving.latency import ArrivalRate, LatencyCurve
 from app.serving.padding import BatchLayout, Gather, ShapeKey
 from app.serving.queue import Lane, RequestQueue
-from app.serving.request import ENDED, QUEUED, PendingRequest, start_again
+from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, start_again
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
 _MOST_CURVES = 64
@@ -38,6 +50,18 @@ class Policy:
     age_s: float = 1.0
 
 
+class Choice(NamedTuple):
+    """Up to `rows` rows of a lane, to run now. inline: on the caller's own thread."""
+
+    lane: Lane
+    rows: int
+    reason: str
+    inline: bool
+
+
+InlineRows = Callable[[Lane, float], int]
+
+
 class Batcher:
     """Belongs to one thread.
 
@@ -45,6 +69,7 @@ class Batcher:
         exact: precision → whether batches of that variant need no padding.
         curves: precision → bucket → seconds, as measured before.
         precision: the variant that requests take unless they demand another.
+        decide: the policy; another one only to compare it with.
     """
 
     def __init__(
@@ -54,7 +79,9 @@ class Batcher:
         precision: str,
         policy: Policy,
         curves: Mapping[str, Mapping[int, float]] | None = None,
+        decide: Decide = decide,
     ) -> None:
+        self._decide = decide
         self.layout = layout
         self.policy = policy
         self.precision = precision
@@ -140,7 +167,12 @@ class Batcher:
         if request.deadline is not None:
             limit = request.deadline if limit is None else min(limit, request.deadline)
         finish = predict_finish(
-            request.rows, Backlog(rows_ahead, free), now, self.curve(precision, shape), self.limits
+            request.rows,
+            Backlog(rows_ahead, free),
+            now,
+            self.curve(precision, shape),
+            self.rate.per_second(now),
+            self.limits,
         )
         if limit is not None and finish > limit:
             raise QueueFull(
@@ -152,7 +184,7 @@ class Batcher:
     def _drain_s(self, precision: str, shape: ShapeKey, free: tuple[float, ...], now: float) -> float:
         """Seconds until everything that waits should be done."""
         curve = self.curve(precision, shape)
-        return predict_finish(1, Backlog(self.queue.rows, free), now, curve, self.limits) - now
+        return predict_finish(1, Backlog(self.queue.rows, free), now, curve, 0.0, self.limits) - now
 
     def again(self, request: PendingRequest, now: float) -> None:
         """Puts back a request that must be computed anew; it keeps its arrival and its due time."""
@@ -175,7 +207,35 @@ class Batcher:
         """Waiting requests whose deadline has come."""
         return self.queue.overdue(now)
 
-    def hopeless(self, lane: Lane, now: float) -> PendingRequest | None:
+    def choose(
+        self, now: float, slots: Slots, late: list[PendingRequest], inline_rows: InlineRows | None = None
+    ) -> tuple[Choice | None, float | None]:
+        """What should run next, if anything should run now.
+
+        Args:
+            late: gets the requests that cannot meet their deadline any more; they are out of the queue.
+            inline_rows: how many rows of a lane the caller would run on its own thread, needing no slot.
+
+        Returns:
+            The choice, or None; and when a lane that waits for more wants to be asked again, or None.
+        """
+        wake: float | None = None
+        for lane in self.queue.by_urgency(now):
+            while (request := self._hopeless(lane, now)) is not None:
+                self.queue.remove(request, RUNNING)
+                late.append(request)
+            if inline_rows is not None:
+                rows = inline_rows(lane, now)
+                if rows and self._head_rows(lane, now) <= rows:
+                    return Choice(lane, rows, IDLE, True), None
+            if slots.idle:
+                decision = self._decide_lane(lane, now, slots)
+                if isinstance(decision, Dispatch):
+                    return Choice(lane, decision.rows, decision.reason, False), None
+                wake = decision.until if wake is None else min(wake, decision.until)
+        return None, wake
+
+    def _hopeless(self, lane: Lane, now: float) -> PendingRequest | None:
         """The lane's next request if it cannot meet its deadline any more and others wait behind it."""
         if lane.requests < 2:
             return None
@@ -186,30 +246,31 @@ class Batcher:
         late = now + self.curve(lane.precision, lane.shape).seconds(rows) > head.deadline
         return head if late else None
 
-    def decide(self, lane: Lane, now: float, slots: Slots) -> Dispatch | Wait:
-        """Whether the lane should run on an idle slot now."""
-        queue = self.queue
+    def _decide_lane(self, lane: Lane, now: float, slots: Slots) -> Decision:
         if lane.alone:
             return Dispatch(self.layout.largest, IDLE)
-        head = queue.head(lane, now)
+        head = self.queue.head(lane, now)
         due: float | None = head.due
         if head.deadline is None and self.policy.objective_s is None:
             due = None
         waiting = Waiting(lane.rows, min(head.rows - head.taken, self.layout.largest), lane.oldest(), due)
         curve = self.curve(lane.precision, lane.shape)
-        return decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
+        return self._decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
 
-    def head_rows(self, lane: Lane, now: float) -> int:
+    def _head_rows(self, lane: Lane, now: float) -> int:
         """Rows that the lane's next request needs in one execution."""
         head = self.queue.head(lane, now)
         return min(head.rows - head.taken, self.layout.largest)
 
-    def predicted_s(self, lane: Lane, rows: int) -> float:
-        return self.curve(lane.precision, lane.shape).seconds(min(rows, lane.rows))
+    def predicted_s(self, choice: Choice) -> float:
+        """How long the choice should take a slot."""
+        lane = choice.lane
+        return self.curve(lane.precision, lane.shape).seconds(min(choice.rows, lane.rows))
 
-    def take(self, lane: Lane, rows: int, reason: str, now: float) -> Batch:
-        """Takes up to `rows` rows out of the lane."""
-        parts = self.queue.take(lane, rows, self.layout.largest, now)
+    def take(self, choice: Choice, now: float) -> Batch:
+        """Takes the chosen requests out of the queue."""
+        lane, room, reason, _ = choice
+        parts = self.queue.take(lane, room, self.layout.largest, now)
         rows = 0
         for part in parts:
             rows += part.rows

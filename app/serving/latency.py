@@ -155,23 +155,27 @@ class LatencyCurve:
 class ArrivalRate:
     """Rows per second, forgetting what is older than about `memory_s`."""
 
-    __slots__ = ("_began", "_memory_s", "_rate", "_rows", "_window_s")
+    __slots__ = ("_began", "_memory_s", "_rate", "_rows", "_seen", "_window_s")
 
-    def __init__(self, memory_s: float = 0.25, window_s: float = 0.005) -> None:
+    def __init__(self, memory_s: float = 0.05, window_s: float = 0.002) -> None:
         self._memory_s = memory_s
         self._window_s = window_s
         self._rate = 0.0
+        self._seen = 0.0  # weight of all measurements so far; 1 once the memory is full
         self._rows = 0
-        self._began = 0.0
+        self._began: float | None = None
 
     def add(self, rows: int) -> None:
         self._rows += rows
 
     def per_second(self, now: float) -> float:
+        if self._began is None:
+            self._began = now
         elapsed = now - self._began
         if elapsed >= self._window_s:
-            fresh = self._rows / elapsed
-            self._rate += (1.0 - exp(-elapsed / self._memory_s)) * (fresh - self._rate)
+            weight = 1.0 - exp(-elapsed / self._memory_s)
+            self._seen += weight * (1.0 - self._seen)
+            self._rate += weight / self._seen * (self._rows / elapsed - self._rate)
             self._rows = 0
             self._began = now
         return self._rate

@@ -1,6 +1,6 @@
 """The shell around the batching policy: one per loaded model version, all of its state on the loop's thread.
 
-    submit → Batcher.admit → queue ⟶ pump: Batcher.decide → Batch ⟶ worker (or inline) ⟶ finish → done
+    submit → Batcher.admit → queue → pump: Batcher.choose → Batch → worker (or inline) → settle → done
 
 A pump runs after the loop has read everything that had arrived, so requests of one moment meet in one
 batch. A worker wakes the loop once for each batch; the freed slot gets its next batch before the
@@ -13,28 +13,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from random import Random
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
-    EngineError,
-    NotReady,
-    QueueFull,
-    VernierError,
-)
+from app.errors import Cancelled, Draining, EngineError, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher, Policy
-from app.serving.batching import IDLE, Dispatch, Slots
-from app.serving.execution import REFERENCE, Batch
+from app.serving.batching import Slots
+from app.serving.execution import Batch
 from app.serving.inline import Inline
+from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
 from app.serving.queue import Lane
-from app.serving.request import ENDED, NEW, QUEUED, Answer, PendingRequest
-from app.serving.sharing import Device, Member
+from app.serving.request import Answer, PendingRequest
+from app.serving.results import Results, Tap
+from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up
 from app.serving.workers import Crew, Curves
 from app.tensors import Arrays
@@ -43,20 +36,13 @@ __all__ = ["Answer", "PendingRequest", "Policy", "Scheduler", "Tap"]
 
 logger = logging.getLogger(__name__)
 
-#: Gets inputs, outputs and precision of a sampled answered request, on the loop's thread: it must only enqueue.
-Tap = Callable[[Arrays, Arrays, str], None]
-
 #: Waits shorter than this are polled for: the loop's timers are no finer.
 _TIMER_S = 0.001
 #: Inline batches of one pump together hold up the loop for about this long at most.
 _INLINE_TURN_S = 0.001
 
 
-#: A request and what it gets; delivered when all books are in order.
-_Ended = tuple[PendingRequest, Answer | None, VernierError | None]
-
-
-class Scheduler(Member):
+class Scheduler:
     """Queues, batches and runs the predictions of one model version.
 
     Args:
@@ -95,19 +81,15 @@ class Scheduler(Member):
         exact = {p: executor.exact_batch for p, executor in executors.items()}
         self._batcher = Batcher(layout, exact, precision, policy, curves)
         self._queue = self._batcher.queue
+        self._ledger = Ledger(self._batcher, metrics, self._loop.call_exception_handler)
+        self._results = Results(name, self._batcher, self._ledger, metrics, self._runtimes)
         self._inline = Inline()
         self._device = device
         self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
-        self._inflight = 0
         self._draining = False
-        self._emptied = asyncio.Event()
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._tap: Tap | None = None
-        self._tap_share = 0.0
-        self._tap_owed = 0.0
-        self._random = Random(0)
         metrics.set_latency_objective(policy.objective_s)
         metrics.precision_active(precision, self._runtimes[precision])
 
@@ -162,7 +144,7 @@ class Scheduler(Member):
     @property
     def inflight(self) -> int:
         """Requests that were admitted and have not ended."""
-        return self._inflight
+        return self._ledger.inflight
 
     @property
     def queued(self) -> int:
@@ -194,7 +176,7 @@ class Scheduler(Member):
 
     def set_tap(self, tap: Tap | None, share: float = 0.0) -> None:
         """Shows `tap` a random share of the answered requests."""
-        self._tap, self._tap_share, self._tap_owed = tap, share, 0.0
+        self._results.set_tap(tap, share)
 
     # --- in ---------------------------------------------------------------------------------------
     def submit(self, request: PendingRequest) -> None:
@@ -215,15 +197,14 @@ class Scheduler(Member):
             over = self._queue.requests >= self._batcher.policy.queue_limit
             self._metrics.rejected("queue_full" if over else "deadline")
             raise
-        self._inflight += 1
-        self._metrics.admitted()
+        self._ledger.admitted()
         if not self._pump_due and (self._crew.idle or self._inline.slots or request.deadline is not None):
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
     def cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
-        if self._close_books(request, "cancelled"):
+        if self._ledger.cancelled(request):
             self._show()
 
     async def predict(
@@ -267,66 +248,54 @@ class Scheduler(Member):
         """Does everything that can be done now, and sets the timer for what comes later."""
         self._pump_due = False
         now = self._clock()
-        ended: list[_Ended] = []
-        for request in self._batcher.overdue(now):
-            self._expire(request, ended)
+        batcher, crew, device = self._batcher, self._crew, self._device
+        for request in batcher.overdue(now):
+            self._ledger.expired(request)
         turn_ends = now + _INLINE_TURN_S
-        denied = False
+        inline_rows = self._inline_rows if self._inline.slots else None
+        late: list[PendingRequest] = []
         while True:
-            lane, wake, denied = self._run_next(now, ended)
-            if lane is None:
+            choice, wake = batcher.choose(now, self._slots(), late, inline_rows)
+            if choice is None:
+                if device is not None:
+                    device.nothing_to_run(self)
                 break
-            now = self._clock()
-            if now >= turn_ends:
-                self._want_pump()
+            if choice.inline:
+                self._run_inline(batcher.take(choice, now))
+                now = self._clock()
+                if now >= turn_ends:
+                    self._want_pump()
+                    break
+            elif device is None or device.may_run(self):
+                batch = batcher.take(choice, now)
+                if device is not None:
+                    device.started(self, batch.predicted_s)
+                crew.run(batch)
+            else:
                 break
-        if self._device is not None and not denied:
-            self._device.leave(self)
+        for request in late:
+            self._ledger.expired(request)
         self._set_timer(now, wake)
         self._show()
-        self._deliver(ended)
+        self._ledger.deliver()
 
-    def _run_next(self, now: float, ended: list[_Ended]) -> tuple[Lane | None, float | None, bool]:
-        """Runs one batch of the most urgent lane that is ready.
+    def _run_inline(self, batch: Batch) -> None:
+        batch.execute(self._inline.slots[batch.precision])
+        self._inline.ran(batch)
+        self._settle(batch, self._clock())
 
-        Returns:
-            The lane; None when no lane can run now. When the first waiting lane wants to be asked again.
-            Whether the device denied a turn.
-        """
-        batcher, crew = self._batcher, self._crew
-        wake: float | None = None
-        for lane in self._queue.by_urgency(now):
-            while (late := batcher.hopeless(lane, now)) is not None:
-                self._expire(late, ended)
-            rows = self._inline_rows(lane, now)
-            if rows:
-                batch = batcher.take(lane, rows, IDLE, now)
-                batch.execute(self._inline.slots[batch.precision])
-                self._inline.ran(batch)
-                self._complete(batch, self._clock(), ended)
-                return lane, None, False
-            if not crew.idle:
-                continue
-            decision = batcher.decide(lane, now, self._slots())
-            if not isinstance(decision, Dispatch):
-                wake = decision.until if wake is None else min(wake, decision.until)
-                continue
-            if self._device is not None and not self._device.acquire(
-                self, batcher.predicted_s(lane, decision.rows)
-            ):
-                return None, wake, True
-            batch = batcher.take(lane, decision.rows, decision.reason, now)
-            crew.run(batch)
-            return lane, None, False
-        return None, wake, False
+    def _settle(self, batch: Batch, now: float) -> None:
+        if batch.error is not None:
+            self._crew.failed_execution(batch.error)
+        if self._results.settle(batch, now):
+            self._want_pump()
 
     def _inline_rows(self, lane: Lane, now: float) -> int:
         """How many rows of the lane should run on this thread; 0 for none."""
-        if not self._inline.slots or lane.precision not in self._inline.slots:
+        if lane.precision not in self._inline.slots:
             return 0
-        batcher = self._batcher
-        rows = self._inline.rows(lane.precision, lane.shape, batcher.curve(lane.precision, lane.shape), now)
-        return rows if rows and batcher.head_rows(lane, now) <= rows else 0
+        curve = self._batcher.curve(lane.precision, lane.shape)
+        return self._inline.rows(lane.precision, lane.shape, curve, now)
 
     def _slots(self) -> Slots:
         crew = self._crew
@@ -339,179 +308,23 @@ class Scheduler(Member):
         seconds = now - batch.dispatched
         self._batcher.ran(batch, seconds)
         if self._device is not None:
-            self._device.release(self, batch.predicted_s, seconds)
-        ended: list[_Ended] = []
-        self._complete(batch, now, ended)
-        self._pump()  # the slot gets its next batch before the answers are written
-        self._deliver(ended)
+            self._device.ended(self, batch.predicted_s, seconds)
+        self._settle(batch, now)
+        # The slot gets its next batch first; the pump then delivers the answers.
+        self._pump()
 
     def batch_lost(self, batch: Batch, error: EngineError) -> None:
         if self._device is not None:
-            self._device.release(self, batch.predicted_s, self._clock() - batch.dispatched)
-        ended: list[_Ended] = []
-        for request, _, _, attempt in batch.parts:
-            if request.attempt == attempt:
-                self._end(request, "failed", None, error, ended)
+            self._device.ended(self, batch.predicted_s, self._clock() - batch.dispatched)
+        self._results.lost(batch, error)
         self._show()
-        self._deliver(ended)
+        self._ledger.deliver()
 
     def device_lost(self, error: EngineError) -> None:
-        ended: list[_Ended] = []
         for request in list(self._queue):
-            self._end(request, "failed", None, error, ended)
+            self._ledger.failed(request, error)
         self._show()
-        self._deliver(ended)
-
-    def _complete(self, batch: Batch, now: float, ended: list[_Ended]) -> None:
-        """Books what came of a batch."""
-        if batch.error is not None:
-            self._failed(batch, batch.error, now, ended)
-            return
-        dispatched, precision, compute_s, rows = (
-            batch.dispatched,
-            batch.precision,
-            batch.compute_s,
-            batch.rows,
-        )
-        queue_s: list[float] = []
-        answered = 0
-        rescued: list[PendingRequest] = []
-        for (request, _, count, attempt), outputs in zip(batch.parts, batch.outputs, strict=True):
-            if request.state == ENDED or request.attempt != attempt:
-                continue
-            if outputs is None:
-                rescued.append(request)
-                continue
-            waited = dispatched - request.arrived
-            answer = Answer(outputs, precision, waited, compute_s, rows)
-            if request.gather is not None and not self._gathered(request, count, answer):
-                continue
-            queue_s.append(waited)
-            if request.deadline is not None and now > request.deadline:
-                self._expire(request, ended)
-                continue
-            request.state = ENDED
-            answered += 1
-            ended.append((request, answer, None))
-        self._inflight -= answered
-        metrics = self._metrics
-        metrics.ended("answered", answered)
-        runtime = self._runtimes[precision]
-        metrics.batch_done(
-            precision,
-            runtime,
-            rows,
-            batch.bucket,
-            len(queue_s),
-            batch.reason,
-            queue_s,
-            batch.times,
-            batch.predicted_s,
-        )
-        metrics.padding(*batch.elements)
-        for request in rescued:
-            self._rescue(request, precision, now, ended)
-        if self._tap is not None and precision != REFERENCE:
-            self._show_tap(ended, answered)
-        self._tell_if_empty()
-
-    @staticmethod
-    def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:
-        """Adds one execution of a split request; True, with `answer` completed, when it was the last."""
-        request.unanswered -= count
-        request.compute_s = max(request.compute_s, answer.compute_s)
-        request.batch_size = max(request.batch_size, answer.batch_size)
-        if request.unanswered or request.gather is None:
-            return False
-        answer.outputs = request.gather.arrays
-        answer.compute_s = request.compute_s
-        answer.batch_size = request.batch_size
-        return True
-
-    def _rescue(self, request: PendingRequest, precision: str, now: float, ended: list[_Ended]) -> None:
-        """A non-finite output of a reduced variant is never returned: FP32 computes it anew."""
-        self._metrics.nonfinite_outputs(precision)
-        if REFERENCE not in self._executors:
-            error = EngineError(
-                f"the {precision} variant gave a non-finite output and there is no {REFERENCE} one"
-            )
-            self._end(request, "failed", None, error, ended)
-        elif request.rescue is None:
-            request.rescue = REFERENCE
-            self._batcher.again(request, now)
-            self._want_pump()
-
-    def _failed(self, batch: Batch, error: VernierError, now: float, ended: list[_Ended]) -> None:
-        """Runs the requests of a failed batch again, each alone: one bad request must not fail its neighbours."""
-        logger.error(
-            "batch failed",
-            extra={"model": self.name, "precision": batch.precision, "requests": len(batch.parts)},
-            exc_info=error,
-        )
-        self._crew.failed_execution(error)
-        for request, _, _, attempt in batch.parts:
-            if request.state == ENDED or request.attempt != attempt:
-                continue
-            if len(batch.parts) > 1 and not request.alone and self._crew.gone is None:
-                request.alone = True
-                self._batcher.again(request, now)
-                self._want_pump()
-            else:
-                self._end(request, "failed", None, error, ended)
-
-    def _expire(self, request: PendingRequest, ended: list[_Ended]) -> None:
-        error = DeadlineExceeded(
-            "the deadline passed before the answer was ready; allow more time or send less"
-        )
-        self._end(request, "expired", None, error, ended)
-
-    def _end(
-        self,
-        request: PendingRequest,
-        outcome: str,
-        answer: Answer | None,
-        error: VernierError | None,
-        ended: list[_Ended],
-    ) -> None:
-        if self._close_books(request, outcome):
-            ended.append((request, answer, error))
-
-    def _close_books(self, request: PendingRequest, outcome: str) -> bool:
-        """False when the request had ended already."""
-        if request.state in (NEW, ENDED):
-            return False
-        if request.state == QUEUED and not request.taken:
-            request.inputs = {}  # a tombstone may stand in the queue for a while
-        self._batcher.discard(request)
-        self._inflight -= 1
-        self._metrics.ended(outcome)
-        self._tell_if_empty()
-        return True
-
-    def _tell_if_empty(self) -> None:
-        if self._draining and not self._inflight:
-            self._emptied.set()
-
-    def _deliver(self, ended: list[_Ended]) -> None:
-        for request, answer, error in ended:
-            try:
-                request.done(answer, error)
-            except Exception as fault:
-                # One protocol's fault must not cost the others of its batch their answers.
-                self._loop.call_exception_handler(
-                    {"message": "an answer could not be delivered", "exception": fault}
-                )
-
-    def _show_tap(self, ended: list[_Ended], answered: int) -> None:
-        tap = self._tap
-        self._tap_owed += self._tap_share * answered
-        count = min(int(self._tap_owed), answered)
-        if tap is None or not count:
-            return
-        self._tap_owed -= count
-        mine = [(request, answer) for request, answer, _ in ended[-answered:] if answer is not None]
-        for request, answer in self._random.sample(mine, min(count, len(mine))):
-            tap(request.inputs, answer.outputs, answer.precision)
+        self._ledger.deliver()
 
     # --- time -------------------------------------------------------------------------------------
     def _set_timer(self, now: float, wake: float | None) -> None:
@@ -535,24 +348,15 @@ class Scheduler(Member):
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock()
-        ended: list[_Ended] = []
         for batch in self._crew.busy.values():
             if batch is not None and batch.deadline is not None and batch.deadline <= now:
-                for request, _, _, attempt in batch.parts:
-                    if (
-                        request.attempt == attempt
-                        and request.deadline is not None
-                        and request.deadline <= now
-                    ):
-                        self._expire(request, ended)
-                batch.find_deadline()
+                self._results.overdue(batch, now)
         self._pump()
-        self._deliver(ended)
 
     def _show(self) -> None:
         crew, metrics = self._crew, self._metrics
         metrics.set_queue_depth(self._queue.requests)
-        metrics.set_inflight(self._inflight)
+        metrics.set_inflight(self._ledger.inflight)
         metrics.set_slots(len(crew.idle), len(crew.busy), crew.failed)
 
     # --- end --------------------------------------------------------------------------------------
@@ -560,28 +364,26 @@ class Scheduler(Member):
         """Refuses new requests, waits for the admitted ones, fails what is left after the timeout, frees all."""
         self._draining = True
         ends = self._clock() + timeout_s
-        if self._inflight:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._emptied.wait()
-            except TimeoutError:
-                self._fail_rest()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ledger.empty.wait()
+        except TimeoutError:
+            self._fail_rest()
         if self._timer is not None:
             self._timer.cancel()
         await self._crew.close(max(0.1, ends - self._clock()))
         self._inline.close()
+        if self._device is not None:
+            self._device.leave(self)
         self._show()
 
     def _fail_rest(self) -> None:
-        logger.error("drain ran out of time", extra={"model": self.name, "inflight": self._inflight})
-        running = [
-            part.request for batch in self._crew.busy.values() if batch is not None for part in batch.parts
-        ]
-        ended: list[_Ended] = []
-        for request in [*self._queue, *running]:
-            error = Draining("the service stopped before the request could run; send it to another instance")
-            self._end(request, "failed", None, error, ended)
-        self._deliver(ended)
+        logger.error("drain ran out of time", extra={"model": self.name, "inflight": self.inflight})
+        running = [b for b in self._crew.busy.values() if b is not None]
+        error = Draining("the service stopped before the request could run; send it to another instance")
+        for request in [*self._queue, *[part.request for batch in running for part in batch.parts]]:
+            self._ledger.failed(request, error)
+        self._ledger.deliver()
 
 
 class _Awaited(PendingRequest):

@@ -7,15 +7,22 @@ time, so that it cannot save up turns and then shut the others out.
 
 from __future__ import annotations
 
+from typing import Protocol
 
-class Member:
-    """A user of a device; `woken` is called when its turn may have come."""
 
-    used_s: float = 0.0
-    running: int = 0
+class Member(Protocol):
+    """A user of a device."""
 
     def woken(self) -> None:
-        """Asks again with `acquire`, or says `leave`."""
+        """The member's turn may have come: it asks again, or says that it has nothing to run."""
+
+
+class _Account:
+    __slots__ = ("running", "used_s")
+
+    def __init__(self) -> None:
+        self.used_s = 0.0
+        self.running = 0
 
 
 class Device:
@@ -29,42 +36,49 @@ class Device:
         self._capacity = capacity
         self._running = 0
         self._virtual_s = 0.0
-        self._waiting: dict[Member, None] = {}
+        self._accounts: dict[Member, _Account] = {}
+        self._waiting: dict[Member, _Account] = {}
 
-    def acquire(self, member: Member, predicted_s: float) -> bool:
-        """Takes a turn of about `predicted_s` seconds; False when others go first, and `woken` follows."""
-        if not member.running and member not in self._waiting:
-            member.used_s = max(member.used_s, self._virtual_s)
-        first = self._first()
-        if self._running >= self._capacity or (
-            first is not None and first is not member and first.used_s < member.used_s
-        ):
-            self._waiting[member] = None
+    def may_run(self, member: Member) -> bool:
+        """Whether the member may start an execution now; if not, it waits, and `woken` will be called."""
+        account = self._accounts.get(member)
+        if account is None:
+            account = self._accounts[member] = _Account()
+        if not account.running and member not in self._waiting:
+            account.used_s = max(account.used_s, self._virtual_s)
+        others = [a.used_s for m, a in self._waiting.items() if m is not member]
+        if self._running >= self._capacity or (others and min(others) < account.used_s):
+            self._waiting[member] = account
             return False
         self._waiting.pop(member, None)
-        self._running += 1
-        self._virtual_s = max(self._virtual_s, member.used_s)
-        member.running += 1
-        member.used_s += predicted_s
         return True
 
-    def release(self, member: Member, predicted_s: float, seconds: float) -> None:
-        """Ends a turn that took `seconds`."""
+    def started(self, member: Member, predicted_s: float) -> None:
+        """An execution that should take `predicted_s`; charged at once, so that many starts count."""
+        account = self._accounts[member]
+        self._virtual_s = max(self._virtual_s, account.used_s)
+        self._running += 1
+        account.running += 1
+        account.used_s += predicted_s
+
+    def ended(self, member: Member, predicted_s: float, seconds: float) -> None:
+        """The same execution took `seconds`."""
+        account = self._accounts[member]
         self._running -= 1
-        member.running -= 1
-        member.used_s += seconds - predicted_s
+        account.running -= 1
+        account.used_s += seconds - predicted_s
         self._wake()
 
-    def leave(self, member: Member) -> None:
-        """The member has nothing to run after all."""
-        if member in self._waiting:
-            del self._waiting[member]
+    def nothing_to_run(self, member: Member) -> None:
+        """The member waits for no turn."""
+        if self._waiting.pop(member, None) is not None:
             self._wake()
 
-    def _first(self) -> Member | None:
-        return min(self._waiting, key=lambda m: m.used_s, default=None)
+    def leave(self, member: Member) -> None:
+        """The member is gone for good."""
+        self.nothing_to_run(member)
+        self._accounts.pop(member, None)
 
     def _wake(self) -> None:
-        first = self._first()
-        if first is not None and self._running < self._capacity:
-            first.woken()
+        if self._waiting and self._running < self._capacity:
+            min(self._waiting, key=lambda m: self._waiting[m].used_s).woken()

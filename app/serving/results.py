@@ -1,0 +1,169 @@
+"""What becomes of the requests of a batch that has run: answers, second attempts, failures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+from app.errors import DeviceFailed, EngineError, VernierError
+from app.metrics import ModelMetrics
+from app.serving.batcher import Batcher
+from app.serving.execution import REFERENCE, Batch
+from app.serving.ledger import Ledger
+from app.serving.request import ENDED, Answer, PendingRequest
+from app.tensors import Arrays
+
+logger = logging.getLogger(__name__)
+
+#: Gets inputs, outputs and precision of a sampled answered request, on the loop's thread: it must only enqueue.
+Tap = Callable[[Arrays, Arrays, str], None]
+
+
+class Results:
+    """Belongs to the event loop's thread.
+
+    Args:
+        runtimes: precision → runtime, for the metrics; changes with the loaded variants.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        batcher: Batcher,
+        ledger: Ledger,
+        metrics: ModelMetrics,
+        runtimes: dict[str, str],
+    ) -> None:
+        self._name = name
+        self._batcher = batcher
+        self._ledger = ledger
+        self._metrics = metrics
+        self._runtimes = runtimes
+        self._tap: Tap | None = None
+        self._tap_share = 0.0
+        self._tap_owed = 0.0
+        self._random = Random(0)
+
+    def set_tap(self, tap: Tap | None, share: float) -> None:
+        self._tap, self._tap_share, self._tap_owed = tap, share, 0.0
+
+    def settle(self, batch: Batch, now: float) -> bool:
+        """Books what came of a batch; True when requests of it went back to the queue."""
+        if batch.error is not None:
+            return self._failed(batch, batch.error, now)
+        answers: list[tuple[PendingRequest, Answer]] = []
+        late: list[PendingRequest] = []
+        rescued: list[PendingRequest] = []
+        dispatched, precision, compute_s, rows = (
+            batch.dispatched,
+            batch.precision,
+            batch.compute_s,
+            batch.rows,
+        )
+        queue_s: list[float] = []
+        for (request, _, count, attempt), outputs in zip(batch.parts, batch.outputs, strict=True):
+            if request.state == ENDED or request.attempt != attempt:
+                continue
+            if outputs is None:
+                rescued.append(request)
+                continue
+            waited = dispatched - request.arrived
+            answer = Answer(outputs, precision, waited, compute_s, rows)
+            if request.gather is not None and not _gathered(request, count, answer):
+                continue
+            queue_s.append(waited)
+            if request.deadline is not None and now > request.deadline:
+                late.append(request)
+            else:
+                answers.append((request, answer))
+        self._ledger.answered(answers)
+        for request in late:
+            self._ledger.expired(request)
+        self._metrics.batch_done(
+            precision,
+            self._runtimes[precision],
+            rows,
+            batch.bucket,
+            len(queue_s),
+            batch.reason,
+            queue_s,
+            batch.times,
+            batch.predicted_s,
+        )
+        self._metrics.padding(*batch.elements)
+        if self._tap is not None and answers:
+            self._show(self._tap, answers)
+        return self._rescue(rescued, precision, now) if rescued else False
+
+    def _rescue(self, requests: list[PendingRequest], precision: str, now: float) -> bool:
+        """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
+        again = False
+        self._metrics.nonfinite_outputs(precision, len(requests))
+        for request in requests:
+            if REFERENCE in self._runtimes:
+                request.rescue = REFERENCE
+                self._batcher.again(request, now)
+                again = True
+            else:
+                self._ledger.failed(
+                    request,
+                    EngineError(
+                        f"the {precision} variant gave a non-finite output, and no {REFERENCE} one is loaded"
+                    ),
+                )
+        return again
+
+    def _failed(self, batch: Batch, error: VernierError, now: float) -> bool:
+        """Runs the requests of a failed batch again, each alone: one bad request must not fail the others."""
+        alone = len(batch.parts) == 1 or isinstance(error, DeviceFailed)
+        logger.error(
+            "batch failed",
+            extra={"model": self._name, "precision": batch.precision, "requests": len(batch.parts)},
+            exc_info=error,
+        )
+        again = False
+        for request, _, _, attempt in batch.parts:
+            if request.state == ENDED or request.attempt != attempt:
+                continue
+            if alone or request.alone:
+                self._ledger.failed(request, error)
+            else:
+                request.alone = True
+                self._batcher.again(request, now)
+                again = True
+        return again
+
+    def lost(self, batch: Batch, error: EngineError) -> None:
+        """The worker died: what it held fails, and is not tried again, since it may have been the cause."""
+        for request, _, _, attempt in batch.parts:
+            if request.attempt == attempt:
+                self._ledger.failed(request, error)
+
+    def overdue(self, batch: Batch, now: float) -> None:
+        """Gives up the requests of a running batch whose deadline has come."""
+        for request, _, _, attempt in batch.parts:
+            if request.attempt == attempt and request.deadline is not None and request.deadline <= now:
+                self._ledger.expired(request)
+        batch.find_deadline()
+
+    def _show(self, tap: Tap, answers: list[tuple[PendingRequest, Answer]]) -> None:
+        self._tap_owed += self._tap_share * len(answers)
+        count = min(int(self._tap_owed), len(answers))
+        if count:
+            self._tap_owed -= count
+            for request, answer in self._random.sample(answers, count):
+                tap(request.inputs, answer.outputs, answer.precision)
+
+
+def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:
+    """Adds one execution of a split request; True, with `answer` completed, when it was the last."""
+    request.unanswered -= count
+    request.compute_s = max(request.compute_s, answer.compute_s)
+    request.batch_size = max(request.batch_size, answer.batch_size)
+    if request.unanswered or request.gather is None:
+        return False
+    answer.outputs = request.gather.arrays
+    answer.compute_s = request.compute_s
+    answer.batch_size = request.batch_size
+    return True

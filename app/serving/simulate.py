@@ -1,0 +1,232 @@
+"""The batcher in virtual time: what a policy would do with a load, in milliseconds of real time.
+
+Drives the very Batcher that the scheduler drives, so that tests of it are tests of production's decisions.
+Used by the property tests, and to compare policies (`fixed_delay` is the usual one) on equal load.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+
+import numpy as np
+
+from app.errors import QueueFull, VernierError
+from app.serving.batcher import Batcher
+from app.serving.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
+from app.serving.execution import Batch
+from app.serving.latency import LatencyCurve
+from app.serving.request import ENDED, Answer, PendingRequest
+from app.tensors import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request to come. Times in seconds; `length` is the size of the sequence dimension, if there is one."""
+
+    at: float
+    rows: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
+    cancel_after_s: float | None = None
+    length: int = 1
+    precision: str | None = None
+
+
+class SimulatedRequest(PendingRequest):
+    """Remembers what happened to it.
+
+    Attributes:
+        outcome: `answered`, `expired`, `cancelled`, `refused`, or None while it is under way.
+        ended_at: when.
+        retry_after_s: of a refused one.
+    """
+
+    __slots__ = ("arrival", "ended_at", "outcome", "retry_after_s")
+
+    def __init__(self, arrival: Arrival, inputs: Arrays) -> None:
+        deadline = None if arrival.timeout_s is None else arrival.at + arrival.timeout_s
+        super().__init__(inputs, arrival.rows, None, arrival.precision, arrival.priority, deadline)
+        self.arrival = arrival
+        self.outcome: str | None = None
+        self.ended_at = 0.0
+        self.retry_after_s = 0.0
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        """Nobody waits for an answer in virtual time."""
+
+    @property
+    def latency_s(self) -> float:
+        return self.ended_at - self.arrival.at
+
+
+@dataclass
+class Trace:
+    """Everything that happened, in order."""
+
+    requests: list[SimulatedRequest] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+
+    def of(self, outcome: str) -> list[SimulatedRequest]:
+        return [request for request in self.requests if request.outcome == outcome]
+
+    def latencies(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Seconds of every answered request, ascending."""
+        return np.sort(np.array([request.latency_s for request in self.of("answered")]))
+
+
+def fixed_delay(delay_s: float) -> Callable[..., Decision]:
+    """The usual policy: full batches at once, others when the oldest request has waited `delay_s`."""
+
+    def decide(
+        waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float, limits: Limits
+    ) -> Decision:
+        if waiting.rows >= limits.max_rows:
+            return Dispatch(limits.max_rows, FULL)
+        if now >= waiting.oldest + delay_s:
+            return Dispatch(waiting.rows, DELAY)
+        return Wait(waiting.oldest + delay_s)
+
+    return decide
+
+
+def poisson(rate: float, seconds: float, seed: int, **fields: float | int | None) -> Iterator[Arrival]:
+    """Arrivals at `rate` a second."""
+    random = Random(seed)
+    at = 0.0
+    while True:
+        at += random.expovariate(rate)
+        if at > seconds:
+            return
+        yield Arrival(at, **fields)  # type: ignore[arg-type]
+
+
+class Simulation:
+    """One run.
+
+    Args:
+        slots: how many.
+        service: rows of a batch after padding → seconds that a slot is taken.
+        input_name: of the single input; its arrays are [rows] or, with lengths, [rows, length].
+        watch: called after every step with (now, self): for assertions in between.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        slots: int,
+        service: Callable[[int], float],
+        *,
+        input_name: str = "x",
+        watch: Callable[[float, Simulation], None] | None = None,
+        on_dispatch: Callable[[float, Simulation, Batch], None] | None = None,
+    ) -> None:
+        self.batcher = batcher
+        self.idle = slots
+        self.running: list[Batch] = []
+        self.trace = Trace()
+        self._slots = slots
+        self._service = service
+        self._input = input_name
+        self._watch = watch
+        self._on_dispatch = on_dispatch
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._ticket = count()
+        self._wakes: set[float] = set()
+        self._arrays: dict[tuple[int, ...], Arrays] = {}
+
+    def run(self, arrivals: Iterable[Arrival]) -> Trace:
+        """Plays the arrivals, in ascending order of time, until nothing is left to do."""
+        coming = iter(arrivals)
+        upcoming = next(coming, None)
+        while upcoming is not None or self._events:
+            if upcoming is not None and (not self._events or upcoming.at <= self._events[0][0]):
+                now = upcoming.at
+                self._arrive(upcoming, now)
+                upcoming = next(coming, None)
+            else:
+                now, _, call = heapq.heappop(self._events)
+                call(now)
+            next_at = upcoming.at if upcoming is not None else None
+            if (self._events and self._events[0][0] == now) or next_at == now:
+                continue  # what happens at one moment is decided on together
+            self._pump(now)
+            if self._watch is not None:
+                self._watch(now, self)
+        return self.trace
+
+    def _at(self, time: float, call: Callable[[float], None]) -> None:
+        heapq.heappush(self._events, (time, next(self._ticket), call))
+
+    def _arrive(self, arrival: Arrival, now: float) -> None:
+        shape = (arrival.rows, arrival.length) if self.batcher.layout.dims else (arrival.rows,)
+        inputs = self._arrays.get(shape)
+        if inputs is None:
+            inputs = self._arrays[shape] = {self._input: np.zeros(shape, np.float32)}
+        request = SimulatedRequest(arrival, inputs)
+        self.trace.requests.append(request)
+        try:
+            self.batcher.admit(request, now, self._free_at)
+        except QueueFull as refusal:
+            request.outcome, request.ended_at = "refused", now
+            request.retry_after_s = refusal.retry_after_s
+            return
+        if arrival.cancel_after_s is not None:
+            self._at(now + arrival.cancel_after_s, lambda t: self._end(request, "cancelled", t))
+        if request.deadline is not None:
+            # The scheduler's timer gives up what runs, too.
+            self._at(request.deadline, lambda t: self._end(request, "expired", t))
+
+    def _free_at(self) -> tuple[float, ...]:
+        return (*([0.0] * self.idle), *[batch.dispatched + batch.predicted_s for batch in self.running])
+
+    def _end(self, request: SimulatedRequest, outcome: str, now: float) -> None:
+        if request.outcome is None:
+            request.outcome, request.ended_at = outcome, now
+            self.batcher.discard(request)
+
+    def _pump(self, now: float) -> None:
+        batcher = self.batcher
+        for request in batcher.overdue(now):
+            self._end(request, "expired", now)  # type: ignore[arg-type]
+        late: list[PendingRequest] = []
+        while True:
+            ends = [batch.dispatched + batch.predicted_s for batch in self.running]
+            choice, wake = batcher.choose(now, Slots(self.idle, self._slots, min(ends, default=None)), late)
+            if choice is None:
+                break
+            batch = batcher.take(choice, now)
+            self.idle -= 1
+            self.running.append(batch)
+            self.trace.batches.append(batch)
+            if self._on_dispatch is not None:
+                self._on_dispatch(now, self, batch)
+            self._at(now + self._service(batch.bucket), self._finisher(batch))
+        for request in late:
+            self._end(request, "expired", now)  # type: ignore[arg-type]
+        if wake is not None and wake not in self._wakes:
+            self._wakes.add(wake)
+            self._at(max(wake, now), lambda t: self._wakes.discard(wake))
+
+    def _finisher(self, batch: Batch) -> Callable[[float], None]:
+        def finish(now: float) -> None:
+            self.idle += 1
+            self.running.remove(batch)
+            self.batcher.ran(batch, now - batch.dispatched)
+            for request, _, rows, _ in batch.parts:
+                request.unanswered -= rows
+                if not request.unanswered and request.state != ENDED:
+                    self._end(request, "answered", now)  # type: ignore[arg-type]
+
+        return finish
+
+
+def percentile(
+    latencies: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]], share: float
+) -> float:
+    """The latency that `share` of the requests stay under; infinity when none was answered."""
+    values = np.asarray(latencies)
+    return float(np.quantile(values, share)) if values.size else float("inf")
