@@ -8,23 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
+import simdjson
 
-from app.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongDtype, WrongShape
+from app.api.json_tensors import decode_numbers, decode_values, parse_fields
+from app.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
 from app.serving.signature import Signature
-from app.tensors import Array, Arrays, TensorSpec, numpy_dtype
+from app.tensors import Array, Arrays, numpy_dtype
 
 MAX_PRIORITY = 9
+JSON = "application/json"
+RAW = "application/octet-stream"
+
+Body = bytes | bytearray
 
 
-@dataclass(frozen=True, slots=True)
+class Inputs(Protocol):
+    """The inputs of a request, before it is known which model's they are."""
+
+    def decode(self, signature: Signature) -> Arrays:
+        """Arrays of the model's dtypes; shapes are checked by `Signature.check`. Raises RequestError."""
+        ...
+
+
+@dataclass(slots=True)
 class PredictRequest:
-    """The envelope of a prediction. `inputs` are still JSON values; `timeout_ms` None means none asked for."""
+    """The envelope of a prediction. `timeout_ms` None means none asked for."""
 
-    inputs: Mapping[str, Any]
     model: str | None = None
     version: str | None = None
     outputs: Sequence[str] | None = None
@@ -32,13 +45,14 @@ class PredictRequest:
     priority: int = 0
     timeout_ms: float | None = None
     id: str | None = None
-    holds_booleans: bool = False
 
 
-_FIELDS = ("model", "inputs", "version", "outputs", "precision", "priority", "timeout_ms", "id")
+_FIELDS = frozenset(("model", "inputs", "version", "outputs", "precision", "priority", "timeout_ms", "id"))
+_LISTED = "model, inputs, version, outputs, precision, priority, timeout_ms, id"
 
 
-def parse_json(body: bytes) -> Any:
+# --- envelopes ------------------------------------------------------------------------------------
+def parse_json(body: Body) -> Any:
     """Raises InvalidJson; NonFiniteInput when the fault is a bare NaN or Infinity."""
     if not body:
         raise InvalidJson('the body is empty; send JSON such as {"model": "name", "inputs": {…}}')
@@ -52,44 +66,60 @@ def parse_json(body: bytes) -> Any:
         raise InvalidJson(f"the body is not valid JSON: {error}; mend it and send it again") from error
 
 
-def _text(value: Any, field: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise InvalidJson(f"'{field}' must be a string, not {type(value).__name__}")
+def parse_predict(body: Body) -> tuple[PredictRequest, Inputs]:
+    """The envelope of `POST /v1/predict`. Raises InvalidJson, MissingInput, NonFiniteInput.
 
-
-def parse_predict(body: bytes) -> PredictRequest:
-    """The envelope of `POST /v1/predict`. Raises InvalidJson, MissingInput, NonFiniteInput."""
+    The inputs may borrow the JSON parser's memory: decode them before the next body is parsed.
+    """
+    fields = parse_fields(body, len(_FIELDS))
+    if fields is not None:
+        inputs, outputs = fields.get("inputs"), fields.get("outputs")
+        if isinstance(outputs, simdjson.Array):
+            fields["outputs"] = outputs.as_list()
+        if isinstance(inputs, simdjson.Object):
+            return _envelope(fields), NumberInputs(body, inputs, 1 if outputs is not None else 0)
     data = parse_json(body)
     if not isinstance(data, dict):
         raise InvalidJson('the body must be a JSON object such as {"model": "name", "inputs": {…}}')
-    if not data.keys() <= set(_FIELDS):
-        unknown = ", ".join(f"'{name}'" for name in data if name not in _FIELDS)
-        raise InvalidJson(f"unknown field {unknown}; the fields are {', '.join(_FIELDS)}")
+    envelope = _envelope(data)
     inputs = data.get("inputs")
     if inputs is None:
         raise MissingInput('\'inputs\' is missing; send {"inputs": {"<name>": [[…]]}}')
     if not isinstance(inputs, dict):
         raise InvalidJson("'inputs' must be an object from input name to nested lists of numbers")
+    return envelope, ValueInputs(body, inputs)
+
+
+def _envelope(data: Mapping[str, Any]) -> PredictRequest:
+    if not data.keys() <= _FIELDS:
+        unknown = ", ".join(f"'{name}'" for name in data if name not in _FIELDS)
+        raise InvalidJson(f"unknown field {unknown}; the fields are {_LISTED}")
     outputs = data.get("outputs")
     if outputs is not None and not (isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)):
         raise InvalidJson("'outputs' must be a list of output names")
-    priority = data.get("priority") or 0
-    if type(priority) is not int or not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise InvalidJson(f"'priority' must be an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     version = data.get("version")
-    version = str(version) if type(version) is int else version
     return PredictRequest(
-        inputs=inputs,
-        model=_text(data.get("model"), "model"),
-        version=_text(version, "version"),
-        outputs=outputs,
-        precision=_text(data.get("precision"), "precision"),
-        priority=priority,
-        timeout_ms=parse_timeout(data.get("timeout_ms")),
-        id=_text(data.get("id"), "id"),
-        holds_booleans=b"true" in body or b"false" in body,
+        _text(data, "model"),
+        str(version) if type(version) is int else _text(data, "version"),
+        outputs,
+        _text(data, "precision"),
+        _priority(data.get("priority") or 0),
+        parse_timeout(data.get("timeout_ms")),
+        _text(data, "id"),
     )
+
+
+def _text(data: Mapping[str, Any], field: str) -> str | None:
+    value = data.get(field)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidJson(f"'{field}' must be a string")
+
+
+def _priority(value: Any) -> int:
+    if type(value) is not int or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
+        raise InvalidJson(f"'priority' must be an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    return value
 
 
 def parse_timeout(value: Any) -> float | None:
@@ -101,102 +131,80 @@ def parse_timeout(value: Any) -> float | None:
     return float(value)
 
 
-def decode_inputs(request: PredictRequest, signature: Signature) -> Arrays:
-    """JSON values to arrays of the model's dtypes; shapes are checked by `Signature.check`."""
-    return {
-        name: tensor_from_json(signature.input(name), value, request.holds_booleans)
-        for name, value in request.inputs.items()
-    }
-
-
-def _holds_boolean(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(_holds_boolean(item) for item in value)
-    return isinstance(value, bool)
-
-
-def tensor_from_json(spec: TensorSpec, value: Any, holds_booleans: bool = True) -> Array:
-    """Nested lists to an array of the spec's dtype.
-
-    Args:
-        holds_booleans: False when the caller knows that no `true` or `false` stands in the text.
-
-    Raises:
-        WrongShape: ragged lists.
-        WrongDtype: text, null, booleans among numbers, fractions for integers, out of range.
-        NonFiniteInput: a number too large for the dtype.
-    """
+def raw_envelope(query: Mapping[str, str]) -> PredictRequest:
+    """The envelope of a raw body stands in the query string. Raises InvalidJson."""
+    timeout = query.get("timeout_ms")
     try:
-        array = np.array(value)
+        return PredictRequest(
+            model=query.get("model"),
+            version=query.get("version"),
+            outputs=query["outputs"].split(",") if "outputs" in query else None,
+            precision=query.get("precision"),
+            priority=_priority(int(query.get("priority", "0"))),
+            timeout_ms=None if timeout is None else parse_timeout(float(timeout)),
+            id=query.get("id"),
+        )
     except ValueError as error:
-        raise WrongShape(
-            f"input '{spec.name}' is ragged: its lists differ in length; pad them to one shape {spec.describe_shape()}"
-        ) from error
-    target = numpy_dtype(spec.dtype)
-    kind = array.dtype.kind
-    if array.size == 0:
-        return array.astype(target)
-    if kind in "USO":
-        raise WrongDtype(
-            f"input '{spec.name}' takes {spec.dtype}, but holds {_first_odd(value)}; send numbers only"
-        )
-    if target.kind == "b":
-        if kind != "b":
-            raise WrongDtype(f"input '{spec.name}' takes bool; send true or false, not numbers")
-        return array
-    if kind == "b" or (holds_booleans and _holds_boolean(value)):
-        raise WrongDtype(f"input '{spec.name}' takes {spec.dtype}, but holds true or false; send numbers")
-    if target.kind == "f":
-        return _to_float(spec, array, target)
-    if kind == "f" and target == np.uint64:
-        array = _without_rounding(value, array)
-    return _to_integer(spec, array, target)
+        raise InvalidJson(f"a number in the query string cannot be read: {error}") from error
 
 
-def _without_rounding(value: Any, rounded: Array) -> Array:
-    """NumPy makes floats of integers that straddle int64 and uint64; this keeps them integers."""
-    exact = np.array(value, dtype=object)
-    if all(type(item) is int and 0 <= item < 2**64 for item in exact.flat):
-        return exact.astype(np.uint64)
-    return rounded
+def media_type_of(content_type: str) -> str:
+    """JSON or RAW. Raises UnsupportedMediaType."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type in (JSON, "", "application/x-www-form-urlencoded"):  # the last is what curl -d sends
+        return JSON
+    if media_type == RAW:
+        return RAW
+    raise UnsupportedMediaType(f"cannot read '{media_type}'; send {JSON}, or {RAW} for a single input")
 
 
-def _first_odd(value: Any) -> str:
-    if isinstance(value, list):
-        odd = (found for found in map(_first_odd, value) if found)
-        return next(odd, "")
-    if value is None:
-        return "null"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "an integer out of range" if isinstance(value, int) and not -(2**63) <= value < 2**64 else ""
-    return "an object" if isinstance(value, dict) else f"{value!r}"
+def read_envelope(content_type: str, query: Mapping[str, str], body: Body) -> tuple[PredictRequest, Inputs]:
+    """Raises UnsupportedMediaType, InvalidJson, MissingInput, NonFiniteInput."""
+    if media_type_of(content_type) == JSON:
+        return parse_predict(body)
+    return raw_envelope(query), RawInputs(body)
 
 
-def _to_float(spec: TensorSpec, array: Array, target: np.dtype[Any]) -> Array:
-    with np.errstate(over="ignore"):
-        converted = array.astype(target)
-    if not np.isfinite(converted).all():
-        position = [int(i) for i in np.argwhere(~np.isfinite(converted))[0]]
-        raise NonFiniteInput(
-            f"input '{spec.name}' holds a number at {position} that is too large for {spec.dtype}; "
-            f"send finite numbers within its range"
-        )
-    return converted
+# --- inputs ---------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class NumberInputs:
+    """Inputs inside simdjson, to be decoded once. `other_lists`: how many `[` of the body stand outside."""
+
+    body: Body
+    parsed: simdjson.Object
+    other_lists: int
+
+    def decode(self, signature: Signature) -> Arrays:
+        parsed = self.parsed
+        del self.parsed  # or the parser could not be used again while somebody holds on to the request
+        arrays = decode_numbers(parsed, self.body.count(b"[") - self.other_lists, signature)
+        if arrays is not None:
+            return arrays
+        return ValueInputs(self.body, parse_json(self.body)["inputs"]).decode(signature)
 
 
-def _to_integer(spec: TensorSpec, array: Array, target: np.dtype[Any]) -> Array:
-    if array.dtype.kind == "f":
-        raise WrongDtype(f"input '{spec.name}' takes {spec.dtype}, but holds fractions; send integers")
-    bounds = np.iinfo(target)
-    low, high = array.min(), array.max()
-    if int(low) < bounds.min or int(high) > bounds.max:
-        raise WrongDtype(
-            f"input '{spec.name}' holds an integer out of range: {spec.dtype} goes from {bounds.min} to {bounds.max}"
-        )
-    return array.astype(target)
+@dataclass(slots=True)
+class ValueInputs:
+    """Inputs as Python lists."""
+
+    body: Body
+    values: Mapping[str, Any]
+
+    def decode(self, signature: Signature) -> Arrays:
+        return decode_values(self.values, signature, b"true" in self.body or b"false" in self.body)
 
 
-def tensor_from_bytes(body: bytes, signature: Signature) -> Arrays:
+@dataclass(slots=True)
+class RawInputs:
+    """The bytes of the single input."""
+
+    body: Body
+
+    def decode(self, signature: Signature) -> Arrays:
+        return tensor_from_bytes(self.body, signature)
+
+
+def tensor_from_bytes(body: Body, signature: Signature) -> Arrays:
     """A raw body: the little-endian bytes of the model's only input, with one dynamic dimension at most.
 
     Raises UnsupportedMediaType when the model has several inputs, WrongShape when the size does not fit.
@@ -226,6 +234,7 @@ def tensor_from_bytes(body: bytes, signature: Signature) -> Arrays:
     return {spec.name: np.frombuffer(body, dtype).reshape(shape)}
 
 
+# --- answers --------------------------------------------------------------------------------------
 def encode_answer(
     *,
     request_id: str,
@@ -244,15 +253,23 @@ def encode_answer(
             "model": model,
             "version": version,
             "precision": precision,
-            "outputs": {name: np.ascontiguousarray(array) for name, array in outputs.items()},
+            "outputs": outputs,
             "timing": {
                 "queue_ms": round(queue_s * 1e3, 3),
                 "compute_ms": round(compute_s * 1e3, 3),
                 "batch_size": batch_size,
             },
         },
+        default=_contiguous,
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
+
+
+def _contiguous(value: Any) -> Array:
+    """orjson takes arrays in C order only, of one dimension at least."""
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def encode_error(message: str, code: str) -> bytes:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import NamedTuple
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from app.api.codecs import encode_error
+from app.api.codecs import JSON, encode_error
 from app.errors import BodyTooLarge, QueueFull, RequestError, RequestTimeout, VernierError
 
 logger = logging.getLogger(__name__)
 
-JSON = "application/json"
 INTERNAL_MESSAGE = "the service failed on this request; the log has the details under the request's id"
 
 
@@ -35,12 +35,25 @@ def describe_error(error: BaseException) -> tuple[int, str, str]:
     return (499 if code == "cancelled" else 500), INTERNAL_MESSAGE, code
 
 
-def error_response(error: BaseException) -> Response:
+class ErrorAnswer(NamedTuple):
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    code: str
+
+
+def answer_error(error: BaseException) -> ErrorAnswer:
+    """What every protocol writes for an error. Logs it when it is ours."""
     status, message, code = describe_error(error)
     if status == 500:
         logger.error("request failed", exc_info=error)
     headers = error_headers(error) if isinstance(error, VernierError) else {}
-    return Response(encode_error(message, code), status, headers, media_type=JSON)
+    return ErrorAnswer(status, encode_error(message, code), headers, code)
+
+
+def error_response(error: BaseException) -> Response:
+    status, body, headers, _ = answer_error(error)
+    return Response(body, status, headers, media_type=JSON)
 
 
 #: What Starlette raises by itself: status → code and what to do.

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from app.api.codecs import encode_error
-from app.api.errors import JSON
+from app.api.codecs import JSON, encode_error
 
 router = APIRouter(tags=["operations"])
 

@@ -1,26 +1,24 @@
 """A prediction without a protocol: from an envelope to a request that the scheduler takes.
 
-Every front (v1 JSON, raw bytes, the fast path) goes through `Predictions.prepare`, so that they
-validate alike and answer with the same errors.
+Every front (v1 on the ordinary path and on the fast one, the other protocols) goes through
+`Predictions.prepare`, so that they validate alike and answer with the same errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from app.api.codecs import PredictRequest, decode_inputs, tensor_from_bytes
+from app.api.codecs import Inputs, PredictRequest
 from app.errors import DeadlineExceeded, Draining, UnsupportedPrecision
 from app.serving.lifecycle import Lifecycle
 from app.serving.repository import LoadedModel, Repository
 from app.tensors import Arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A validated prediction. `deadline` is on the service's monotonic clock, in seconds."""
+class Prepared(NamedTuple):
+    """What PendingRequest takes, in its order. `deadline` is on the service's monotonic clock, in seconds."""
 
-    model: LoadedModel
     inputs: Arrays
     rows: int
     outputs: Sequence[str]
@@ -45,9 +43,9 @@ class Predictions:
         self._default_timeout_ms = default_timeout_ms
 
     def prepare(
-        self, envelope: PredictRequest, model: LoadedModel, arrived: float, raw: bytes | None = None
+        self, envelope: PredictRequest, inputs: Inputs, model: LoadedModel, arrived: float
     ) -> Prepared:
-        """Validates everything about a request; `raw` replaces the envelope's inputs.
+        """Validates everything about a request.
 
         Args:
             arrived: when the request's first byte was seen, on `clock`.
@@ -64,13 +62,16 @@ class Predictions:
                 f"model '{model.name}' version {model.version} has no '{precision}' variant; "
                 f"it has {', '.join(model.precisions)}"
             )
-        inputs = decode_inputs(envelope, signature) if raw is None else tensor_from_bytes(raw, signature)
-        rows = signature.check(inputs)
+        arrays = inputs.decode(signature)
+        rows = signature.check(arrays)
         outputs = signature.select_outputs(envelope.outputs)
         timeout_ms = self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
-        deadline = None if timeout_ms is None else arrived + timeout_ms / 1e3
-        if deadline is not None and self.clock() >= deadline:
-            raise DeadlineExceeded(
-                f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; allow more time"
-            )
-        return Prepared(model, inputs, rows, outputs, precision, envelope.priority, deadline)
+        deadline = None
+        if timeout_ms is not None:
+            deadline = arrived + timeout_ms / 1e3
+            if self.clock() >= deadline:
+                raise DeadlineExceeded(
+                    f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; "
+                    f"allow more time"
+                )
+        return Prepared(arrays, rows, outputs, precision, envelope.priority, deadline)

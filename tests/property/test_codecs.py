@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from app.api.codecs import parse_predict, tensor_from_json
+from app.api.codecs import parse_predict
+from app.api.json_tensors import tensor_from_json
 from app.errors import RequestError
 from app.tensors import DTYPES, TensorSpec, numpy_dtype
 

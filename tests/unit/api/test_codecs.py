@@ -7,12 +7,11 @@ import orjson
 import pytest
 
 from app.api.codecs import (
-    decode_inputs,
     encode_answer,
     encode_error,
     parse_predict,
+    raw_envelope,
     tensor_from_bytes,
-    tensor_from_json,
 )
 from app.errors import (
     InvalidJson,
@@ -21,15 +20,9 @@ from app.errors import (
     RequestError,
     UnknownInput,
     UnsupportedMediaType,
-    WrongDtype,
     WrongShape,
 )
-from app.tensors import TensorSpec
 from tests.support.specs import make_signature
-
-FLOATS = TensorSpec("x", "float32", ("batch", 2))
-INTEGERS = TensorSpec("x", "int32", ("batch", 2))
-BOOLEANS = TensorSpec("x", "bool", ("batch", 2))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +56,7 @@ def test_a_bad_envelope_is_refused_with_a_sentence(body: bytes, error: type[Requ
 
 
 def test_an_envelope_is_read_whole() -> None:
-    request = parse_predict(
+    request, _ = parse_predict(
         b'{"model": "m", "version": 3, "inputs": {"x": [1]}, "outputs": ["y"], "precision": "fp32",'
         b' "priority": 2, "timeout_ms": 0, "id": "abc"}'
     )
@@ -71,45 +64,25 @@ def test_an_envelope_is_read_whole() -> None:
     assert (request.priority, request.timeout_ms, request.id) == (2, 0.0, "abc")
 
 
-@pytest.mark.parametrize(
-    ("spec", "text", "error"),
-    [
-        (FLOATS, "[[1, 2], [3]]", WrongShape),
-        (FLOATS, "[[1, 2], 3]", WrongShape),
-        (FLOATS, '[["1", "2"]]', WrongDtype),
-        (FLOATS, '[[1, "2"]]', WrongDtype),
-        (FLOATS, '"text"', WrongDtype),
-        (FLOATS, "[[1, null]]", WrongDtype),
-        (FLOATS, '[[1, {"a": 1}]]', WrongDtype),
-        (FLOATS, "[[true, false]]", WrongDtype),
-        (FLOATS, "[[1, true]]", WrongDtype),
-        (FLOATS, "[[1, 1e39]]", NonFiniteInput),
-        (INTEGERS, "[[1, 2.5]]", WrongDtype),
-        (INTEGERS, "[[1, 2147483648]]", WrongDtype),
-        (INTEGERS, "[[1, -2147483649]]", WrongDtype),
-        (INTEGERS, "[[1, 18446744073709551615]]", WrongDtype),
-        (INTEGERS, "[[1, 99999999999999999999999]]", WrongDtype),
-        (BOOLEANS, "[[1, 0]]", WrongDtype),
-        (BOOLEANS, "[[true, 0]]", WrongDtype),
-    ],
-)
-def test_values_that_are_not_the_tensors_are_refused(
-    spec: TensorSpec, text: str, error: type[RequestError]
-) -> None:
-    with pytest.raises(error) as caught:
-        tensor_from_json(spec, orjson.loads(text))
-    assert "'x'" in caught.value.message
-
-
-def test_integers_are_taken_for_floats_and_booleans_for_bool() -> None:
-    assert tensor_from_json(FLOATS, [[1, 2.5]]).dtype == np.float32
-    assert tensor_from_json(BOOLEANS, [[True, False]]).dtype == np.bool_
-    assert tensor_from_json(INTEGERS, [[2147483647, -2147483648]]).tolist() == [[2147483647, -2147483648]]
-
-
 def test_an_unknown_input_names_the_known_ones() -> None:
     with pytest.raises(UnknownInput, match="'dense', 'ids'"):
-        decode_inputs(parse_predict(b'{"inputs": {"dens": [[1]]}}'), make_signature())
+        parse_predict(b'{"inputs": {"dens": [[1]]}}')[1].decode(make_signature())
+
+
+@pytest.mark.parametrize(
+    "query", [{"priority": "10"}, {"priority": "high"}, {"timeout_ms": "-1"}, {"timeout_ms": "nan"}]
+)
+def test_a_bad_query_string_of_a_raw_body_is_refused(query: dict[str, str]) -> None:
+    with pytest.raises(InvalidJson):
+        raw_envelope(query)
+
+
+def test_the_query_string_of_a_raw_body_is_read_whole() -> None:
+    request = raw_envelope(
+        {"model": "m", "version": "3", "outputs": "y,z", "priority": "-2", "timeout_ms": "5"}
+    )
+    assert (request.model, request.version, request.outputs) == ("m", "3", ["y", "z"])
+    assert (request.priority, request.timeout_ms, request.id) == (-2, 5.0, None)
 
 
 def single_input(shape: list[int | str]) -> dict[str, object]:
