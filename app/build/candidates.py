@@ -29,6 +29,8 @@ from app.tensors import Arrays
 
 #: The key in `VariantEntry.gates` for the judgement that emulates a GPU's rounding.
 EMULATED = "emulated"
+#: Nobody asks for these to serve them from a CPU.
+GPU_ONLY = ("tf32", "bf16", "fp8")
 #: Without this many samples of its own a search selects and verifies on the same ones.
 _LEAST_TO_SPLIT = 64
 
@@ -179,7 +181,8 @@ class Judging:
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)
         reason = f"kept for GPUs, where it passes; {gate.reason}"
-        return replace(candidate, status="refused", reason=reason, gates=gates, outputs=outputs)
+        status = "pass" if candidate.precision in GPU_ONLY else "refused"
+        return replace(candidate, status=status, reason=reason, gates=gates, outputs=outputs)
 
 
 def lowerings_of(candidate: Candidate) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -17,6 +17,8 @@ from app.build import packaging
 from app.build.candidates import Candidate, Judging, lowerings_of, safest_first
 from app.build.data import Samples, check_samples, fixed_batch, limit, open_data, split
 from app.build.latency import Latencies, batches_of, fastest, measure
+from app.build.plan import PlanOptions
+from app.build.plan_package import add_plans
 from app.build.prepare import PreparedModel, prepare
 from app.build.progress import Progress
 from app.build.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
@@ -24,11 +26,11 @@ from app.build.store import input_names
 from app.build.variants import Workshop
 from app.engine.onnxruntime import RUNTIME, OnnxRuntimeExecutor
 from app.engine.selftest import self_test
-from app.errors import BuildError
+from app.errors import BuildError, EngineError
 from app.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
 from app.package.golden import GoldenVectors
-from app.package.integrity import staging_folder
-from app.package.manifest import PRECISIONS, CalibrationEntry, FileEntry, Manifest, VariantEntry
+from app.package.integrity import entries_of, staging_folder
+from app.package.manifest import PRECISIONS, CalibrationEntry, FileEntry, Manifest, PlanEntry, VariantEntry
 
 _EXAMPLE_ROWS = 64
 #: Without evaluation data this part of the calibration data is kept back for the gate.
@@ -93,7 +95,7 @@ class _Build:
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
         calibrated = self._write_calibration(workshop)
 
-        def make(version: int, files: Mapping[str, FileEntry]) -> Manifest:
+        def make(version: int, files: Mapping[str, FileEntry], plans: Sequence[PlanEntry] = ()) -> Manifest:
             return Manifest(
                 name=request.name,
                 version=version,
@@ -107,6 +109,7 @@ class _Build:
                 batching=prepared.batching,
                 sequence=list(prepared.sequence),
                 variants=self._entries(workshop, judging, candidates, latencies),
+                plans=list(plans),
                 calibration=calibrated,
                 golden=packaging.GOLDEN_NAME,
                 files=dict(files),
@@ -114,7 +117,10 @@ class _Build:
                 tools=packaging.tool_versions(),
             )
 
-        package, manifest = packaging.publish_numbered(self._staged, self._staged.parent, make)
+        plans = self._plans(make(1, entries_of(self._staged)))
+        package, manifest = packaging.publish_numbered(
+            self._staged, self._staged.parent, lambda version, files: make(version, files, plans)
+        )
         return BuildOutcome(
             package=package,
             manifest=manifest,
@@ -242,6 +248,30 @@ class _Build:
             return None
         write_calibration(self._staged, record)
         return CalibrationEntry(cache=CACHE_NAME, sidecar=SIDECAR_NAME)
+
+    def _plans(self, manifest: Manifest) -> list[PlanEntry]:
+        """Plans of every variant that the wished-for GPUs can run. Raises BuildError."""
+        wishes = self._request.plans
+        if wishes is None:
+            return []
+        options = PlanOptions(
+            runtime=wishes.runtime,
+            precision="fp32",
+            compute_capabilities=wishes.compute_capabilities,
+            version_compatible=wishes.version_compatible,
+            hardware_compatible=wishes.hardware_compatible,
+            sparsity=wishes.sparsity,
+            workspace_bytes=wishes.workspace_bytes,
+            optimization_level=wishes.optimization_level,
+            timing_cache=wishes.timing_cache,
+        )
+        with self._progress.task(f"building plans for {wishes.runtime}"):
+            try:
+                entries, left_out = add_plans(self._staged, manifest, options)
+            except EngineError as error:
+                raise BuildError(error.message) from error
+        self._notes += left_out
+        return entries
 
     def _outcome(
         self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from app.build.pipeline import build
 from app.build.progress import NoProgress
-from app.build.request import BuildRequest, parse_precisions, parse_sequence
+from app.build.request import BuildRequest, PlanWishes, parse_precisions, parse_sequence
 from app.errors import BuildError
 from app.package.golden import load_golden
 from app.package.integrity import open_package
@@ -228,6 +228,30 @@ def test_a_convolutional_model_of_the_old_days_reaches_int8(tmp_path: Path) -> N
     assert sum(assignment.values()) == 2
     assert json.loads((outcome.package / "manifest.json").read_text())["batching"]["dim"] == "batch"
     assert isinstance(outcome.manifest, Manifest)
+
+
+def test_plans_are_built_beside_the_variants_without_a_gpu(request_: BuildRequest) -> None:
+    outcome = build(change(request_, plans=PlanWishes("tensorrt-rtx", ("8.9",))), NoProgress())
+    assert {p.precision for p in outcome.manifest.plans} == {"fp32", "fp16", "int8"}
+    for plan in outcome.manifest.plans:
+        assert (outcome.package / plan.path).stat().st_size == plan.bytes
+        variant = outcome.manifest.variants[plan.precision].files[0]
+        assert plan.variant_sha256 == outcome.manifest.files[variant].sha256
+    with pytest.raises(
+        BuildError, match="tensorrt is not usable here"
+    ):
+        build(change(request_, plans=PlanWishes("tensorrt")), NoProgress())
+
+
+def test_precisions_that_only_gpus_have_are_kept_for_them(request_: BuildRequest) -> None:
+    outcome = build(change(request_, precisions=("fp32", "tf32", "bf16")), NoProgress())
+    assert outcome.exit_code == 0
+    variants = outcome.manifest.variants
+    assert set(variants) == {"fp32", "tf32", "bf16"}
+    assert variants["tf32"].files == ["fp32.onnx"]
+    assert variants["tf32"].gates["emulated"].passed
+    assert not variants["tf32"].gates["onnxruntime"].passed
+    assert outcome.manifest.decision["onnxruntime"] == "fp32"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "-x", "a b", "é", "x" * 200])
