@@ -41,7 +41,7 @@ _SCALES = {
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
 _JUDGED_SAMPLES = 32
-_JUDGED_MACS = 3e12
+_JUDGED_MACS = 1e12
 #: Candidates closer than this to one another cannot matter.
 _SAME = 1.10
 #: The state is saved after this share of the samples.

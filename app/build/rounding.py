@@ -99,7 +99,7 @@ def _inverse_factor(hessian: Array) -> tuple[Array, Array]:
     diagonal = np.diagonal(hessian, axis1=1, axis2=2).astype(np.float64)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     # Twice as fast, and enough after damping; small matrices can afford the care.
-    kind = np.float32 if order.shape[1] > 1024 else np.float64
+    kind = np.float32 if order.shape[1] > 256 else np.float64
     group = np.arange(len(order))[:, None, None]
     damped: Array = hessian[group, order[:, :, None], order[:, None, :]].astype(kind)
     index = np.arange(order.shape[1])

@@ -30,11 +30,15 @@ WEIGHT_METHODS: tuple[str, ...] = get_args(WeightMethod)
 
 _FIT_SAMPLES, _FIT_ROWS = 64, 64
 _HELD_SAMPLES, _HELD_ROWS = 16, 32
+#: The outputs of the whole model are compared on more samples, as many as this many operations allow.
+_SETTLE_SAMPLES, _SETTLE_MACS = 128, 1e11
 #: Below this many samples nothing can be learned and checked; weights are rounded without data.
 _LEAST_SAMPLES = 8
-#: Hessians of so many bytes are held at once; a wider layer than the limit gets none.
+#: Hessians of so many bytes are held at once.
 _HESSIAN_BYTES = 1 << 30
-_MOST_COLUMNS = 8192
+#: Wider layers are cut into blocks of columns that are rounded independently: the cost of a block grows
+#: with the cube of its width, and inputs far apart have little to do with one another.
+_MOST_COLUMNS = 640
 #: A more involved method must lower the error by this share.
 _GAIN = 0.01
 
@@ -44,7 +48,8 @@ class _Layer:
     """One weighted node while its weight is rounded.
 
     matrix: [groups, output channels per group, columns].
-    hessian, mean, quantized_mean: of the rows that the weight will be multiplied with.
+    hessian: [groups · blocks, columns per block, …], Xᵀ·X of the rows that the weight is multiplied with.
+    mean, quantized_mean: [groups, columns], sums of those rows.
     held: rows of samples that the rounding has not seen, before their quantization.
     """
 
@@ -60,6 +65,20 @@ class _Layer:
     quantized_mean: Array | None = None
     rows: int = 0
     held: list[Array] | None = None
+
+    @property
+    def blocks(self) -> int:
+        return -(-int(self.matrix.shape[2]) // _MOST_COLUMNS)
+
+    def in_blocks(self, rows: Array) -> Array:
+        """[groups, rows, columns] → [groups · blocks, rows, columns per block], filled up with zeros."""
+        groups, count, columns = rows.shape
+        width = -(-columns // self.blocks)
+        if self.blocks == 1:
+            return rows
+        padded = np.pad(rows, [(0, 0), (0, 0), (0, width * self.blocks - columns)])
+        cut = padded.reshape(groups, count, self.blocks, width).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(cut).reshape(groups * self.blocks, count, width)
 
     @property
     def per_channel(self) -> bool:
@@ -121,7 +140,7 @@ def quantize_weights(
     if method == "best" and usable is not None and ranges:
         simple = quantize_weights(model, nodes, None, "nearest")
         plans = [found, without_corrections(found), simple]
-        return settle(model, nodes, _split(usable)[1], ranges, plans)
+        return settle(model, nodes, _unseen(usable, sum(node.macs for node in nodes)), ranges, plans)
     return found
 
 
@@ -138,7 +157,7 @@ def _chunks(
     for described in nodes:
         layer = _layer(view, described, ranges)
         groups, _, columns = layer.matrix.shape
-        own = groups * columns * columns * 4 + layer.matrix.nbytes
+        own = groups * columns * min(columns, _MOST_COLUMNS) * 4 + layer.matrix.nbytes
         if chunk and size + own > _HESSIAN_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -173,7 +192,7 @@ def _observe(model: ModelProto, layers: Sequence[_Layer], samples: Samples) -> N
             found = operand_rows(
                 layer.node, values[layer.activation], layer.shape, layer.position, _FIT_ROWS, seed
             )
-            if found is not None and found.shape[2] <= _MOST_COLUMNS and np.isfinite(found).all():
+            if found is not None and np.isfinite(found).all():
                 _accumulate(layer, found)
     for seed, (values, _) in enumerate(taps.batches(unseen, rows)):
         for layer in layers:
@@ -184,17 +203,28 @@ def _observe(model: ModelProto, layers: Sequence[_Layer], samples: Samples) -> N
                 layer.held = [*(layer.held or []), found]
 
 
+def _order(samples: Samples) -> Array:
+    """Samples to judge by come first, a quarter at most; samples to learn from follow."""
+    return np.random.default_rng(0).permutation(len(samples))
+
+
 def _split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to learn from and samples to judge by."""
-    count = len(samples)
-    held = min(_HELD_SAMPLES, count // 4)
-    order = np.random.default_rng(0).permutation(count)
-    return Subset(samples, np.sort(order[held : held + _FIT_SAMPLES])), Subset(samples, np.sort(order[:held]))
+    order, aside = _order(samples), len(samples) // 4
+    fit, held = order[aside : aside + _FIT_SAMPLES], order[: min(_HELD_SAMPLES, aside)]
+    return Subset(samples, np.sort(fit)), Subset(samples, np.sort(held))
+
+
+def _unseen(samples: Samples, macs: int) -> Samples:
+    """Samples that nothing was learned from, as many as can be run in reasonable time."""
+    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _HELD_SAMPLES, _SETTLE_SAMPLES))
+    return Subset(samples, np.sort(_order(samples)[: len(samples) // 4][:most]))
 
 
 def _accumulate(layer: _Layer, rows: Array) -> None:
     quantized = layer.quantize_rows(rows)
-    product = quantized.transpose(0, 2, 1) @ quantized
+    blocks = layer.in_blocks(quantized)
+    product = blocks.transpose(0, 2, 1) @ blocks
     total, quantized_total = rows.sum(axis=1, dtype=np.float64), quantized.sum(axis=1, dtype=np.float64)
     if layer.hessian is None or layer.mean is None or layer.quantized_mean is None:
         layer.hessian, layer.mean, layer.quantized_mean = product, total, quantized_total
@@ -232,20 +262,23 @@ def _importance(layer: _Layer) -> Array | None:
     """Mean square of each column's input, per output channel."""
     if layer.hessian is None:
         return None
-    diagonal = np.diagonal(layer.hessian, axis1=1, axis2=2) / max(layer.rows, 1)
-    spread = np.repeat(diagonal, layer.matrix.shape[1], axis=0)
+    groups, rows, columns = layer.matrix.shape
+    diagonal = np.diagonal(layer.hessian, axis1=1, axis2=2).reshape(groups, -1)[:, :columns]
+    spread = np.repeat(diagonal / max(layer.rows, 1), rows, axis=0)
     return np.asarray(spread, np.float32)
 
 
 def _gptq(layer: _Layer, scales: Array) -> tuple[Array, Array, str] | None:
     if layer.hessian is None:
         return None
-    shaped = scales.reshape(layer.matrix.shape[:2]) if layer.per_channel else scales
+    groups, rows, columns = layer.matrix.shape
+    shaped = np.repeat(scales.reshape(groups, rows), layer.blocks, axis=0) if layer.per_channel else scales
     try:
-        values = gptq(layer.matrix, shaped, layer.hessian)
+        values = gptq(layer.in_blocks(layer.matrix), shaped, layer.hessian)
     except np.linalg.LinAlgError:
         return None
-    return values.reshape(-1, values.shape[2]), scales, "gptq"
+    joined = values.reshape(groups, layer.blocks, rows, -1).transpose(0, 2, 1, 3).reshape(groups * rows, -1)
+    return np.ascontiguousarray(joined[:, :columns]), scales, "gptq"
 
 
 def _best(layer: _Layer, candidates: Sequence[tuple[Array, Array, str]]) -> QuantizedWeight:
