@@ -26,7 +26,7 @@ from app.build.store import input_names
 from app.build.variants import Workshop
 from app.engine.onnxruntime import RUNTIME, OnnxRuntimeExecutor
 from app.engine.selftest import self_test
-from app.errors import BuildError, EngineError
+from app.errors import BuildError, EngineError, GateRefused
 from app.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
 from app.package.golden import GoldenVectors
 from app.package.integrity import entries_of, staging_folder
@@ -84,6 +84,10 @@ class _Build:
             workshop.reuse(request.calibration_cache)
         judging = Judging(workshop, judged_on, request, self._progress)
         candidates = [judging.build("fp32", self._staged)]
+        if candidates[0].status != "pass":
+            raise GateRefused(
+                f"FP32 itself misses the budget, so nothing can keep it: {candidates[0].reason}"
+            )
         for precision in self._precisions():
             self._progress.note(f"building {precision}")
             candidates.append(self._try(judging, precision))

@@ -68,6 +68,13 @@ def test_a_refusal_ends_with_1_and_says_why(files: Path, capsys: pytest.CaptureF
     assert "the budget is max_abs<=1e-09" in out
 
 
+def test_a_budget_that_fp32_misses_builds_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(files.rglob("*"))
+    assert run(files, "m.onnx", "--precision", "fp32", "--eval", "e.npz", "--budget", "auc>=0.99") == 1
+    assert "FP32 itself misses the budget" in capsys.readouterr().err
+    assert sorted(files.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
