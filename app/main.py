@@ -30,12 +30,18 @@ from app.api.guarding import GuardMiddleware
 from app.api.keyfile import make_guard
 from app.api.service import Predictions
 from app.api.side import side_server
+from app.engine.nvml import GpuCollector, Nvml
+from app.engine.plan_source import BuilderProcess
+from app.engine.ready import PlanEvent
+from app.errors import EngineError
 from app.exposition import Metrics
 from app.logs import configure_logging
 from app.metrics import ModelMetrics
 from app.package.manifest import Manifest
+from app.package.plan_cache import PlanCache, cache_folder
 from app.serving.lifecycle import Lifecycle
-from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
+from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
+from app.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
 from app.serving.padding import BatchLayout
 from app.serving.precision import LiveBudget, MonitorOptions, PrecisionMonitor
 from app.serving.repository import Repository
@@ -43,6 +49,9 @@ from app.serving.scheduler import Policy, Scheduler
 from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 logger = logging.getLogger("app")
+
+#: Two slots overlap copies with compute.
+DEFAULT_GPU_SLOTS = 2
 
 DESCRIPTION = """Inference at the lowest precision that keeps the model's accuracy.
 
@@ -65,16 +74,16 @@ def create_app(settings: Settings) -> FastAPI:
     async def start_model(
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
-        options = model_settings(settings, manifest)
+        options = model_settings(settings, manifest, loader.runtime)
         return await start_scheduler(settings, options, manifest, engines, counted)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
 
-    threads = max(1, available_cores() // (settings.slots or available_cores()))
+    loader = make_loader(settings, metrics, registry)
     repository = Repository(
         settings.engines_dir,
-        OnnxRuntimeLoader(intra_op_threads=threads),
+        loader,
         start_model,
         metrics,
         precision_of,
@@ -123,12 +132,46 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def model_settings(settings: Settings, manifest: Manifest) -> ModelSettings:
+def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
+    """TensorRT where there is a GPU (or where it is asked for), else ONNX Runtime. Raises SettingsError."""
+    if settings.runtime != "onnxruntime":
+        try:
+            found = find_tensorrt(settings.runtime, settings.devices[0])
+        except EngineError as error:
+            raise SettingsError(f"VERNIER_RUNTIME is {settings.runtime}: {error.message}") from error
+        if found is not None:
+            if len(settings.devices) > 1:
+                raise SettingsError("VERNIER_DEVICES names several GPUs; start one process for each")
+            api, device = found
+            registry.register(GpuCollector(Nvml()))
+            return TensorRtLoader(
+                api,
+                device,
+                BuilderProcess(),
+                lambda m: PlanCache(
+                    cache_folder(settings.engines_dir, settings.cache_dir, m.name, m.version)
+                ),
+                lambda m: model_settings(settings, m, api.runtime).slots or DEFAULT_GPU_SLOTS,
+                settings.rebuild,
+                lambda m, event: count_plan_event(metrics, m, event),
+            )
+    threads = max(1, available_cores() // (settings.slots or available_cores()))
+    return OnnxRuntimeLoader(intra_op_threads=threads)
+
+
+def count_plan_event(metrics: Metrics, manifest: Manifest, event: PlanEvent) -> None:
+    """A variant that fails its self-test on this GPU is a fallback before it has served."""
+    if event.kind == "refused" and event.self_test:
+        metrics.package_refused(manifest.name, str(manifest.version), f"self_test:{event.precision}")
+
+
+def model_settings(settings: Settings, manifest: Manifest, runtime: str) -> ModelSettings:
     """The model's own settings before the package's `serve` section before the service's."""
+    slots = available_cores() if runtime == OnnxRuntimeLoader.runtime else DEFAULT_GPU_SLOTS
     own = settings.for_model(manifest.name).model_dump(exclude_none=True)
     packaged = ModelSettings.model_validate(manifest.serve).model_dump(exclude_none=True)
     general = settings.model_dump(include=set(ModelSettings.model_fields), exclude_none=True)
-    return ModelSettings.model_validate({"slots": available_cores(), **general, **packaged, **own})
+    return ModelSettings.model_validate({"slots": slots, **general, **packaged, **own})
 
 
 async def start_scheduler(
@@ -151,8 +194,9 @@ async def start_scheduler(
         engines.executors,
         engines.active,
         policy,
-        options.slots or available_cores(),
+        options.slots or 1,
         metrics,
+        curves=engines.curves,
         clock=time.monotonic,
     )
     try:

@@ -7,13 +7,14 @@ which variant new batches should take; why others were left out is logged and co
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from app.engine.base import Executor
 from app.engine.onnxruntime import OnnxRuntimeExecutor
+from app.engine.ready import ReadyEngine
 from app.engine.selftest import self_test
 from app.errors import EngineError, PackageError
 from app.package.golden import GoldenVectors, load_golden
@@ -25,12 +26,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LoadedEngines:
-    """Executors by precision, the active one's name, and why each other variant was left out."""
+    """Executors by precision, the active one's name, and why each other variant was left out.
+
+    curves: precision → bucket → seconds, as measured on this device.
+    """
 
     executors: dict[str, Executor]
     active: str
     refused: dict[str, str] = field(default_factory=dict)
     golden: GoldenVectors | None = None
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def subscribe(self, arrived: Callable[[ReadyEngine], None]) -> None:
+        """`arrived` is called, from any thread, for every engine that becomes ready after loading."""
+
+    def best(self) -> str:
+        """The precision that new batches should take, of those that are ready."""
+        return self.active
 
     def close(self) -> None:
         for executor in self.executors.values():

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.engine.base import Executor
-from app.errors import NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
+from app.engine.ready import ReadyEngine
+from app.errors import EngineError, NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
 from app.exposition import Metrics
 from app.metrics import ModelMetrics
 from app.package.integrity import list_versions, open_package
@@ -91,6 +92,7 @@ class Repository:
         self._refused: dict[tuple[str, int], str] = {}
         self._loading = 0
         self._changes = asyncio.Lock()
+        self._installing: set[asyncio.Task[None]] = set()
 
     # --- what requests ask ------------------------------------------------------------------------
     def models(self) -> list[LoadedModel]:
@@ -206,9 +208,41 @@ class Repository:
                 "seconds": round(time.monotonic() - started, 3),
             },
         )
+        loop = asyncio.get_running_loop()
+
+        def arrived(ready: ReadyEngine) -> None:
+            loop.call_soon_threadsafe(self._engine_arrived, model, ready)
+
+        engines.subscribe(arrived)
         if replaced is not None:
             await self._retire(replaced)
         return model
+
+    def _engine_arrived(self, model: LoadedModel, ready: ReadyEngine) -> None:
+        task = asyncio.create_task(self._install(model, ready))
+        self._installing.add(task)
+        task.add_done_callback(self._installing.discard)
+
+    async def _install(self, model: LoadedModel, ready: ReadyEngine) -> None:
+        """A rebuilt engine joins a model that is served; traffic moves to it when it is the better one."""
+        precision = ready.executor.precision
+        try:
+            await model.scheduler.install(ready.executor)
+        except EngineError as error:
+            logger.error(
+                "engine not installed",
+                extra={"model": model.name, "precision": precision, "reason": error.message},
+            )
+            return
+        model.executors[precision] = ready.executor
+        best = model.engines.best()
+        if best in model.executors and best != model.precision:
+            model.scheduler.set_precision(best)
+        self._publish_metrics(model)
+        logger.info(
+            "engine installed",
+            extra={"model": model.name, "precision": precision, "serving": model.precision},
+        )
 
     def _open(self, package: Path, name: str) -> tuple[Manifest, LoadedEngines]:
         manifest = open_package(package)
