@@ -7,6 +7,7 @@ algorithm is that of Frantar et al. 2022 (arXiv:2210.17323), section 3.
 from __future__ import annotations
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from app.build.quantized import INT8_MAX, round_scale
 from app.tensors import Array
@@ -105,5 +106,8 @@ def _inverse_factor(hessian: Array) -> tuple[Array, Array]:
     index = np.arange(order.shape[1])
     mean = diagonal.mean(axis=1, keepdims=True)
     damped[:, index, index] += _DAMPING * np.where(mean > 0, mean, 1.0)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    # OpenBLAS's threads wait for one another in a busy loop: on a machine with other work, a factorization
+    # of this size takes 200 times as long with two threads as with one.
+    with threadpool_limits(1, user_api="blas"):
+        factor = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
     return np.ascontiguousarray(factor, np.float32), order
