@@ -31,6 +31,8 @@ from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, start_ag
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
 _MOST_CURVES = 64
+#: Rows per second that fill every batch.
+_CROWD = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +168,15 @@ class Batcher:
         limit = now + self.policy.objective_s if self.policy.objective_s is not None else None
         if request.deadline is not None:
             limit = request.deadline if limit is None else min(limit, request.deadline)
-        finish = predict_finish(
-            request.rows,
-            Backlog(rows_ahead, free),
-            now,
-            self.curve(precision, shape),
-            self.rate.per_second(now),
-            self.limits,
-        )
+        curve, backlog = self.curve(precision, shape), Backlog(rows_ahead, free)
+        finish = predict_finish(request.rows, backlog, now, curve, self.rate.per_second(now), self.limits)
         if limit is not None and finish > limit:
+            # Who comes back comes with others, and a tenth later, or it would stand on the edge again.
+            crowded = predict_finish(request.rows, backlog, now, curve, _CROWD, self.limits)
             raise QueueFull(
                 f"the answer would take {1e3 * (finish - now):.3g} ms, which is more than the "
                 f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
-                finish - limit,
+                crowded - limit + 0.1 * (crowded - now),
             )
 
     def _drain_s(self, precision: str, shape: ShapeKey, free: tuple[float, ...], now: float) -> float:

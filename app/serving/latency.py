@@ -11,8 +11,10 @@ from math import exp
 
 #: Weight of one more measurement once a bucket has had several.
 _GAIN = 0.15
-#: One measurement moves an estimate by at most this factor: a stall says nothing of the next batch.
+#: One measurement counts as at most this factor: a stall says nothing of the next batch …
 _LARGEST_STEP = 2.0
+#: … but this many in a row on the same side say that the whole curve is wrong.
+_CONVINCING = 3
 
 
 class LatencyCurve:
@@ -25,7 +27,7 @@ class LatencyCurve:
         seconds: bucket → seconds, as measured before; any part of the buckets, or none.
     """
 
-    __slots__ = ("_counts", "_seconds", "_spread", "buckets", "exact", "largest")
+    __slots__ = ("_counts", "_far_off", "_seconds", "_spread", "buckets", "exact", "largest")
 
     def __init__(
         self, buckets: Sequence[int], exact: bool, seconds: Mapping[int, float] | None = None
@@ -36,6 +38,7 @@ class LatencyCurve:
         self._seconds = [0.0] * len(self.buckets)
         self._counts = [0] * len(self.buckets)
         self._spread = 0.0  # mean absolute deviation, as a share of the prediction
+        self._far_off = 0  # measurements in a row beyond the largest step: above (> 0) or below (< 0)
         for bucket, value in (seconds or {}).items():
             if bucket in self.buckets and value > 0:
                 self._set(self.buckets.index(bucket), value)
@@ -104,9 +107,16 @@ class LatencyCurve:
             return
         predicted = self.seconds(rows)
         ratio = seconds / predicted
-        if abs(ratio - 1.0) <= 1.0:
+        if 1 / _LARGEST_STEP <= ratio <= _LARGEST_STEP:
+            self._far_off = 0
             self._spread += 0.05 * (abs(ratio - 1.0) - self._spread)
-        ratio = min(max(ratio, 1 / _LARGEST_STEP), _LARGEST_STEP)
+        else:
+            self._far_off = max(self._far_off, 0) + 1 if ratio > 1.0 else min(self._far_off, 0) - 1
+            if abs(self._far_off) >= _CONVINCING:
+                self._far_off = 0
+                self._seconds = [value * ratio for value in self._seconds]
+                return
+            ratio = _LARGEST_STEP if ratio > 1.0 else 1 / _LARGEST_STEP
         self._correct(at, ratio)
         if self.exact and at > 0 and rows < buckets[at]:
             self._correct(at - 1, ratio)
