@@ -35,12 +35,22 @@ _LIBRARIES: Dict[str, Tuple[str, Tuple[int, ...], Callable[[ctypes.CDLL], bool]]
 }
 
 
+def _loaded(name: str) -> List[str]:
+    """The files of this name that the process has loaded already: the ones TensorRT itself was linked to."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = {line.split(maxsplit=5)[5].strip() for line in maps if f"/{name}." in line}
+    except OSError:
+        return []
+    return sorted(paths)
+
+
 def library_answers(source: str) -> bool:
     """Whether the library behind a tactic source is here and tells its version."""
     name, majors, check = _LIBRARIES[source]
-    for major in majors:
+    for candidate in _loaded(name) or [f"{name}.{major}" for major in majors]:
         try:
-            if check(ctypes.CDLL(f"{name}.{major}")):
+            if check(ctypes.CDLL(candidate)):
                 return True
         except (OSError, AttributeError):
             continue

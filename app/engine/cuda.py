@@ -10,7 +10,6 @@ later call on it would report too.
 
 from __future__ import annotations
 
-import atexit
 import threading
 from types import TracebackType
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
@@ -88,16 +87,8 @@ def open_device(index: int = 0) -> Device:
         if not 0 <= index < _libraries.count:
             raise EngineError(f"there is no GPU {index} here; CUDA sees {_libraries.count}")
         if index not in _devices:
-            if not _devices:
-                atexit.register(_close_devices)
             _devices[index] = Device(_libraries, index)
         return _devices[index]
-
-
-def _close_devices() -> None:
-    for device in _devices.values():
-        device.release()
-    _devices.clear()
 
 
 class Device:
@@ -143,13 +134,6 @@ class Device:
 
     def __repr__(self) -> str:
         return f"cuda:{self.index}"
-
-    def release(self) -> None:
-        """Gives the primary context back; for the end of the process."""
-        try:
-            self._context.detach()
-        except self.error_type:
-            self.failed = self.failed or "the context was lost"
 
     # --- errors -----------------------------------------------------------------------------------
     def error(self, what: str, reason: object) -> EngineError:
@@ -210,11 +194,10 @@ class Stream:
     """A stream of its own: it does not wait for the legacy default stream."""
 
     def __init__(self, device: Device) -> None:
-        self._device = device
         try:
-            self.raw = device._pycuda.Stream(_NON_BLOCKING)
+            self.raw: Any = device._pycuda.Stream(_NON_BLOCKING)
             # Waits on the driver's interrupt instead of spinning; for executions long enough to pay.
-            self._done = device._pycuda.Event(
+            self._done: Any = device._pycuda.Event(
                 device._pycuda.event_flags.BLOCKING_SYNC | device._pycuda.event_flags.DISABLE_TIMING
             )
         except device.error_type as error:
@@ -229,6 +212,10 @@ class Stream:
         else:
             self._done.record(self.raw)
             self._done.synchronize()
+
+    def free(self) -> None:
+        """PyCUDA destroys a stream with its last reference, which must go while the device is current."""
+        self.raw = self._done = None
 
 
 class DeviceMemory:
@@ -362,7 +349,7 @@ class Graph:
 
     def launch(self) -> None:
         result = self._driver.cuGraphLaunch(self._exec, self._stream)
-        if result[0]:
+        if int(result[0]) != 0:
             self._device.check(result, "launching a graph")
 
     def free(self) -> None:

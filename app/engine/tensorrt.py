@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ Limits = Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[int, ...]]
 
 #: Batches whose inputs and outputs both fit in this many bytes are read and written over the bus by
 #: the kernels themselves instead of being copied. See benchmarks/GPU.md for what it gains.
-MAPPED_BYTES = 16 << 10
+MAPPED_BYTES = 4 << 10
 
 
 class TensorRtExecutor(Executor):
@@ -77,6 +78,9 @@ class TensorRtExecutor(Executor):
         self.host_dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in [*inputs, *outputs]}
         self.engine_bytes = len(plan)
         self._lock = threading.Lock()
+        # TensorRT 8.5 looks shapes up in the engine, by name and profile, and two contexts that do so at
+        # once get each other's: observed as a refused shape. Graphs, once captured, need none of it.
+        self.serial: ContextManager[Any] = threading.Lock() if api.below_10 else nullcontext()
         self._slots: List[TensorRtSlot] = []
         self._runtime_cache_path = runtime_cache
         self._runtime_config: Any = None

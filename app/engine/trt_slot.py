@@ -78,7 +78,8 @@ class TensorRtSlot(Slot):
         self._bindings: OrderedDict[Shapes, Binding] = OrderedDict()
         self._staged: Optional[Binding] = None
         self._applied: Optional[Binding] = None
-        self._times = StageTimes()
+        self._times: Optional[StageTimes] = StageTimes()
+        self._last: Tuple[float, Tuple[float, float]] = (0.0, (0.0, 1.0))
         self._closed = False
         self.graph_launches = 0
         self.plain_launches = 0
@@ -115,8 +116,10 @@ class TensorRtSlot(Slot):
     def _largest(self) -> Tuple[Dict[str, Tuple[int, ...]], Dict[str, Tuple[int, ...]]]:
         """The largest inputs of the profile, and the outputs they give (−1 where only a run can tell)."""
         sizes = {name: self._owner.limits[name][2] for name in self._owner.input_names}
-        self._set_shapes(tuple(sizes.values()))
-        return sizes, {name: tuple(self._context.get_tensor_shape(name)) for name in self._owner.output_names}
+        with self._owner.serial:
+            self._set_shapes(tuple(sizes.values()))
+            outputs = {name: tuple(self._context.get_tensor_shape(name)) for name in self._owner.output_names}
+        return sizes, outputs
 
     # --- staging ----------------------------------------------------------------------------------
     def stage(self, shapes: Mapping[str, Tuple[int, ...]]) -> Arrays:
@@ -139,9 +142,10 @@ class TensorRtSlot(Slot):
             raise EngineError("the slot was closed")
         owner = self._owner
         self._check_limits(key)
-        self._set_shapes(key)
         self._applied = None
-        output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._fixed}
+        with owner.serial:
+            self._set_shapes(key)
+            output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._fixed}
         inputs = pack(owner.input_names, owner.plan_dtypes, dict(zip(owner.input_names, key)))
         outputs = pack(self._fixed, owner.plan_dtypes, output_shapes)
         staging_in, staging_out = self._pool_for(inputs.size, outputs.size)
@@ -234,7 +238,8 @@ class TensorRtSlot(Slot):
         """Tells the context shapes and addresses; a graph has them inside."""
         if self._applied is binding:
             return
-        self._set_shapes(binding.shapes)
+        with self._owner.serial:
+            self._set_shapes(binding.shapes)
         context = self._context
         for name, address in binding.inputs.addresses(binding.staging_in.address):
             context.set_tensor_address(name, address)
@@ -250,7 +255,9 @@ class TensorRtSlot(Slot):
         binding.staging_in.upload(stream, binding.inputs.size)
         if timed:
             timeline.mark(1, stream, capturing)
-        if not self._context.execute_async_v3(stream.handle):
+        with self._owner.serial:
+            enqueued = self._context.execute_async_v3(stream.handle)
+        if not enqueued:
             raise self._device.error(f"running {self._owner.precision}", self._owner.api.messages.tail())
         if timed:
             timeline.mark(2, stream, capturing)
@@ -283,10 +290,9 @@ class TensorRtSlot(Slot):
             binding.seconds = 0.0 if binding.runs == 1 else elapsed
             self._times = StageTimes(upload, compute, download)
         else:
-            first, second = binding.shares
-            self._times = StageTimes(
-                elapsed * first, elapsed * second, elapsed * max(1.0 - first - second, 0.0)
-            )
+            # Made when somebody asks: short executions are the ones that come this way.
+            self._times = None
+            self._last = (elapsed, binding.shares)
 
     def _collect(self, binding: Binding) -> Arrays:
         owner = self._owner
@@ -301,6 +307,11 @@ class TensorRtSlot(Slot):
 
     @property
     def last_times(self) -> StageTimes:
+        if self._times is None:
+            elapsed, (upload, compute) = self._last
+            self._times = StageTimes(
+                elapsed * upload, elapsed * compute, elapsed * max(1.0 - upload - compute, 0.0)
+            )
         return self._times
 
     # --- the end ----------------------------------------------------------------------------------
@@ -327,6 +338,7 @@ class TensorRtSlot(Slot):
         self._pools = []
         self._growing.free()
         self._timeline.free()
+        self._stream.free()
 
 
 def _narrow(name: str, wide: Array, narrow: Array) -> None:

@@ -140,7 +140,7 @@ class PlanCache:
     def discard(self, entry: PlanEntry) -> None:
         """Takes a plan out of the index and removes its file. Raises OSError."""
         with self._locked():
-            index = PlanIndex(plans=[p for p in self._read_index().plans if p.sha256 != entry.sha256])
+            index = PlanIndex(plans=[known for known in self._read_index().plans if known != entry])
             _write(self.folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / Path(entry.path).name).unlink()

@@ -79,6 +79,15 @@ def test_a_discarded_plan_is_gone(cache: PlanCache) -> None:
     assert not (cache.folder / entry.path).exists()
 
 
+def test_two_precisions_may_have_the_same_plan_and_stay_apart(cache: PlanCache) -> None:
+    # Below TensorRT 10 a flag only allows FP16; where FP32 is faster the two plans are equal to the byte.
+    first = cache.add(b"plan", "fp32", TARGET, VARIANT)
+    second = cache.add(b"plan", "fp16", TARGET, VARIANT)
+    cache.discard(second)
+    assert cache.plans() == [first]
+    assert cache.read(first) == b"plan"
+
+
 def test_latency_curves_belong_to_one_plan_and_one_gpu(cache: PlanCache) -> None:
     cache.save_curve("1" * 64, "NVIDIA H200", {1: 0.5e-3, 64: 2e-3})
     cache.save_curve("2" * 64, "NVIDIA H200", {1: 9.0})
