@@ -54,7 +54,7 @@ bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/P
 	$(DEV)/bin/python -m benchmarks.precision
 
 gpu-test: ## the tests that need TensorRT and a GPU, in the Python that has them (PY=…)
-	$(or $(PY),$(PYTHON)) -m pytest -q tests/gpu tests/contract
+	$(or $(PY),$(PYTHON)) -m pytest -q -c tests/gpu/pytest.ini --rootdir=. tests/gpu tests/contract
 
 gpu-bench: ## speed on a GPU → benchmarks/GPU.md
 	$(or $(PY),$(PYTHON)) -m benchmarks.gpu
