@@ -241,11 +241,15 @@ class Judge:
 
     def _find(self, term: Term, comparisons: Mapping[str, Comparison], candidate: Arrays) -> Finding:
         if is_divergence(term.metric):
-            value = _worst(term, comparisons)
+            return self.assess(term, _worst(term, comparisons))
+        return self.assess(term, _call(term, self.metric_of(term), candidate, self.labels))
+
+    def assess(self, term: Term, value: float) -> Finding:
+        """What the term says of a value that was measured before, such as one in a manifest."""
+        if is_divergence(term.metric):
             allowed, lost = (1 - term.limit, 1 - value) if term.at_least else (term.limit, value)
             return _finding(term, value, term.limit, lost, allowed, term.at_least, None)
-        metric, reference = self._tasks[term.key]
-        value = _call(term, metric, candidate, self.labels)
+        reference = self._tasks[term.key][1]
         at_least, limit = term.bound(reference)
         sign = 1 if at_least else -1
         return _finding(

@@ -36,29 +36,31 @@ class Standing:
     reason: str = ""
 
 
-def candidates(
-    runtime: str, capabilities: Sequence[tuple[int, int]] = ()
-) -> tuple[list[str], dict[str, str]]:
+def worth_building(runtime: str, capabilities: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Precisions that the hardware runs, the safest first, and for the others why it does not.
 
     Args:
         runtime: `onnxruntime` stands for a CPU.
-        capabilities: compute capabilities of the GPUs that will serve; every one must run a candidate.
-            Empty: unknown, so everything that some GPU runs is a candidate.
+        capabilities: compute capabilities such as `8.9` of the GPUs that will serve; every one must run a
+            candidate. Empty: unknown, so everything that some GPU runs is a candidate.
     """
-    refused = dict(_CPU) if runtime == "onnxruntime" else {}
+    if runtime == "onnxruntime":
+        return [p for p in PRECISIONS if p not in _CPU], dict(_CPU)
+    refused = {}
     for precision, least in _NEEDS.items():
-        below = [c for c in capabilities if c < least]
-        if runtime != "onnxruntime" and below:
+        below = [c for c in capabilities if not runs_on_gpu(precision, c)]
+        if below:
+            needs = f"{least[0]}.{least[1]}"
             refused[precision] = (
-                f"GPUs of compute capability {_text(below[0])} have no {precision.upper()}; it needs {_text(least)}"
+                f"GPUs of compute capability {below[0]} have no {precision.upper()}; it needs {needs}"
             )
     return [p for p in PRECISIONS if p not in refused], refused
 
 
-def runs_on_gpu(precision: str, capability: tuple[int, int]) -> bool:
-    """Whether a GPU of this compute capability runs `precision` faster than by emulating it."""
-    return capability >= _NEEDS.get(precision, _FIRST_GPU)
+def runs_on_gpu(precision: str, capability: str) -> bool:
+    """Whether a GPU of this compute capability, such as `8.9`, runs `precision`."""
+    major, _, minor = capability.partition(".")
+    return (int(major), int(minor or 0)) >= _NEEDS.get(precision, _FIRST_GPU)
 
 
 def explain(chosen: str, standings: Sequence[Standing], where: str) -> dict[str, str]:
@@ -100,7 +102,3 @@ def _why_chosen(winner: Standing, exact: Standing, where: str) -> str:
     sizes = sorted(bucket for bucket in winner.curve if bucket in exact.curve)
     span = f"batch {sizes[0]}" if len(sizes) == 1 else f"batches of {sizes[0]} to {sizes[-1]}"
     return f"chosen: the fastest inside its budget, {ratio:.2f} times as fast as fp32 on {where} ({span})"
-
-
-def _text(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.build.caution import CautiousJudge
 from app.build.data import Samples, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
@@ -56,6 +57,12 @@ class Candidate:
     found: SearchResult | None = None
 
     @property
+    def gate(self) -> GateResult:
+        """The judgement as a GPU computes it."""
+        assert self.gates is not None
+        return self.gates[EMULATED]
+
+    @property
     def kept(self) -> bool:
         return bool(self.files)
 
@@ -75,10 +82,11 @@ class Judging:
         self._request = request
         self._progress = progress
         self.fp32_files: tuple[str, ...] = ()
+        self._sensitivities: dict[bool, dict[str, float]] = {False: {}, True: {}}
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
-        self._judge = make_judge(self.budget, self.reference, samples.labels)
+        self.judge = make_judge(self.budget, self.reference, samples.labels)
 
     def build(self, precision: str, folder: Path) -> Candidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
@@ -86,33 +94,47 @@ class Judging:
             return self._tf32()
         recipe = self.workshop.recipe(precision)
         outputs = self._emulated(recipe)
-        gate = gate_with(self._judge, outputs)
-        found, reason = None, gate.reason
-        if not gate.passed and self._request.search and precision != "fp32":
-            found = self._search(recipe)
-            recipe = found.recipe
-            outputs = self._emulated(recipe)
-            gate = gate_with(self._judge, outputs)
-            if precision in QUANTIZED and not (recipe.int8 or recipe.fp8):
-                reason = f"no node can stay quantized inside the budget; with all of them {reason}"
-                gate = gate.model_copy(update={"passed": False, "reason": reason})
         candidate = Candidate(
-            precision,
-            "pass" if gate.passed else "refused",
-            gate.reason,
-            recipe,
-            (),
-            (),
-            {EMULATED: gate},
-            outputs,
-            found,
+            precision, "", "", recipe, gates={EMULATED: self._gate(outputs)}, outputs=outputs
         )
-        return self._serve(self._write(candidate, folder), folder) if gate.passed else candidate
+        if precision != "fp32" and self._request.search and self._is_doubtful(candidate):
+            candidate = self._searched(candidate)
+        gate = candidate.gate
+        if not gate.passed:
+            return replace(candidate, status="refused", reason=gate.reason)
+        return self._serve(self._write(replace(candidate, status="pass"), folder), folder)
+
+    def _is_doubtful(self, candidate: Candidate) -> bool:
+        """Whether it misses the budget, or passes on these samples so narrowly that it may miss on the next."""
+        return not candidate.gate.passed or CautiousJudge(self.judge).used(candidate.outputs or {}) > 1
+
+    def _searched(self, candidate: Candidate) -> Candidate:
+        """The candidate with as many nodes given back as the budget demands."""
+        assert candidate.recipe is not None
+        found = self._search(candidate.recipe)
+        if candidate.precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
+            if candidate.gate.passed:
+                reason = f"it passes, but {len(self.samples)} samples leave doubt: evaluate on more"
+                return replace(candidate, reason=reason, found=found)
+            reason = f"no node can stay quantized inside the budget; with all of them {candidate.gate.reason}"
+            gate = candidate.gate.model_copy(update={"passed": False, "reason": reason})
+            return replace(candidate, gates={EMULATED: gate}, found=found)
+        outputs = self._emulated(found.recipe)
+        return replace(
+            candidate,
+            recipe=found.recipe,
+            gates={EMULATED: self._gate(outputs)},
+            outputs=outputs,
+            found=found,
+        )
+
+    def _gate(self, outputs: Arrays, runtime: str = "") -> GateResult:
+        return gate_with(self.judge, outputs, runtime)
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
         outputs = Evaluator(emulate_tf32(self.workshop.prepared.model), as_on_gpu=False).run(self.samples)
-        gate = gate_with(self._judge, outputs)
+        gate = self._gate(outputs)
         nowhere = gate.model_copy(update={"passed": False, "reason": "a CPU has no TF32"})
         return Candidate(
             "tf32",
@@ -149,9 +171,21 @@ class Judging:
             select, verify = split(self.samples, len(self.samples) // 2)
         else:
             select = verify = self.samples
-        return search(
-            self.workshop.prepared, recipe, self.workshop.nodes, select, verify, self.budget, self._progress
+        # Nodes are ranked one by one in FP32 surroundings, so INT8 variants of both bases share a ranking.
+        known = self._sensitivities[bool(recipe.fp8)]
+        found = search(
+            self.workshop.prepared,
+            recipe,
+            self.workshop.nodes,
+            select,
+            verify,
+            self.budget,
+            self._progress,
+            known,
         )
+        if recipe.int8 or recipe.fp8:
+            known |= found.sensitivities
+        return found
 
     def _write(self, candidate: Candidate, folder: Path) -> Candidate:
         recipe = candidate.recipe
@@ -176,7 +210,7 @@ class Judging:
             if candidate.precision == "fp32":
                 raise
             return replace(candidate, reason=f"kept for GPUs; {RUNTIME} cannot run it: {error.message}")
-        gate = gate_with(self._judge, outputs, RUNTIME)
+        gate = self._gate(outputs, RUNTIME)
         gates = {**(candidate.gates or {}), RUNTIME: gate}
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)

@@ -14,13 +14,16 @@ from pathlib import Path
 from time import perf_counter
 
 from app.build import packaging
+from app.build.auto import worth_building
 from app.build.candidates import Candidate, Judging, lowerings_of, safest_first
 from app.build.data import Samples, check_samples, fixed_batch, limit, open_data, split
+from app.build.evidence import gather
 from app.build.latency import Latencies, batches_of, fastest, measure
 from app.build.plan import PlanOptions
 from app.build.plan_package import add_plans
 from app.build.prepare import PreparedModel, prepare
 from app.build.progress import Progress
+from app.build.report import write_report
 from app.build.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
 from app.build.store import input_names
 from app.build.variants import Workshop
@@ -88,16 +91,31 @@ class _Build:
             raise GateRefused(
                 f"FP32 itself misses the budget, so nothing can keep it: {candidates[0].reason}"
             )
-        for precision in self._precisions():
+        precisions, not_built = self._precisions()
+        for precision in precisions:
             self._progress.note(f"building {precision}")
             candidates.append(self._try(judging, precision))
-        self._notes += workshop.notes
         golden = packaging.write_golden(
             self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
         )
         candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
         calibrated = self._write_calibration(workshop)
+        self._notes += workshop.notes
+        report = gather(
+            request.name,
+            workshop,
+            judging,
+            candidates,
+            latencies,
+            decision[RUNTIME],
+            not_built,
+            self._staged,
+            self._notes,
+            self._facts(workshop, calibration, evaluation),
+            self._progress,
+        )
+        write_report(self._staged, report)
 
         def make(version: int, files: Mapping[str, FileEntry], plans: Sequence[PlanEntry] = ()) -> Manifest:
             return Manifest(
@@ -190,10 +208,16 @@ class _Build:
         return calibration if most is None else limit(calibration, most)
 
     # --- variants ----------------------------------------------------------------------------------
-    def _precisions(self) -> list[str]:
-        if self._request.precisions == (AUTO,):
-            return ["fp16", "int8-fp32", "int8"]
-        return [precision for precision in self._request.precisions if precision != "fp32"]
+    def _precisions(self) -> tuple[list[str], dict[str, str]]:
+        """What to build besides FP32, the safest first, and why nothing else is worth trying."""
+        if self._request.precisions != (AUTO,):
+            return [precision for precision in self._request.precisions if precision != "fp32"], {}
+        wishes = self._request.plans
+        if wishes is None:
+            names, not_built = worth_building(RUNTIME)
+        else:
+            names, not_built = worth_building(wishes.runtime, wishes.compute_capabilities)
+        return [name for name in names if name != "fp32"], not_built
 
     def _try(self, judging: Judging, precision: str) -> Candidate:
         try:
@@ -245,6 +269,24 @@ class _Build:
             for c in candidates
             if c.kept
         }
+
+    def _facts(
+        self, workshop: Workshop, calibration: Samples | None, evaluation: Samples | None
+    ) -> dict[str, str]:
+        """What the package was made from, for the report."""
+        request = self._request
+        found = {"model": f"{request.model.name}, sha256 {workshop.prepared.source_sha256}"}
+        for label, source, samples in (
+            ("calibration data", request.calibration, calibration),
+            ("evaluation data", request.evaluation, evaluation),
+        ):
+            if source is not None and samples is not None:
+                found[label] = f"{Path(source).name}, {len(samples)} samples, sha256 {samples.sha256}"
+        if calibrated := workshop.calibrated:
+            found["calibration"] = calibrated
+        found["tools"] = ", ".join(f"{name} {version}" for name, version in packaging.tool_versions().items())
+        found["built"] = packaging.now_text()
+        return found
 
     def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
         record = workshop.calibration_record(packaging.tool_versions())

@@ -14,7 +14,7 @@ hold on samples that no choice was made on. If it does not, the selection is mad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -22,12 +22,13 @@ from app.budget import Budget, Judge
 from app.build.caution import CautiousJudge
 from app.build.data import Samples, limit
 from app.build.evaluate import Evaluator
-from app.build.gate import make_judge, ranking_budget
+from app.build.gate import make_judge
 from app.build.lower import Recipe, lower
 from app.build.placement import QuantizableNode
 from app.build.prepare import PreparedModel
 from app.build.progress import Advance, Progress
-from app.build.units import Unit, alone, float_units, kept_macs, quantized_units, without
+from app.build.ranking import Ranker, time_per_sample
+from app.build.units import Unit, float_units, kept_macs, quantized_units, without
 from app.errors import BuildError
 from app.tensors import Arrays
 
@@ -35,7 +36,6 @@ from app.tensors import Arrays
 SAFETY = 0.75
 #: Ranking, and a single evaluation of a selection, take as many samples as fit into these times.
 _RANKING_SECONDS, _EVALUATION_SECONDS = 60.0, 15.0
-_LEAST_RANKING, _MOST_RANKING = 4, 48
 _LEAST_SELECTION = 48
 _MOST_VERIFICATIONS = 4
 
@@ -59,8 +59,9 @@ class SearchResult:
     recipe: the precision assignment that holds.
     passed: whether it held on the verification samples; if not, `reason` says so.
     evaluations: in order, without the ranking pass.
-    sensitivities: node → the part of the budget that low precision uses up in this node alone; empty when
-        nothing had to be ranked. For a residual sum, together with its convolution.
+    sensitivities: node → the part of the budget that low precision uses up in this node alone (of a recipe
+        that quantizes, what quantizing it does); empty when nothing had to be ranked. A residual sum is
+        measured together with its convolution.
     given_back: nodes, the first given back first.
     kept_macs: share of the quantizable nodes' multiply-accumulates that stay quantized.
     """
@@ -83,7 +84,7 @@ def search(
     verify: Samples,
     budget: Budget,
     progress: Progress,
-    clock: Callable[[], float] = perf_counter,
+    known: Mapping[str, float] | None = None,
 ) -> SearchResult:
     """The fastest assignment at or below `recipe` that keeps the budget, by measurement.
 
@@ -91,13 +92,14 @@ def search(
         recipe: everything in the precision wished for.
         nodes: the quantizable nodes; those in `recipe.int8` and `recipe.fp8` may be given back.
         select, verify: disjoint samples, with labels where the budget needs them.
+        known: sensitivities that an earlier search of the same model, ranges and weights has measured.
 
     Raises:
         BuildError: FP32 itself misses the budget, or the data cannot judge it.
     """
-    began = clock()
+    began = perf_counter()
     with progress.task("searching precision") as advance:
-        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, clock)
+        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, known)
         given, holds = found.run()
     chosen = without(recipe, given)
     return SearchResult(
@@ -107,7 +109,7 @@ def search(
         sensitivities=found.sensitivities,
         given_back=tuple(name for unit in given for name in unit.nodes),
         kept_macs=kept_macs(nodes, chosen),
-        seconds=clock() - began,
+        seconds=perf_counter() - began,
         reason="" if holds else "no assignment that was selected on some samples held on others",
     )
 
@@ -123,7 +125,7 @@ class _Search:
         budget: Budget,
         progress: Progress,
         advance: Advance,
-        clock: Callable[[], float],
+        known: Mapping[str, float] | None,
     ) -> None:
         self._model = prepared.model
         self._wished = recipe
@@ -131,22 +133,23 @@ class _Search:
         self._progress = progress
         self._advance = advance
         self._exact = Evaluator(self._model)
-        ranked = limit(select, _MOST_RANKING)
-        began = clock()
-        self._exact.run(ranked)
-        self._sample_seconds = (clock() - began) / len(ranked)
-        affordable = int(_EVALUATION_SECONDS / max(1e-9, self._sample_seconds))
+        sample_seconds = time_per_sample(self._model, select)
+        affordable = int(_EVALUATION_SECONDS / max(1e-9, sample_seconds))
         self._select = limit(select, max(_LEAST_SELECTION, affordable))
         self._verify = limit(verify, max(_LEAST_SELECTION, 2 * affordable))
         self._selection_judge = CautiousJudge(self._judge(self._select))
         self._verification_judge = self._judge(self._verify)
         self._quantized = quantized_units(self._model, nodes, recipe)
         self._floats = float_units(self._model, nodes, recipe)
-        self._names = frozenset(node.name for node in self._model.graph.node)
+        self._ranker = Ranker(self._model, recipe, budget, self._select, sample_seconds, _RANKING_SECONDS)
+        self._ranker.quantized.update(known or {})
         self._safety = SAFETY
         self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], float] = {}
         self.steps: list[Step] = []
-        self.sensitivities: dict[str, float] = {}
+
+    @property
+    def sensitivities(self) -> dict[str, float]:
+        return self._ranker.quantized if self._quantized else self._ranker.narrow
 
     def run(self) -> tuple[tuple[Unit, ...], bool]:
         """What to give back, and whether the rest held on the verification samples."""
@@ -197,8 +200,7 @@ class _Search:
         return min(found, key=lambda given: (sum(unit.saving for unit in given), len(given)))
 
     def _orders(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
-        self._rank([unit for unit in units if unit.nodes[0] not in self.sensitivities])
-        error = {unit: self.sensitivities[unit.nodes[0]] for unit in units}
+        error = self._ranker.rank(units, self._progress)
         by_price = sorted(units, key=lambda unit: -(error[unit] ** 2) / unit.saving)
         by_error = sorted(units, key=lambda unit: -error[unit])
         return [tuple(by_price), tuple(by_error)]
@@ -210,20 +212,6 @@ class _Search:
         if not itself.passed:
             raise BuildError(f"FP32 itself misses the budget, so nothing can keep it: {itself.reason}")
         return judge
-
-    def _rank(self, units: Sequence[Unit]) -> None:
-        """Measures each unit alone, by the budget's distances or, if it has none, by `rel_spread`."""
-        if not units:
-            return
-        affordable = int(_RANKING_SECONDS / max(1e-9, self._sample_seconds * len(units)))
-        samples = limit(self._select, max(_LEAST_RANKING, min(_MOST_RANKING, affordable)))
-        reference = self._exact.run(samples)
-        judge = make_judge(ranking_budget(self._budget, reference), reference, None)
-        with self._progress.task("ranking nodes", len(units)) as advance:
-            for unit in units:
-                outputs = self._run(alone(self._wished, unit, self._names), samples)
-                self.sensitivities.update(dict.fromkeys(unit.nodes, judge.judge(outputs).used))
-                advance(1)
 
     def _enough(self, given: Sequence[Unit]) -> bool:
         recipe = without(self._wished, given)

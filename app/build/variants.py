@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -143,6 +144,16 @@ class Workshop:
         return self._hazards[base]
 
     @property
+    def calibrated(self) -> str:
+        """How the ranges were found, in words; empty when nothing was quantized."""
+        if "ranges" not in self.__dict__:
+            return ""
+        counts = Counter(self.ranges.per_tensor_method.values())
+        methods = ", ".join(f"{count} by {method}" for method, count in counts.most_common())
+        again = "reused from a cache, " if self._reused is not None else ""
+        return f"{again}{self.ranges.method} over {self.ranges.samples} samples ({methods or 'nothing to calibrate'})"
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the report should tell about nodes that stay in float."""
         found = float_notes(self.prepared.model) if "ranges" in self.__dict__ else ()
@@ -175,20 +186,14 @@ class Workshop:
     def graph(self, recipe: Recipe, form: Form = "strong") -> ModelProto:
         return lower(self.prepared.model, recipe, form)
 
+    def type_of(self, node: str, recipe: Recipe) -> str:
+        """The type that a node computes in."""
+        if node in recipe.int8:
+            return "int8"
+        if node in recipe.fp8:
+            return "fp8"
+        return "fp32" if node in recipe.fp32 else recipe.base
+
     def assignment(self, recipe: Recipe) -> dict[str, int]:
         """How many of the weighted nodes run in which type."""
-        counts: dict[str, int] = {}
-        for node in self.nodes:
-            if node.op_type == "Add":
-                continue
-            kind = (
-                "int8"
-                if node.name in recipe.int8
-                else "fp8"
-                if node.name in recipe.fp8
-                else "fp32"
-                if node.name in recipe.fp32
-                else recipe.base
-            )
-            counts[kind] = counts.get(kind, 0) + 1
-        return counts
+        return dict(Counter(self.type_of(node.name, recipe) for node in self.nodes if node.op_type != "Add"))

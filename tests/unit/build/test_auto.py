@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.build.auto import Standing, candidates, explain, runs_on_gpu
+from app.build.auto import Standing, explain, runs_on_gpu, worth_building
 
 EXACT = Standing("fp32", "pass", {1: 2.0, 8: 8.0})
 
@@ -12,31 +12,31 @@ EXACT = Standing("fp32", "pass", {1: 2.0, 8: 8.0})
 @pytest.mark.parametrize(
     ("capability", "tf32", "bf16", "int8", "fp8"),
     [
-        ((7, 5), False, False, True, False),
-        ((8, 0), True, True, True, False),
-        ((8, 6), True, True, True, False),
-        ((8, 9), True, True, True, True),
-        ((9, 0), True, True, True, True),
-        ((12, 0), True, True, True, True),
+        ("7.5", False, False, True, False),
+        ("8.0", True, True, True, False),
+        ("8.6", True, True, True, False),
+        ("8.9", True, True, True, True),
+        ("9.0", True, True, True, True),
+        ("12.0", True, True, True, True),
     ],
 )
 def test_each_gpu_generation_runs_what_its_tensor_cores_have(capability, tf32, bf16, int8, fp8) -> None:
     found = {p: runs_on_gpu(p, capability) for p in ("tf32", "bf16", "int8", "fp8")}
     assert found == {"tf32": tf32, "bf16": bf16, "int8": int8, "fp8": fp8}
-    names, refused = candidates("tensorrt", [capability])
+    names, refused = worth_building("tensorrt", [capability])
     assert {p for p in found if found[p]} == set(names) & set(found)
     assert set(refused) == {p for p in found if not found[p]}
 
 
 def test_a_package_for_several_gpus_holds_what_all_of_them_run() -> None:
-    names, refused = candidates("tensorrt-rtx", [(8, 9), (7, 5)])
+    names, refused = worth_building("tensorrt-rtx", ["8.9", "7.5"])
     assert names == ["fp32", "fp16", "int8-fp32", "int8"]
     assert "7.5" in refused["fp8"]
-    assert candidates("tensorrt")[1] == {}
+    assert worth_building("tensorrt")[1] == {}
 
 
 def test_a_cpu_is_offered_what_its_runtime_computes() -> None:
-    names, refused = candidates("onnxruntime")
+    names, refused = worth_building("onnxruntime")
     assert names == ["fp32", "fp16", "int8-fp32", "int8"]
     assert set(refused) == {"tf32", "bf16", "fp8"}
 

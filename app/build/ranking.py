@@ -1,0 +1,91 @@
+"""Measures what low precision costs in each node alone: one cheap run for each, everything else in FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from onnx import ModelProto
+
+from app.budget import Budget
+from app.build.data import Samples, limit
+from app.build.evaluate import Evaluator
+from app.build.gate import make_judge, ranking_budget
+from app.build.lower import Recipe, lower
+from app.build.progress import Progress
+from app.build.units import Unit, alone
+
+_LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
+
+
+class Ranker:
+    """Sensitivities of nodes, found once: the part of the budget that a node uses up alone.
+
+    The budget's distances count, or `rel_spread` when it has none: labels say too little about one node.
+
+    Args:
+        recipe: everything in the precision wished for.
+        sample_seconds: how long FP32 takes for one sample.
+        seconds: as many samples are used, between 4 and 48, as fit into this time.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        recipe: Recipe,
+        budget: Budget,
+        samples: Samples,
+        sample_seconds: float,
+        seconds: float,
+    ) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._budget = budget
+        self._samples = samples
+        self._sample_seconds = sample_seconds
+        self._seconds = seconds
+        self._names = frozenset(node.name for node in model.graph.node)
+        #: Quantized (True) or narrow float (False) → node → sensitivity.
+        self._found: dict[bool, dict[str, float]] = {True: {}, False: {}}
+
+    def seconds_for(self, units: Sequence[Unit]) -> float:
+        """The least time that ranking these takes."""
+        return self._sample_seconds * len(units) * _LEAST_SAMPLES
+
+    @property
+    def quantized(self) -> dict[str, float]:
+        """Node → what INT8 or FP8 in this node alone uses up, for the nodes ranked so far."""
+        return self._found[True]
+
+    @property
+    def narrow(self) -> dict[str, float]:
+        """Node → what FP16 or BF16 in it (and its neighbours of one unit) uses up."""
+        return self._found[False]
+
+    def rank(self, units: Sequence[Unit], progress: Progress) -> dict[Unit, float]:
+        """Unit → sensitivity. What is known already is not measured again. Raises BuildError."""
+        missing = [unit for unit in units if unit.nodes[0] not in self._found[unit.quantized]]
+        if missing:
+            self._measure(missing, progress)
+        return {unit: self._found[unit.quantized][unit.nodes[0]] for unit in units}
+
+    def _measure(self, missing: Sequence[Unit], progress: Progress) -> None:
+        affordable = int(self._seconds / max(1e-9, self._sample_seconds * len(missing)))
+        samples = limit(self._samples, max(_LEAST_SAMPLES, min(_MOST_SAMPLES, affordable)))
+        reference = Evaluator(self._model).run(samples)
+        judge = make_judge(ranking_budget(self._budget, reference), reference, None)
+        with progress.task("ranking nodes", len(missing)) as advance:
+            for unit in missing:
+                recipe = alone(self._recipe, unit, self._names)
+                outputs = Evaluator(lower(self._model, recipe)).run(samples)
+                self._found[unit.quantized].update(dict.fromkeys(unit.nodes, judge.judge(outputs).used))
+                advance(1)
+
+
+def time_per_sample(model: ModelProto, samples: Samples) -> float:
+    """Seconds that FP32 takes for one sample, from one run over a few."""
+    few = limit(samples, _MOST_SAMPLES)
+    evaluator = Evaluator(model)
+    began = perf_counter()
+    evaluator.run(few)
+    return (perf_counter() - began) / len(few)
