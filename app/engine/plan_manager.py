@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 from app.engine.base import default_buckets
 from app.engine.cuda import Device
 from app.engine.curve import measure_curve
-from app.engine.plan_source import PlanBuilder, PlanSource
+from app.engine.plan_source import Cancellation, PlanBuilder, PlanSource
 from app.engine.ready import PlanEvent, ReadyEngine, choose
 from app.engine.selftest import self_test
 from app.engine.tensorrt import TensorRtExecutor
@@ -84,7 +84,7 @@ class PlanManager:
         self._ready: Dict[str, ReadyEngine] = {}
         self._refused: Dict[str, str] = {}
         self._missing: List[str] = []
-        self._closed = threading.Event()
+        self._cancellation = Cancellation()
         self._started = False
         self._thread: Optional[threading.Thread] = None
 
@@ -130,6 +130,7 @@ class PlanManager:
         elif self._rebuild == "wait":
             self._build_missing()
         elif self.pending:
+            self._started = True
             self._thread = threading.Thread(
                 target=self._build_in_background, name="vernier-plans", daemon=True
             )
@@ -138,10 +139,7 @@ class PlanManager:
 
     def close(self) -> None:
         """Ends a running build and closes every executor. Slots must be closed before. Idempotent."""
-        self._closed.set()
-        stop = getattr(self._builder, "stop", None)
-        if stop is not None:
-            stop()
+        self._cancellation.cancel()
         if self._thread is not None:
             self._thread.join()
         with self._lock:
@@ -258,7 +256,7 @@ class PlanManager:
 
     def _build_missing(self) -> None:
         """Builds one after the other, the ones that are needed soonest first."""
-        while not self._closed.is_set():
+        while not self._cancellation.cancelled:
             pending = self.pending
             if not pending:
                 return
@@ -277,8 +275,7 @@ class PlanManager:
         self._tell(PlanEvent("rebuilding", precision))
         try:
             self._prepare_cache()
-            with _building:
-                data = self._builder(self._source.request(precision, self._slots, self._device.index))
+            data = self._run_builder(precision)
             entry = self._store(precision, data)
             executor = self._open(precision, data)
         except DeviceFailed:
@@ -288,6 +285,16 @@ class PlanManager:
             return
         self._tell(PlanEvent("rebuilt", precision))
         self._prove(precision, executor, entry)
+
+    def _run_builder(self, precision: str) -> bytes:
+        while not _building.acquire(timeout=1.0):
+            if self._cancellation.cancelled:
+                raise EngineError("it was unloaded before its turn came")
+        try:
+            request = self._source.request(precision, self._slots, self._device.index, self._cancellation)
+            return self._builder(request)
+        finally:
+            _building.release()
 
     def _prepare_cache(self) -> None:
         try:

@@ -7,15 +7,42 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from app.errors import EngineError, PackageError
 from app.package.integrity import resolve_inside, sha256_file, verify_file
 from app.package.manifest import FileEntry, Manifest, PlanEntry
 from app.package.plan_cache import PlanCache, plan_entry
 from app.package.plans import Target, fit, variant_files, variant_sha256
+
+
+class Cancellation:
+    """Ends what is being built for one package, whichever thread asks for it and however early."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._callback: Optional[Callable[[], None]] = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._callback is not None:
+                self._callback()
+
+    def watch(self, callback: Optional[Callable[[], None]]) -> None:
+        """Calls `callback` when it is cancelled, at once if it was; None takes the last one away."""
+        with self._lock:
+            self._callback = callback
+            if self._cancelled and callback is not None:
+                callback()
 
 
 @dataclass(frozen=True)
@@ -25,6 +52,7 @@ class RebuildRequest:
     model: the ONNX file, verified; timing_cache: may not exist yet.
     profiles: how many contexts will run at once.
     device_index: the GPU to time tactics on.
+    cancellation: a builder registers there how to end it.
     """
 
     model: Path
@@ -34,6 +62,7 @@ class RebuildRequest:
     profiles: int
     timing_cache: Path
     device_index: int
+    cancellation: Cancellation
 
 
 #: Builds a plan and returns its bytes. Raises EngineError with one sentence.
@@ -81,7 +110,9 @@ class PlanSource:
         path = verify_file(self._package, plan.path, FileEntry(sha256=plan.sha256, bytes=plan.bytes))
         return path.read_bytes()
 
-    def request(self, precision: str, profiles: int, device_index: int) -> RebuildRequest:
+    def request(
+        self, precision: str, profiles: int, device_index: int, cancellation: Cancellation
+    ) -> RebuildRequest:
         """What to build for `precision`, its files verified again. Raises PackageError, PlanMismatch."""
         files = variant_files(self._manifest.variants[precision], self._target)
         for name in files:
@@ -96,6 +127,7 @@ class PlanSource:
             profiles=profiles,
             timing_cache=self._cache.timing_cache(self._target),
             device_index=device_index,
+            cancellation=cancellation,
         )
 
     def entry(self, precision: str, data: bytes) -> PlanEntry:
@@ -111,53 +143,44 @@ class PlanSource:
 
 
 class BuilderProcess:
-    """Builds in a process of its own: a builder that crashes or eats memory cannot end the service.
-
-    `stop` ends the process that is running, if any; the build then fails.
-    """
+    """Builds in a process of its own: a builder that crashes or eats memory cannot end the service."""
 
     def __init__(self, timeout_s: float = 3600.0) -> None:
         self._timeout_s = timeout_s
-        self._running: Dict[int, subprocess.Popen[bytes]] = {}
-        self._stopped = False
 
     def __call__(self, request: RebuildRequest) -> bytes:
         """Raises EngineError."""
         with tempfile.TemporaryDirectory(prefix="vernier-plan-") as folder:
             wanted, out = Path(folder, "request.json"), Path(folder, "plan")
             wanted.write_text(json.dumps(request_fields(request)), "utf-8")
-            command = [sys.executable, "-m", "app.build.plan", str(wanted), str(out)]
-            return self._run(command, out, visible_device(os.environ, request.device_index))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "app.build.plan", str(wanted), str(out)],
+                cwd=Path(__file__).resolve().parents[2],
+                env={
+                    **os.environ,
+                    "CUDA_VISIBLE_DEVICES": visible_device(os.environ, request.device_index),
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            request.cancellation.watch(process.terminate)
+            try:
+                self._wait(process)
+            finally:
+                request.cancellation.watch(None)
+            return out.read_bytes()
 
-    def _run(self, command: List[str], out: Path, device: str) -> bytes:
-        if self._stopped:
-            raise EngineError("the builder was stopped")
-        process = subprocess.Popen(
-            command,
-            cwd=Path(__file__).resolve().parents[2],
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": device},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        self._running[process.pid] = process
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         try:
             _, complaint = process.communicate(timeout=self._timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             raise EngineError(f"the builder took longer than {self._timeout_s:.0f} s") from None
-        finally:
-            del self._running[process.pid]
         if process.returncode != 0:
             lines = complaint.decode("utf-8", "replace").strip().splitlines()
             reason = lines[-1] if lines else "it said nothing"
             raise EngineError(f"the builder ended with code {process.returncode}: {reason}")
-        return out.read_bytes()
-
-    def stop(self) -> None:
-        self._stopped = True
-        for process in list(self._running.values()):
-            process.terminate()
 
 
 def visible_device(environment: Mapping[str, str], index: int) -> str:
