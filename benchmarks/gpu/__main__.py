@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.packages PACKAGES     (the builder's Python: needs onnx)
     python -m benchmarks.gpu --packages PACKAGES   (the Python that has TensorRT and PyCUDA)
 
-With `--results FILE` alone the page is written again from stored results.
+Without --packages the page is written again from the results stored before.
 """
 
 from __future__ import annotations
@@ -14,130 +14,174 @@ import json
 import logging
 import platform
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from benchmarks.gpu.report import write_page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "GPU.md"
-PROFILES = 5  # four slots, and the raw engine's own
-PLAN = {
-    "resnet50": (("fp32", "tf32", "fp16", "int8"), (1, 8, 16, 32, 64, 128, 256)),
+PROFILES = 9  # eight slots, and the raw engine's own
+NETWORKS = {
+    "resnet50": (("fp16", "int8", "tf32", "fp32"), (1, 8, 64, 256)),
     "ranker": (("fp32", "fp16", "int8"), (1, 8, 64, 256)),
-    "keywords": (("fp32", "fp16", "int8"), (1, 8, 32)),
+    "keywords": (("fp32", "fp16", "int8"), (1, 8, 32, 64)),
 }
+#: The batch at which the number of slots is varied.
+FOCUS = 64
 
 
-def measure_network(packages: Path, name: str, work: Path, seconds: float) -> List[Dict[str, Any]]:
-    from benchmarks.gpu.measure import Bench, RawEngine, pool_throughput, relative_error, round_trip
+class Recorder:
+    """Results so far, on disk after each row: a run that is cut short has lost nothing."""
 
-    bench = Bench.open(packages / name / "1", work)
-    precisions, batches = PLAN[name]
-    rows: List[Dict[str, Any]] = []
-    for precision in precisions:
-        if precision not in bench.manifest.variants:
-            continue
-        plan, built_s = bench.plan(precision, PROFILES)
-        executor = bench.executor(plan, precision)
-        error = relative_error(bench, executor)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.results: Dict[str, Any] = {"machine": machine(), "networks": [], "small": []}
+
+    def add(self, kind: str, row: Dict[str, Any]) -> None:
+        self.results[kind].append(row)
+        self._path.write_text(json.dumps(self.results, indent=1))
+
+
+def measure_network(
+    recorder: Recorder, bench: Any, precision: str, batches: List[int], seconds: float
+) -> None:
+    from benchmarks.gpu.measure import relative_error
+
+    plan, built_s = bench.plan(precision, PROFILES)
+    executor = bench.executor(plan, precision)
+    error = relative_error(bench, executor)
+    print(
+        f"{bench.manifest.name} {precision}: built in {built_s:.1f} s, {len(plan) >> 10} KiB, {error}",
+        flush=True,
+    )
+    for batch in batches:
+        row = {
+            "network": bench.manifest.name,
+            "precision": precision,
+            "batch": batch,
+            "plan_bytes": len(plan),
+            "build_s": built_s,
+            "error": error,
+            **_measure_batch(bench, executor, plan, batch, seconds),
+        }
+        recorder.add("networks", row)
+        best = max(row["pool"], key=lambda p: float(p["per_s"]))
         print(
-            f"{name} {precision}: built in {built_s:.1f} s, {len(plan) >> 10} KiB, error {error}", flush=True
+            f"  batch {batch}: raw {batch / row['raw_in_a_row_s']:,.0f} rows/s, slot "
+            f"{row['slot']['p50'] * 1e3:.3f} ms, pool {best['per_s'] * batch:,.0f} with {best['slots']} slots = "
+            f"{best['per_s'] * row['raw_in_a_row_s']:.1%}, filled "
+            f"{max(p['per_s'] for p in row['pool_filled']) * batch:,.0f}",
+            flush=True,
         )
-        for batch in batches:
-            inputs = bench.inputs(batch)
-            raw = RawEngine(executor, inputs)
-            alone, in_a_row = raw.seconds(seconds)
-            layers = raw.layers() if name == "resnet50" and batch == 64 else None
-            raw.close()
-            row: Dict[str, Any] = {
-                "network": name, "precision": precision, "batch": batch, "plan_bytes": len(plan),
-                "build_s": built_s, "error": error, "raw_alone_s": alone, "raw_in_a_row_s": in_a_row,
-                "layers_ms": layers,
-            }  # fmt: skip
-            slot = executor.open_slot()
-            row["slot"] = round_trip(slot, inputs, seconds, filled=False)
-            slot.close()
-            row["pool"] = [
-                pool_throughput(executor, inputs, slots, seconds, filled=False)
-                for slots in ((1, 2, 3, 4) if batch in (64, 256) else (2,))
-            ]
-            row["pool_filled"] = [
-                pool_throughput(executor, inputs, slots, seconds, filled=True) for slots in (2, 4)
-            ]
-            if batch == 1:
-                plain = bench.executor(plan, precision, use_graphs=False)
-                slot = plain.open_slot()
-                row["plain"] = round_trip(slot, inputs, seconds, filled=False)
-                slot.close()
-                plain.close()
-            rows.append(row)
-            best = max(p["per_s"] for p in row["pool"]) * batch
-            print(
-                f"  batch {batch}: raw {batch / in_a_row:,.0f} rows/s ({alone * 1e3:.3f} ms alone), slot "
-                f"{row['slot']['p50'] * 1e3:.3f} ms, pool {best:,.0f} = {best * in_a_row / batch:.1%}, filled "
-                f"{max(p['per_s'] for p in row['pool_filled']) * batch:,.0f}",
-                flush=True,
-            )
-        executor.close()
-    return rows
+    executor.close()
 
 
-def measure_small(packages: Path, work: Path, seconds: float) -> List[Dict[str, Any]]:
-    from benchmarks.gpu.measure import MAPPED_BYTES, Bench, RawEngine, round_trip
+def _measure_batch(bench: Any, executor: Any, plan: bytes, batch: int, seconds: float) -> Dict[str, Any]:
+    from benchmarks.gpu.measure import RawEngine, pool_throughput, round_trip
 
-    bench = Bench.open(packages / "mlp" / "1", work)
-    rows: List[Dict[str, Any]] = []
+    inputs = bench.inputs(batch)
+    row: Dict[str, Any] = {}
+    raw = RawEngine(executor, inputs)
+    row["raw_alone_s"], row["raw_in_a_row_s"] = raw.seconds(seconds)
+    if batch == FOCUS:
+        row["layers_ms"] = raw.layers()
+    raw.close()
+    slot = executor.open_slot()
+    row["slot"] = round_trip(slot, inputs, seconds, filled=False)
+    slot.close()
+    # Long executions need longer for as many of them.
+    lasting = max(seconds, 40 * row["raw_in_a_row_s"]) * (2 if batch == FOCUS else 1)
+    counts = (1, 2, 3, 4) if batch == FOCUS else (2, 3)
+    row["pool"] = [pool_throughput(executor, inputs, slots, lasting, filled=False) for slots in counts]
+    counts = (2, 4, 8) if batch == FOCUS else (4,)
+    row["pool_filled"] = [pool_throughput(executor, inputs, slots, lasting, filled=True) for slots in counts]
+    if batch == 1:
+        plain = bench.executor(plan, executor.precision, use_graphs=False)
+        slot = plain.open_slot()
+        row["plain"] = round_trip(slot, inputs, seconds, filled=False)
+        slot.close()
+        plain.close()
+    return row
+
+
+def measure_small(recorder: Recorder, bench: Any, seconds: float) -> None:
+    """The small network's round trip: by graph with copies, by graph over the bus, and call by call."""
+    from benchmarks.gpu.measure import RawEngine, round_trip
+
     for precision in ("fp32", "fp16"):
         plan, _ = bench.plan(precision, 2)
         for batch in (1, 8, 64, 256):
             inputs = bench.inputs(batch)
             row: Dict[str, Any] = {"precision": precision, "batch": batch}
-            for label, changes in (
-                ("mapped", {"mapped_bytes": 1 << 20}),
-                ("copied", {"mapped_bytes": 0}),
-                ("default", {"mapped_bytes": MAPPED_BYTES}),
-                ("plain", {"mapped_bytes": 0, "use_graphs": False}),
-            ):
+            ways: Dict[str, Dict[str, Any]] = {
+                "default": {},
+                "copied": {"mapped_bytes": 0},
+                "mapped": {"mapped_bytes": 1 << 20},
+                "plain": {"mapped_bytes": 0, "use_graphs": False},
+            }
+            for label, changes in ways.items():
                 executor = bench.executor(plan, precision, **changes)
                 slot = executor.open_slot()
-                row[label] = round_trip(slot, inputs, seconds, filled=True)
-                row[f"{label}_run"] = round_trip(slot, inputs, seconds, filled=False)
+                row[label] = round_trip(slot, inputs, seconds, filled=False)
+                row[f"{label}_filled"] = round_trip(slot, inputs, seconds, filled=True)
                 slot.close()
                 if label == "default":
                     raw = RawEngine(executor, inputs)
                     row["raw_alone_s"], row["raw_in_a_row_s"] = raw.seconds(seconds)
                     raw.close()
                 executor.close()
-            rows.append(row)
-            shown = {k: f"{row[k]['p50'] * 1e6:.1f}" for k in ("mapped", "copied", "default", "plain")}
+            recorder.add("small", row)
+            shown = ", ".join(f"{way} {row[way]['p50'] * 1e6:.1f}" for way in ways)
             print(
-                f"mlp {precision} batch {batch}: raw {row['raw_alone_s'] * 1e6:.1f} us, {shown} us",
-                flush=True,
+                f"mlp {precision} batch {batch}: raw {row['raw_alone_s'] * 1e6:.1f}, {shown} us", flush=True
             )
-    return rows
 
 
 def machine() -> Dict[str, str]:
+    from app.build.plan_libraries import usable_tactic_sources
     from app.engine.cuda import open_device
     from app.engine.trt_api import load_api
 
-    device = open_device()
+    device, api = open_device(), load_api("tensorrt")
     found = {
         "gpu": device.name,
         "compute_capability": device.compute_capability,
-        "tensorrt": load_api("tensorrt").version,
+        "tensorrt": api.version,
+        "missing_libraries": usable_tactic_sources(api, -1)[1],
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
+        "driver": "unknown",
     }
     try:
         import pynvml
+    except ImportError:
+        return found
+    pynvml.nvmlInit()
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    return {**found, "driver": driver.decode() if isinstance(driver, bytes) else driver}
 
-        pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        found["driver"] = driver.decode() if isinstance(driver, bytes) else driver
-    except Exception as error:  # the page says what is not known
-        found["driver"] = f"unknown ({error})"
-    return found
+
+def measure(arguments: argparse.Namespace) -> None:
+    from benchmarks.gpu.measure import Bench
+
+    work: Path = arguments.work or arguments.results.parent
+    work.mkdir(parents=True, exist_ok=True)
+    recorder = Recorder(arguments.results)
+    for name in arguments.only:
+        package = arguments.packages / name / "1"
+        if not package.is_dir():
+            print(f"there is no package {package}; left out", flush=True)
+            continue
+        bench = Bench.open(package, work)
+        if name == "mlp":
+            measure_small(recorder, bench, arguments.seconds)
+            continue
+        precisions, batches = NETWORKS[name]
+        for precision in precisions:
+            wanted: Optional[List[str]] = arguments.precisions
+            if precision in bench.manifest.variants and (wanted is None or precision in wanted):
+                measure_network(recorder, bench, precision, list(batches), arguments.seconds)
 
 
 def main() -> None:
@@ -146,22 +190,14 @@ def main() -> None:
     )
     parser.add_argument("--packages", type=Path, help="made by benchmarks.gpu.packages")
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "gpu.json")
-    parser.add_argument("--work", type=Path, help="where timing caches are kept")
-    parser.add_argument("--only", nargs="*", default=["mlp", *PLAN])
+    parser.add_argument("--work", type=Path, help="where timing caches are kept; default: beside the results")
+    parser.add_argument("--only", nargs="*", default=["mlp", *NETWORKS])
+    parser.add_argument("--precisions", nargs="*")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     if arguments.packages is not None:
-        work = arguments.work or arguments.results.parent
-        work.mkdir(parents=True, exist_ok=True)
-        arguments.results.parent.mkdir(parents=True, exist_ok=True)
-        results: Dict[str, Any] = {"machine": machine(), "networks": [], "small": []}
-        for name in arguments.only:
-            if name == "mlp":
-                results["small"] = measure_small(arguments.packages, work, arguments.seconds)
-            elif (arguments.packages / name).is_dir():
-                results["networks"] += measure_network(arguments.packages, name, work, arguments.seconds)
-            arguments.results.write_text(json.dumps(results, indent=1))
+        measure(arguments)
     write_page(json.loads(arguments.results.read_text()), PAGE)
 
 

@@ -1,22 +1,183 @@
-"""Results of a run on a GPU as a page: tables, and each goal with what was reached."""
+"""Results of a run on a GPU as tables; the words around them in benchmarks/GPU.md are written by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+_TITLES = {
+    "resnet50": "ResNet-50 with random weights, images [batch, 3, 224, 224]",
+    "ranker": "The recommender example",
+    "keywords": "The speech example",
+}
 
 
 def write_page(results: Dict[str, Any], page: Path) -> None:
-    """Replaces what lies between the two marks of `page`; the words around them are written by hand."""
-    before, after = f"# Speed on a GPU\n\n{BEGIN}\n", f"\n{END}\n"
+    """Replaces what lies between the two marks of `page`."""
+    before, after = f"# Speed on a GPU\n\n{BEGIN}\n", f"{END}\n"
     if page.is_file() and BEGIN in page.read_text("utf-8"):
         text = page.read_text("utf-8")
         before = text[: text.index(BEGIN)] + BEGIN + "\n"
-        after = text[text.index(END) - 1 :]
-    page.write_text(before + tables(results) + after, "utf-8")
+        after = text[text.index(END) :]
+    page.write_text(before + "\n".join(tables(results)) + "\n" + after, "utf-8")
 
 
-def tables(results: Dict[str, Any]) -> str:
-    return "machine: " + str(results["machine"]) + "\n"
+def tables(results: Dict[str, Any]) -> List[str]:
+    machine = results["machine"]
+    lines = [
+        "",
+        f"{machine['gpu']} (architecture {machine['compute_capability']}, driver {machine['driver']}), TensorRT "
+        f"{machine['tensorrt']}, Python {machine['python']}, {machine['date']}.",
+        "",
+        "### Goals",
+        "",
+        *goals(results),
+    ]
+    for name, title in _TITLES.items():
+        rows = [row for row in results["networks"] if row["network"] == name]
+        if rows:
+            lines += ["", f"### {title}", "", *network_table(rows)]
+    if results["small"]:
+        lines += ["", "### 64→256→128→1, round trip", "", *small_table(results["small"])]
+    lines += ["", "### Slots at batch 64", "", *slots_table(results["networks"])]
+    return [*lines, ""]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> List[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _best(pools: Sequence[Dict[str, float]]) -> Dict[str, float]:
+    return max(pools, key=lambda pool: pool["per_s"])
+
+
+def _find(results: Dict[str, Any], network: str, precision: str, batch: int) -> Optional[Dict[str, Any]]:
+    for row in results["networks"]:
+        if (row["network"], row["precision"], row["batch"]) == (network, precision, batch):
+            return dict(row)
+    return None
+
+
+def goals(results: Dict[str, Any]) -> List[str]:
+    """One line for each goal that was measured."""
+    found: List[Sequence[str]] = []
+    fp16, int8 = (_find(results, "resnet50", p, 64) for p in ("fp16", "int8"))
+    if fp16 is not None:
+        best = _best(fp16["pool"])
+        share = best["per_s"] * fp16["raw_in_a_row_s"]
+        found.append(
+            (
+                "pool with copies ≥ 95 % of the raw engine, ResNet-50 FP16, batch 64",
+                f"{share:.1%} ({best['per_s'] * 64:,.0f} of {64 / fp16['raw_in_a_row_s']:,.0f} images/s, "
+                f"{best['slots']} slots)",
+                "yes" if share >= 0.95 else "no",
+            )
+        )
+    if fp16 is not None and int8 is not None:
+        rates = [64 / row["raw_in_a_row_s"] for row in (int8, fp16)]
+        found.append(
+            (
+                "INT8 faster than FP16 at batch 64, beyond 36,400 images/s",
+                f"{rates[0]:,.0f} against {rates[1]:,.0f} images/s",
+                "yes" if rates[0] > max(rates[1], 36_400) else "no",
+            )
+        )
+    ones = [row for row in results["networks"] if row["batch"] == 1 and "plain" in row]
+    if ones:
+        slower = [r for r in ones if r["slot"]["p50"] > r["plain"]["p50"]]
+        gains = [f"{1 - r['slot']['p50'] / r['plain']['p50']:.0%}" for r in ones]
+        found.append(
+            (
+                "graphs at batch 1 no slower than call by call",
+                f"{', '.join(gains)} faster ({', '.join(r['network'] + ' ' + r['precision'] for r in ones)})",
+                "no" if slower else "yes",
+            )
+        )
+    for batch, limit in ((1, 35), (256, 45)):
+        small = [r for r in results["small"] if r["batch"] == batch and r["precision"] == "fp32"]
+        if small:
+            reached = small[0]["default"]["p50"] * 1e6
+            found.append(
+                (
+                    f"64→256→128→1, batch {batch}: upload, run, download and wait ≤ {limit} µs",
+                    f"{reached:.1f} µs",
+                    "yes" if reached <= limit else "no",
+                )
+            )
+    return _table(["goal", "reached", "met"], found)
+
+
+def network_table(rows: Sequence[Dict[str, Any]]) -> List[str]:
+    head = ["", "batch", "raw engine, rows/s", "one run alone, ms", "one slot p50 / p99, ms", "pool, rows/s",
+            "of raw", "pool p99, ms", "filled, rows/s", "error"]  # fmt: skip
+    lines = []
+    for row in sorted(rows, key=lambda r: (_ORDER.index(r["precision"]), r["batch"])):
+        batch, raw, best = row["batch"], row["raw_in_a_row_s"], _best(row["pool"])
+        filled = _best(row["pool_filled"])
+        lines.append(
+            [
+                row["precision"].upper(),
+                str(batch),
+                f"{batch / raw:,.0f}",
+                f"{row['raw_alone_s'] * 1e3:.3f}",
+                f"{row['slot']['p50'] * 1e3:.3f} / {row['slot']['p99'] * 1e3:.3f}",
+                f"{best['per_s'] * batch:,.0f} ({best['slots']} slots)",
+                f"{best['per_s'] * raw:.0%}",
+                f"{best['p99'] * 1e3:.2f}",
+                f"{filled['per_s'] * batch:,.0f} ({filled['slots']})",
+                f"{row['error']['rel_l2']:.1e}",
+            ]
+        )
+    return _table(head, lines)
+
+
+_ORDER = ("fp32", "tf32", "bf16", "fp16", "int8-fp32", "int8", "fp8")
+
+
+def slots_table(rows: Sequence[Dict[str, Any]]) -> List[str]:
+    head = ["", "raw", "1 slot", "2", "3", "4", "filled: 2", "4", "8"]
+    lines = []
+    for row in rows:
+        if row["batch"] != 64 or len(row["pool"]) < 4:
+            continue
+        shown = [f"{p['per_s'] * 64:,.0f} (p99 {p['p99'] * 1e3:.1f} ms)" for p in row["pool"]]
+        filled = [f"{p['per_s'] * 64:,.0f}" for p in row["pool_filled"]]
+        lines.append(
+            [
+                f"{row['network']} {row['precision'].upper()}",
+                f"{64 / row['raw_in_a_row_s']:,.0f}",
+                *shown,
+                *filled,
+            ]
+        )
+    return _table(head, lines)
+
+
+def small_table(rows: Sequence[Dict[str, Any]]) -> List[str]:
+    def cell(row: Dict[str, Any], way: str) -> str:
+        return f"{row[way]['p50'] * 1e6:.1f} / {row[way]['p99'] * 1e6:.1f}"
+
+    head = [
+        "p50 / p99, µs",
+        "batch",
+        "engine alone",
+        "as served",
+        "and staged",
+        "copied",
+        "over the bus",
+        "no graph",
+    ]
+    ways = ("default", "default_filled", "copied", "mapped", "plain")
+    return _table(
+        head,
+        (
+            [row["precision"].upper(), str(row["batch"]), f"{row['raw_alone_s'] * 1e6:.1f}"]
+            + [cell(row, way) for way in ways]
+            for row in rows
+        ),
+    )
