@@ -14,6 +14,10 @@ from app.package.integrity import sha256_file
 from app.package.manifest import Manifest, PlanEntry
 from app.package.plans import Target, plan_folder, unsupported, variant_files
 
+#: Below TensorRT 10 every slot needs a profile of its own, and a plan must foresee how many there will be:
+#: two workers, and what `app.engine.plan_manager` keeps in reserve.
+PROFILES_BELOW_10 = 4
+
 
 def add_plans(
     folder: Path, manifest: Manifest, options: PlanOptions, progress: Optional[Progress] = None
@@ -44,6 +48,7 @@ def add_plans(
             options,
             precision=precision,
             dims=manifest.dims,
+            profiles=max(options.profiles, PROFILES_BELOW_10 if api.below_10 else 1),
             compute_capabilities=tuple(t.compute_capability for t in targets)
             if api.builds_without_gpu
             else (),

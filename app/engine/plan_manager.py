@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 REBUILD_MODES = ("never", "background", "wait")
 
+#: Slots besides the workers' that may be open at once: one for short batches on the event loop's own
+#: thread, one for tests and the precision monitor.
+SPARE_SLOTS = 2
+
 
 #: One build at a time in this process: two on one GPU would spoil each other's timings.
 _building = threading.Lock()
@@ -43,7 +47,7 @@ class PlanManager:
         wanted: a precision, or `auto`.
         rebuild: one of REBUILD_MODES: whether plans that are missing or do not fit are built again, and
             whether `start` waits for that.
-        slots: how many slots will be open at once for each variant.
+        slots: how many workers will have a slot of each variant; SPARE_SLOTS come on top.
         on_ready: called for each variant that becomes ready after `start` returned.
         on_event: called for everything worth a log line or a metric.
     """
@@ -73,7 +77,7 @@ class PlanManager:
         self._builder = builder
         self._rebuild = rebuild
         self._wanted = wanted
-        self._slots = slots
+        self._slots = slots + SPARE_SLOTS
         self._buckets = buckets or manifest.batching.buckets or default_buckets(manifest.max_batch)
         self._on_ready = on_ready
         self._on_event = on_event

@@ -236,8 +236,8 @@ def test_a_plan_with_fewer_profiles_than_slots_is_rebuilt(
     watched.manager.start()
     try:
         assert watched.kinds("fp32") == ["mismatch", "rebuilding", "rebuilt", "ready"]
-        assert "has 2 optimization profile(s), but 3 slots are wanted" in watched.reason("mismatch", "fp32")
-        slots = [watched.manager.ready["fp32"].executor.open_slot() for _ in range(3)]
+        assert "has 4 optimization profile(s), but 5 slots are wanted" in watched.reason("mismatch", "fp32")
+        slots = [watched.manager.ready["fp32"].executor.open_slot() for _ in range(5)]
         for slot in slots:
             slot.close()
     finally:
