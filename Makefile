@@ -5,6 +5,7 @@ PORT ?= 8000
 SERVE := .venv-serve
 DEV := .venv
 ENGINES := engines
+GPU_PACKAGES ?= build/gpu
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve engines test check format bench bench-peers bench-precision gpu-test gpu-bench soak lock clean
@@ -57,7 +58,8 @@ gpu-test: ## the tests that need TensorRT and a GPU, in the Python that has them
 	$(or $(PY),$(PYTHON)) -m pytest -q -c tests/gpu/pytest.ini --rootdir=. tests/gpu tests/contract
 
 gpu-bench: ## speed on a GPU → benchmarks/GPU.md
-	$(or $(PY),$(PYTHON)) -m benchmarks.gpu
+	test -d $(GPU_PACKAGES) || $(PYTHON) -m benchmarks.gpu.packages $(GPU_PACKAGES)
+	$(or $(PY),$(PYTHON)) -m benchmarks.gpu --packages $(GPU_PACKAGES)
 
 lock: $(DEV)/ready ## renew the lock files in requirements/ from pyproject.toml
 	PYTHON=$(DEV)/bin/python scripts/lock.sh
