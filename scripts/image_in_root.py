@@ -88,6 +88,11 @@ def debian_root(work: Path, suite: str) -> Image:
         ):
             clean(root / left_out)
             (root / left_out).mkdir()
+        # and their rule for apt, without which every package stays beside what it installed
+        rule = 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };\n'
+        (root / "etc/apt/apt.conf.d/docker-clean").write_text(
+            rule + 'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\n'
+        )
         (root / "finished").touch()
     return Image(root, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
 
