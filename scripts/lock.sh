@@ -20,3 +20,8 @@ lock dev build dev
 lock cuda cuda
 lock tensorrt-rtx tensorrt-rtx
 lock tensorrt-lean tensorrt-lean
+
+# what compiles PyCUDA in the images; NumPy as cuda.txt has it
+"$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+  --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
+  --output-file requirements/pycuda-build.txt requirements/pycuda-build.in
