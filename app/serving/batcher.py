@@ -161,6 +161,9 @@ class Batcher:
         When nothing stands before it, trying costs nobody anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
+        curve = self.curve(precision, shape)
+        if self._in_time_for_sure(request, curve, now):
+            return
         free = free_at()
         rows_ahead = self.queue.rows_ahead(request.priority)
         if not rows_ahead and (not free or min(free) <= now):
@@ -168,7 +171,7 @@ class Batcher:
         limit = now + self.policy.objective_s if self.policy.objective_s is not None else None
         if request.deadline is not None:
             limit = request.deadline if limit is None else min(limit, request.deadline)
-        curve, backlog = self.curve(precision, shape), Backlog(rows_ahead, free)
+        backlog = Backlog(rows_ahead, free)
         finish = predict_finish(request.rows, backlog, now, curve, self.rate.per_second(now), self.limits)
         if limit is not None and finish > limit:
             # Who comes back comes with others, and a tenth later, or it would stand on the edge again.
@@ -178,6 +181,15 @@ class Batcher:
                 f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
                 crowded - limit + 0.1 * (crowded - now),
             )
+
+    def _in_time_for_sure(self, request: PendingRequest, curve: LatencyCurve, now: float) -> bool:
+        """The quick answer for deadlines that are far away: one slot alone would meet this one."""
+        if self.policy.objective_s is not None or request.deadline is None:
+            return False
+        largest = self.layout.largest
+        # What runs, full batches before it, one for the remainder, and its own.
+        batches = 3 + (self.queue.rows + request.rows) // largest
+        return now + batches * curve.worst_s <= request.deadline
 
     def _drain_s(self, precision: str, shape: ShapeKey, free: tuple[float, ...], now: float) -> float:
         """Seconds until everything that waits should be done."""
@@ -206,11 +218,16 @@ class Batcher:
         return self.queue.overdue(now)
 
     def choose(
-        self, now: float, slots: Slots, late: list[PendingRequest], inline_rows: InlineRows | None = None
+        self,
+        now: float,
+        slots: Callable[[], Slots],
+        late: list[PendingRequest],
+        inline_rows: InlineRows | None = None,
     ) -> tuple[Choice | None, float | None]:
         """What should run next, if anything should run now.
 
         Args:
+            slots: tells of the slots; asked only when nothing can run inline.
             late: gets the requests that cannot meet their deadline any more; they are out of the queue.
             inline_rows: how many rows of a lane the caller would run on its own thread, needing no slot.
 
@@ -218,6 +235,7 @@ class Batcher:
             The choice, or None; and when a lane that waits for more wants to be asked again, or None.
         """
         wake: float | None = None
+        known: Slots | None = None
         for lane in self.queue.by_urgency(now):
             while (request := self._hopeless(lane, now)) is not None:
                 self.queue.remove(request, RUNNING)
@@ -226,8 +244,9 @@ class Batcher:
                 rows = inline_rows(lane, now)
                 if rows and self._head_rows(lane, now) <= rows:
                     return Choice(lane, rows, IDLE, True), None
-            if slots.idle:
-                decision = self._decide_lane(lane, now, slots)
+            known = known or slots()
+            if known.idle:
+                decision = self._decide_lane(lane, now, known)
                 if isinstance(decision, Dispatch):
                     return Choice(lane, decision.rows, decision.reason, False), None
                 wake = decision.until if wake is None else min(wake, decision.until)
@@ -271,7 +290,7 @@ class Batcher:
         parts = self.queue.take(lane, room, self.layout.largest, now)
         rows = 0
         for part in parts:
-            rows += part.rows
+            rows += part[2]
         curve = self.curve(lane.precision, lane.shape)
         return Batch(self.layout, lane, parts, rows, curve.bucket(rows), reason, curve.seconds(rows), now)
 

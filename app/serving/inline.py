@@ -11,11 +11,13 @@ from app.serving.execution import Batch
 from app.serving.latency import LatencyCurve
 from app.serving.padding import ShapeKey
 
-#: The loop is never held up longer than this by one batch, however slow the hand-over is.
-_LONGEST_S = 300e-6
-_SHORTEST_S = 60e-6
+#: A hand-over measured on an idle loop is a lower bound: under load both threads also wait for each other
+#: to give up the interpreter. It counts this many times, within limits that are harmless for the loop.
+_UNDER_LOAD = 3.0
+_SHORTEST_S, _LONGEST_S = 100e-6, 300e-6
 #: An estimate over the limit is tried again after a while, when it is not far over: load may have inflated it.
 _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
+_LEARN_FIRST, _LEARN_EACH = 100, 8
 
 
 class Inline:
@@ -30,10 +32,11 @@ class Inline:
         self.limit_s = _SHORTEST_S
         self.slots: dict[str, Slot] = {}
         self._curves: dict[tuple[str, ShapeKey], LatencyCurve] = {}
+        self._runs = 0
         self._tried: dict[tuple[str, ShapeKey], float] = {}
 
     def set_hand_over(self, seconds: float) -> None:
-        self.limit_s = min(max(seconds, _SHORTEST_S), _LONGEST_S)
+        self.limit_s = min(max(_UNDER_LOAD * seconds, _SHORTEST_S), _LONGEST_S)
 
     def worth_having(self, curve: LatencyCurve) -> bool:
         """Whether at least the smallest batch is quick enough."""
@@ -50,7 +53,7 @@ class Inline:
         key = (precision, shape)
         curve = self._curves.get(key)
         if curve is None:
-            curve = self._curves[key] = base.copy()
+            curve = self._curves[key] = base.copy(undisturbed=True)
         rows = curve.rows_within(self.limit_s)
         if rows or curve.seconds(1) > _NOT_FAR * self.limit_s:
             return rows
@@ -60,7 +63,10 @@ class Inline:
         return 1
 
     def ran(self, batch: Batch) -> None:
-        self._curves[batch.precision, batch.shape].observe(batch.rows, batch.compute_s)
+        """Learns from the first executions, and then from some."""
+        self._runs += 1
+        if self._runs < _LEARN_FIRST or not self._runs % _LEARN_EACH:
+            self._curves[batch.precision, batch.shape].observe(batch.rows, batch.compute_s)
 
     def close(self) -> None:
         for slot in self.slots.values():

@@ -9,8 +9,9 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import exp
 
-#: Weight of one more measurement once a bucket has had several.
-_GAIN = 0.15
+#: Weight of one more measurement once a bucket has had several; of one above the estimate, where the
+#: undisturbed time is wanted.
+_GAIN, _DISTURBED_GAIN = 0.15, 0.01
 #: One measurement counts as at most this factor: a stall says nothing of the next batch …
 _LARGEST_STEP = 2.0
 #: … but this many in a row on the same side say that the whole curve is wrong.
@@ -25,13 +26,20 @@ class LatencyCurve:
         exact: any size up to the largest can run as it is, so that buckets are only points of the curve;
             else a batch is padded to the next bucket.
         seconds: bucket → seconds, as measured before; any part of the buckets, or none.
+        undisturbed: predict what an execution takes when nothing else gets in its way, instead of what
+            it takes on average.
     """
 
-    __slots__ = ("_counts", "_far_off", "_seconds", "_spread", "buckets", "exact", "largest")
+    __slots__ = ("_counts", "_far_off", "_seconds", "_spread", "buckets", "exact", "largest", "undisturbed")
 
     def __init__(
-        self, buckets: Sequence[int], exact: bool, seconds: Mapping[int, float] | None = None
+        self,
+        buckets: Sequence[int],
+        exact: bool,
+        seconds: Mapping[int, float] | None = None,
+        undisturbed: bool = False,
     ) -> None:
+        self.undisturbed = undisturbed
         self.buckets = list(buckets)
         self.exact = exact
         self.largest = self.buckets[-1]
@@ -44,9 +52,9 @@ class LatencyCurve:
                 self._set(self.buckets.index(bucket), value)
         self._fill()
 
-    def copy(self, factor: float = 1.0) -> LatencyCurve:
+    def copy(self, factor: float = 1.0, undisturbed: bool = False) -> LatencyCurve:
         """The same estimates times `factor`, as a start for similar work."""
-        made = LatencyCurve(self.buckets, self.exact)
+        made = LatencyCurve(self.buckets, self.exact, undisturbed=undisturbed)
         made._seconds = [value * factor for value in self._seconds]
         return made
 
@@ -76,6 +84,11 @@ class LatencyCurve:
             return values[at]
         low = buckets[at - 1]
         return values[at - 1] + (values[at] - values[at - 1]) * (rows - low) / (high - low)
+
+    @property
+    def worst_s(self) -> float:
+        """Seconds that few executions of the largest batch pass."""
+        return self._seconds[-1] * (1.0 + 2.0 * self._spread)
 
     def pessimistic(self, rows: int) -> float:
         """Seconds that few executions of `rows` pass."""
@@ -112,7 +125,7 @@ class LatencyCurve:
             self._spread += 0.05 * (abs(ratio - 1.0) - self._spread)
         else:
             self._far_off = max(self._far_off, 0) + 1 if ratio > 1.0 else min(self._far_off, 0) - 1
-            if abs(self._far_off) >= _CONVINCING:
+            if abs(self._far_off) >= _CONVINCING and not self.undisturbed:
                 self._far_off = 0
                 self._seconds = [value * ratio for value in self._seconds]
                 return
@@ -125,6 +138,8 @@ class LatencyCurve:
     def _correct(self, at: int, ratio: float) -> None:
         self._counts[at] += 1
         gain = max(_GAIN, 1.0 / (1 + self._counts[at]))
+        if ratio > 1.0 and self.undisturbed:
+            gain = _DISTURBED_GAIN
         self._seconds[at] *= 1.0 + gain * (ratio - 1.0)
 
     def _set(self, at: int, seconds: float) -> None:

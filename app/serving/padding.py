@@ -12,7 +12,6 @@ import threading
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -28,13 +27,9 @@ ShapeKey = tuple[int, ...]
 Shapes = dict[str, tuple[int, ...]]
 
 
-class Part(NamedTuple):
-    """Rows `start` to `start + rows` of a request, as one execution computes them."""
-
-    request: PendingRequest
-    start: int
-    rows: int
-    attempt: int
+#: (request, first row, rows, attempt): rows of a request as one execution computes them. A plain tuple, because
+#: there is one for every request of every batch.
+Part = tuple[PendingRequest, int, int, int]
 
 
 class Gather:
@@ -189,7 +184,7 @@ class BatchLayout:
     def fill(self, views: Arrays, parts: Sequence[Part], rows: int, bucket: int) -> None:
         """Copies the parts, one below the other, into the staging views, and pads them."""
         if self.kind == "none":
-            for name, array in parts[0].request.inputs.items():
+            for name, array in parts[0][0].inputs.items():
                 views[name][...] = array
             return
         for entry in self._inputs:
@@ -228,7 +223,7 @@ class BatchLayout:
     def take_apart(self, outputs: Arrays, parts: Sequence[Part], fresh: bool) -> list[Arrays]:
         """Each part's own outputs, cropped. `fresh`: the arrays may be kept, else they are copied."""
         if self.kind == "none":
-            return [self._of_one(outputs, parts[0].request, fresh)]
+            return [self._of_one(outputs, parts[0][0], fresh)]
         large = () if fresh else [n for n, array in outputs.items() if array.nbytes > _SMALL_BYTES]
         if not fresh:
             # One copy for all is cheapest, but an answer that waits for a slow reader would keep all of it.

@@ -68,6 +68,12 @@ class Level:
                 best = heap[0][2]
         return best
 
+    def only_line(self) -> deque[PendingRequest] | None:
+        """The deque that holds all requests, where a single one does."""
+        if self._heap or (self._undated and self._line):
+            return None
+        return self._undated or self._line
+
     def next_deadline(self) -> float | None:
         """The earliest deadline of a living request; None when none has one."""
         self.head()
@@ -245,6 +251,8 @@ class RequestQueue:
         others are taken whole, the first one even when it has more than `room` rows.
         """
         parts: list[Part] = []
+        if len(lane.levels) == 1 and not lane.alone:
+            room -= self._take_line(lane, room, parts)
         requests = rows = 0
         priority: int | None = None
         while room > 0:
@@ -264,7 +272,7 @@ class RequestQueue:
                 left = min(left, room if request.rows > largest else left)
             elif left > room:
                 break
-            parts.append(Part(request, start, left, request.attempt))
+            parts.append((request, start, left, request.attempt))
             request.taken = start + left
             rows += left
             room -= left
@@ -278,6 +286,32 @@ class RequestQueue:
             assert priority is not None
             self._left(lane, priority, requests, rows)
         return parts
+
+    def _take_line(self, lane: Lane, room: int, parts: list[Part]) -> int:
+        """The quick way where one line holds all: whole requests from its front. Returns their rows."""
+        ((priority, level),) = lane.levels.items()
+        line = level.only_line()
+        if line is None:
+            return 0
+        entered = len(line)
+        rows = 0
+        while line:
+            request = line[0]
+            if request.level is level:
+                start = request.taken
+                more = request.rows - start
+                if rows + more > room:
+                    break
+                rows += more
+                request.taken = request.rows
+                request.state = RUNNING
+                request.level = None
+                parts.append((request, start, more, request.attempt))
+            line.popleft()
+        level.entered -= entered - len(line)
+        if parts:
+            self._left(lane, priority, len(parts), rows)
+        return rows
 
     def overdue(self, now: float) -> list[PendingRequest]:
         """Every waiting request whose deadline has come."""

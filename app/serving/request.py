@@ -6,12 +6,13 @@ coroutine on the way, because both cost more than everything else that the sched
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.errors import VernierError
+from app.errors import Cancelled, VernierError
 from app.tensors import Arrays
 
 if TYPE_CHECKING:
@@ -113,6 +114,32 @@ class PendingRequest(ABC):
 
         Not called for a request that its owner cancelled.
         """
+
+
+class AwaitedRequest(PendingRequest):
+    """A request whose end is awaited as `future`. Made where an event loop runs."""
+
+    __slots__ = ("future",)
+
+    def __init__(
+        self,
+        inputs: Arrays,
+        rows: int,
+        outputs: Sequence[str] | None = None,
+        precision: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__(inputs, rows, outputs, precision, priority, deadline)
+        self.future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        if self.future.done():
+            return  # its task was cancelled in the same turn of the loop
+        if answer is not None:
+            self.future.set_result(answer)
+        else:
+            self.future.set_exception(error or Cancelled("the request ended without an answer"))
 
 
 def start_again(request: PendingRequest) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import Cancelled, Draining, EngineError, NotReady, QueueFull, VernierError
+from app.errors import Draining, EngineError, NotReady, QueueFull
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher, Policy
 from app.serving.batching import Slots
@@ -25,7 +25,7 @@ from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
 from app.serving.queue import Lane
-from app.serving.request import Answer, PendingRequest
+from app.serving.request import Answer, AwaitedRequest, PendingRequest
 from app.serving.results import Results, Tap
 from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up
@@ -53,6 +53,7 @@ class Scheduler:
         curves: precision → bucket → seconds measured before; what is measured at start wins.
         device: shares the device's workers fairly with other models; None for a device of one's own.
         clock: monotonic, in seconds; the deadlines of requests are on it.
+        inline: run batches that are quicker than a hand-over on the loop's own thread.
 
     Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
     """
@@ -70,6 +71,7 @@ class Scheduler:
         curves: Mapping[str, Mapping[int, float]] | None = None,
         device: Device | None = None,
         clock: Callable[[], float] | None = None,
+        inline: bool = True,
     ) -> None:
         self.name = name
         self._layout = layout
@@ -84,12 +86,14 @@ class Scheduler:
         self._ledger = Ledger(self._batcher, metrics, self._loop.call_exception_handler)
         self._results = Results(name, self._batcher, self._ledger, metrics, self._runtimes)
         self._inline = Inline()
+        self._inline_allowed = inline
         self._device = device
         self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
         self._draining = False
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._shown = (-1, -1)
         metrics.set_latency_objective(policy.objective_s)
         metrics.precision_active(precision, self._runtimes[precision])
 
@@ -124,7 +128,8 @@ class Scheduler:
 
     async def _open_inline(self, precision: str, executor: Executor) -> None:
         """A slot for the loop's own thread, where the variant is quick enough for it."""
-        if not self._inline.worth_having(self._batcher.curve(precision, self._layout.typical)):
+        curve = self._batcher.curve(precision, self._layout.typical)
+        if not self._inline_allowed or not self._inline.worth_having(curve):
             return
         slot = await asyncio.to_thread(executor.open_slot)
         await asyncio.to_thread(warm_up, {precision: slot}, self._layout)
@@ -218,8 +223,7 @@ class Scheduler:
         deadline: float | None = None,
     ) -> Answer:
         """`submit` for coroutines; cancelling the task cancels the request. Raises what it ended with."""
-        request = _Awaited(inputs, rows, outputs, precision, priority, deadline)
-        request.future = self._loop.create_future()
+        request = AwaitedRequest(inputs, rows, outputs, precision, priority, deadline)
         self.submit(request)
         try:
             return await request.future
@@ -249,13 +253,19 @@ class Scheduler:
         self._pump_due = False
         now = self._clock()
         batcher, crew, device = self._batcher, self._crew, self._device
-        for request in batcher.overdue(now):
+        for request in batcher.overdue(now) if self._queue.requests else ():
             self._ledger.expired(request)
+        for running in crew.busy.values():
+            if running is not None and running.deadline is not None and running.deadline <= now:
+                self._results.overdue(running, now)
         turn_ends = now + _INLINE_TURN_S
         inline_rows = self._inline_rows if self._inline.slots else None
         late: list[PendingRequest] = []
+        wake: float | None = None
         while True:
-            choice, wake = batcher.choose(now, self._slots(), late, inline_rows)
+            choice = None
+            if self._queue.requests:
+                choice, wake = batcher.choose(now, self._slots, late, inline_rows)
             if choice is None:
                 if device is not None:
                     device.nothing_to_run(self)
@@ -329,6 +339,8 @@ class Scheduler:
     # --- time -------------------------------------------------------------------------------------
     def _set_timer(self, now: float, wake: float | None) -> None:
         """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
+        if wake is None and not self._queue.requests and not self._crew.busy:
+            return
         times = [batch.deadline for batch in self._crew.busy.values() if batch is not None]
         if self._queue.requests:
             times.append(self._queue.next_deadline())
@@ -347,17 +359,16 @@ class Scheduler:
 
     def _on_timer(self) -> None:
         self._timer = None
-        now = self._clock()
-        for batch in self._crew.busy.values():
-            if batch is not None and batch.deadline is not None and batch.deadline <= now:
-                self._results.overdue(batch, now)
         self._pump()
 
     def _show(self) -> None:
         crew, metrics = self._crew, self._metrics
         metrics.set_queue_depth(self._queue.requests)
         metrics.set_inflight(self._ledger.inflight)
-        metrics.set_slots(len(crew.idle), len(crew.busy), crew.failed)
+        slots = (len(crew.idle), len(crew.busy))
+        if slots != self._shown:
+            self._shown = slots
+            metrics.set_slots(*slots, crew.failed)
 
     # --- end --------------------------------------------------------------------------------------
     async def drain(self, timeout_s: float) -> None:
@@ -381,22 +392,6 @@ class Scheduler:
         logger.error("drain ran out of time", extra={"model": self.name, "inflight": self.inflight})
         running = [b for b in self._crew.busy.values() if b is not None]
         error = Draining("the service stopped before the request could run; send it to another instance")
-        for request in [*self._queue, *[part.request for batch in running for part in batch.parts]]:
+        for request in [*self._queue, *[part[0] for batch in running for part in batch.parts]]:
             self._ledger.failed(request, error)
         self._ledger.deliver()
-
-
-class _Awaited(PendingRequest):
-    """A request that resolves a future."""
-
-    __slots__ = ("future",)
-
-    future: asyncio.Future[Answer]
-
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        if self.future.done():
-            return
-        if answer is not None:
-            self.future.set_result(answer)
-        else:
-            self.future.set_exception(error or Cancelled("the request ended without an answer"))

@@ -183,6 +183,10 @@ class Simulation:
     def _free_at(self) -> tuple[float, ...]:
         return (*([0.0] * self.idle), *[batch.dispatched + batch.predicted_s for batch in self.running])
 
+    def _state(self) -> Slots:
+        ends = [batch.dispatched + batch.predicted_s for batch in self.running]
+        return Slots(self.idle, self._slots, min(ends, default=None))
+
     def _end(self, request: SimulatedRequest, outcome: str, now: float) -> None:
         if request.outcome is None:
             request.outcome, request.ended_at = outcome, now
@@ -194,8 +198,7 @@ class Simulation:
             self._end(request, "expired", now)  # type: ignore[arg-type]
         late: list[PendingRequest] = []
         while True:
-            ends = [batch.dispatched + batch.predicted_s for batch in self.running]
-            choice, wake = batcher.choose(now, Slots(self.idle, self._slots, min(ends, default=None)), late)
+            choice, wake = batcher.choose(now, self._state, late)
             if choice is None:
                 break
             batch = batcher.take(choice, now)

@@ -69,5 +69,5 @@ def test_deadlines_are_met_in_their_order_whatever_the_order_of_arrival(order: l
     batcher = make_batcher(1, curve={1: 0.01})
     arrivals = [Arrival(0.0), *[Arrival(0.001 * i, timeout_s=1.0 + place) for i, place in enumerate(order)]]
     trace = Simulation(batcher, 1, lambda rows: 0.01).run(arrivals)
-    ran = [batch.parts[0].request.deadline for batch in trace.batches[1:]]
+    ran = [batch.parts[0][0].deadline for batch in trace.batches[1:]]
     assert ran == sorted(d for d in ran if d is not None)

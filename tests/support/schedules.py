@@ -135,7 +135,7 @@ def _may_run(now: float, simulation: Simulation, batch: Batch) -> None:
     """What must hold of a batch at the moment when it leaves."""
     layout = simulation.batcher.layout
     assert 1 <= batch.rows <= batch.bucket <= layout.largest
-    assert batch.rows == sum(part.rows for part in batch.parts)
+    assert batch.rows == sum(rows for _, _, rows, _ in batch.parts)
     exact = simulation.batcher.curve(batch.precision, batch.shape).exact
     assert batch.bucket == batch.rows if exact else batch.bucket in layout.buckets
     latest_due: dict[int, float] = {}
