@@ -99,6 +99,13 @@ def test_a_tie_goes_to_the_safer_variant() -> None:
     assert fastest(latencies, ["fp32"]) == "fp32"
 
 
+def test_one_disturbed_bucket_decides_nothing() -> None:
+    exact = {1: 1.0, 2: 1.5, 4: 2.0, 8: 40.0}
+    curves = {"fp32": exact, "fp16": {1: 1.0, 2: 1.5, 4: 2.0, 8: 4.0}}
+    assert relative_time(curves["fp16"], exact) < 0.6
+    assert fastest(Latencies(curves, curves), ["fp32", "fp16"]) == "fp32"
+
+
 def test_models_without_a_batch_run_one_sample_and_fixed_ones_their_size() -> None:
     samples = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
 
