@@ -133,6 +133,7 @@ class LatencyCurve:
         self._correct(at, ratio)
         if self.exact and at > 0 and rows < buckets[at]:
             self._correct(at - 1, ratio)
+            self._keep_rising(at - 1)
         self._keep_rising(at)
 
     def _correct(self, at: int, ratio: float) -> None:

@@ -1,0 +1,193 @@
+"""Batches are laid out and taken apart without loss, whatever the kind of model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.package.manifest import SequenceDim
+from app.serving.padding import BatchLayout, Gather, Part
+from app.serving.request import Answer, PendingRequest
+from app.tensors import Array, Arrays, TensorSpec
+from tests.support.specs import make_manifest
+
+SPEECH = BatchLayout(
+    "dynamic",
+    [1, 4, 8],
+    [
+        TensorSpec("features", "float32", ("batch", "frames", 2)),
+        TensorSpec("mask", "int64", ("batch", "frames")),
+        TensorSpec("lengths", "int64", ("batch",)),
+    ],
+    [TensorSpec("labels", "float32", ("batch", "frames", 3)), TensorSpec("score", "float32", ("batch", 1))],
+    "batch",
+    [SequenceDim(dim="frames", buckets=[4, 16], pad_value=-7.0, lengths_input="lengths", mask_input="mask")],
+    {"frames": 10},
+)
+
+
+def simple(columns: int) -> BatchLayout:
+    """x [batch, columns] → y [batch, columns], batches up to 64 rows."""
+    shape = ("batch", columns)
+    return BatchLayout(
+        "dynamic", [8, 64], [TensorSpec("x", "float32", shape)], [TensorSpec("y", "float32", shape)], "batch"
+    )
+
+
+class Held(PendingRequest):
+    def done(self, answer: Answer | None, error: Exception | None) -> None:
+        """Nobody waits."""
+
+
+def part(inputs: Arrays, rows: int, start: int = 0, count: int | None = None, **fields: Any) -> Part:
+    return (Held(inputs, rows, **fields), start, rows if count is None else count, 0)
+
+
+def clip(rows: int, frames: int, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {
+        "features": rng.normal(size=(rows, frames, 2)).astype(np.float32),
+        "mask": np.ones((rows, frames), np.int64),
+        "lengths": np.full(rows, frames, np.int64),
+    }
+
+
+def staged(
+    layout: BatchLayout, parts: list[Part], rows: int, bucket: int, key: tuple[int, ...] = ()
+) -> Arrays:
+    """What a slot would be given; its memory holds rubbish before."""
+    views = {
+        name: np.full(shape, 99, np.int64 if name in ("ids", "mask", "lengths") else np.float32)
+        for name, shape in layout.shapes(key, bucket).items()
+    }
+    layout.fill(views, parts, rows, bucket)
+    return views
+
+
+@pytest.mark.parametrize(("frames", "key"), [(1, 4), (4, 4), (5, 16), (16, 16), (40, 40)])
+def test_lengths_are_padded_to_buckets_and_beyond_the_last_run_as_they_are(frames: int, key: int) -> None:
+    assert SPEECH.shape_key(clip(2, frames)) == (key,)
+    assert SPEECH.sizes(clip(2, frames)) == (frames,)
+
+
+def test_short_clips_are_padded_masks_with_zero_and_lengths_stay() -> None:
+    short, long = clip(1, 3, 1), clip(2, 16, 2)
+    views = staged(SPEECH, [part(short, 1), part(long, 2)], 3, 4, (16,))
+    np.testing.assert_array_equal(views["features"][0, :3], short["features"][0])
+    np.testing.assert_array_equal(views["features"][0, 3:], -7.0)
+    np.testing.assert_array_equal(views["features"][1:3], long["features"])
+    np.testing.assert_array_equal(views["mask"][0], [1] * 3 + [0] * 13)
+    np.testing.assert_array_equal(views["lengths"], [3, 16, 16, 3])
+
+
+def test_padding_rows_are_copies_of_a_valid_one() -> None:
+    """Rubbish could be an index out of range, or a length beyond this batch's bucket."""
+    views = staged(SPEECH, [part(clip(1, 4), 1)], 1, 4, (4,))
+    for view in views.values():
+        for row in view[1:]:
+            np.testing.assert_array_equal(row, view[0])
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_outputs_are_cropped_to_what_each_clip_had(fresh: bool) -> None:
+    parts = [part(clip(1, 3), 1), part(clip(2, 9), 2, outputs=["labels"])]
+    labels = np.arange(4 * 16 * 3, dtype=np.float32).reshape(4, 16, 3)
+    outputs = {"labels": labels, "score": np.arange(4.0, dtype=np.float32).reshape(4, 1)}
+    first, second = SPEECH.take_apart(outputs, parts, fresh)
+    np.testing.assert_array_equal(first["labels"], labels[:1, :3])
+    np.testing.assert_array_equal(first["score"], [[0.0]])
+    np.testing.assert_array_equal(second["labels"], labels[1:3, :9])
+    assert list(second) == ["labels"]
+
+
+@pytest.mark.parametrize("columns", [3, 20_000])
+def test_outputs_in_reused_memory_are_copied_and_fresh_ones_are_not(columns: int) -> None:
+    """Above a size each part is copied by itself, so that one slow reader does not keep the whole batch."""
+    layout = simple(columns)
+    memory = {"y": np.zeros((8, columns), np.float32)}
+    parts = [part({"x": np.zeros((2, columns), np.float32)}, 2) for _ in range(3)]
+    assert all(np.shares_memory(mine["y"], memory["y"]) for mine in layout.take_apart(memory, parts, True))
+    copies = layout.take_apart(memory, parts, False)
+    memory["y"][:] = 1.0
+    assert all((mine["y"] == 0.0).all() for mine in copies)
+    assert (copies[0]["y"].base is None) == (columns > 3)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 3), st.booleans())
+def test_what_goes_in_comes_out_in_the_same_rows(sizes: list[int], padding: int, fresh: bool) -> None:
+    layout = simple(2)
+    arrays = [np.random.default_rng(i).normal(size=(n, 2)).astype(np.float32) for i, n in enumerate(sizes)]
+    parts = [part({"x": array}, len(array)) for array in arrays]
+    rows = sum(sizes)
+    views = staged(layout, parts, rows, rows + padding)
+    for array, mine in zip(arrays, layout.take_apart({"y": views["x"]}, parts, fresh), strict=True):
+        np.testing.assert_array_equal(mine["y"], array)
+
+
+def test_the_rows_of_a_split_request_come_together_from_any_order() -> None:
+    whole = np.arange(20.0, dtype=np.float32).reshape(10, 2)
+    gather = Gather(10)
+    for start, end in ((7, 10), (0, 4), (4, 7)):
+        gather.put(start, {"y": whole[start:end]})
+    np.testing.assert_array_equal(gather.arrays["y"], whole)
+
+
+def test_a_part_of_a_request_is_staged_as_its_rows() -> None:
+    layout = BatchLayout("dynamic", [4], [TensorSpec("x", "float32", ("batch", 2))], [], "batch")
+    x: Array = np.arange(20.0, dtype=np.float32).reshape(10, 2)
+    views = staged(layout, [part({"x": x}, 10, 7, 3), part({"x": x}, 10, 0, 1)], 4, 4)
+    np.testing.assert_array_equal(views["x"], np.concatenate([x[7:10], x[:1]]))
+    np.testing.assert_array_equal(staged(layout, [part({"x": x}, 10, 5, 4)], 4, 4)["x"], x[5:9])
+
+
+def test_a_model_without_a_batch_axis_runs_each_request_as_it_is() -> None:
+    layout = BatchLayout(
+        "none", [1], [TensorSpec("x", "float32", ("n", 3))], [TensorSpec("y", "float32", ("n",))]
+    )
+    inputs = {"x": np.ones((5, 3), np.float32)}
+    assert layout.shape_key(inputs) == (5,)
+    assert layout.shapes((5,), 1) == {"x": (5, 3)}
+    parts = [part(inputs, 1)]
+    np.testing.assert_array_equal(staged(layout, parts, 1, 1, (5,))["x"], inputs["x"])
+    memory = np.arange(5.0)
+    (mine,) = layout.take_apart({"y": memory}, parts, False)
+    memory[:] = 0
+    np.testing.assert_array_equal(mine["y"], np.arange(5.0))
+
+
+def test_a_fixed_batch_is_always_filled_to_its_size() -> None:
+    manifest = make_manifest(
+        inputs=[{"name": "x", "dtype": "float32", "shape": [4, 3]}],
+        outputs=[{"name": "y", "dtype": "float32", "shape": [4, 1]}],
+        dims={},
+        batching={"kind": "fixed", "size": 4},
+    )
+    layout = BatchLayout.of(manifest)
+    assert (layout.largest, layout.buckets, layout.dims) == (4, [4], ())
+    assert layout.shapes((), 4) == {"x": (4, 3)}
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "buckets"), [(None, [1, 8, 16]), (16, [1, 8, 16]), (99, [1, 8, 16]), (5, [1, 5]), (1, [1])]
+)
+def test_the_operator_may_lower_the_largest_batch(max_batch: int | None, buckets: list[int]) -> None:
+    assert BatchLayout.of(make_manifest(), max_batch).buckets == buckets
+
+
+def test_examples_are_valid_inputs() -> None:
+    example = SPEECH.example(SPEECH.typical, 4)
+    assert SPEECH.typical == (16,)
+    assert {name: array.shape for name, array in example.items()} == SPEECH.shapes((16,), 4)
+    assert (example["lengths"] == 16).all()
+    assert (example["mask"] == 1).all()
+
+
+def test_elements_sent_and_computed() -> None:
+    parts = [part(clip(1, 3), 1), part(clip(2, 9), 2)]
+    assert SPEECH.elements(parts, 3, 4, (16,)) == (1 * (6 + 3 + 1) + 2 * (18 + 9 + 1), 4 * (32 + 16 + 1))
+    layout = BatchLayout.of(make_manifest())
+    assert layout.elements([], 5, 8, ()) == (5 * (3 + 2), 8 * (3 + 2))

@@ -1,0 +1,158 @@
+"""The order of waiting requests; random orders are in tests/property/test_batching.py."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from app.serving.queue import RequestQueue
+from app.serving.request import ENDED, QUEUED, Answer, PendingRequest
+
+LANE = ("fp32", (), False)
+
+
+class Waiting(PendingRequest):
+    def done(self, answer: Answer | None, error: Exception | None) -> None:
+        """Nobody waits."""
+
+
+def push(
+    queue: RequestQueue, at: float, rows: int = 1, deadline: float | None = None, priority: int = 0
+) -> Waiting:
+    request = Waiting({"x": np.zeros(rows)}, rows, priority=priority, deadline=deadline)
+    request.arrived = at
+    request.due = at + 1.0 if deadline is None else deadline
+    queue.push(request, LANE)
+    return request
+
+
+def order(queue: RequestQueue, now: float = 10.0) -> list[PendingRequest]:
+    """Takes the requests one by one."""
+    taken = []
+    while queue.requests:
+        (lane,) = queue.by_urgency(now)
+        taken.append(queue.take(lane, 1, 100, now)[0][0])
+    return taken
+
+
+def test_without_deadlines_it_is_first_come_first_served() -> None:
+    queue = RequestQueue(age_s=1.0)
+    requests = [push(queue, 0.1 * i) for i in range(5)]
+    assert order(queue) == requests
+
+
+def test_deadlines_and_patience_make_one_order() -> None:
+    queue = RequestQueue(age_s=1.0)
+    late, patient, soon, middle = (
+        push(queue, 0.0, deadline=9.0),
+        push(queue, 0.1),  # due at 1.1
+        push(queue, 0.2, deadline=0.5),
+        push(queue, 0.3, deadline=2.0),
+    )
+    assert order(queue) == [soon, patient, middle, late]
+
+
+def test_a_step_of_priority_is_worth_the_age() -> None:
+    queue = RequestQueue(age_s=1.0)
+    old, fresh = push(queue, 0.0, priority=0), push(queue, 0.9, priority=1)
+    assert order(queue) == [fresh, old]
+    old, fresh = push(queue, 0.0, priority=0), push(queue, 1.1, priority=1)
+    assert order(queue) == [old, fresh]
+
+
+def test_a_batch_is_filled_until_the_next_does_not_fit_and_nobody_is_passed_over() -> None:
+    queue = RequestQueue(age_s=1.0)
+    requests = [push(queue, i, rows) for i, rows in enumerate([3, 4, 2, 1])]
+    (lane,) = queue.by_urgency(5.0)
+    assert [part[:3] for part in queue.take(lane, 8, 8, 5.0)] == [(requests[0], 0, 3), (requests[1], 0, 4)]
+    assert [part[:3] for part in queue.take(lane, 8, 8, 5.0)] == [(requests[2], 0, 2), (requests[3], 0, 1)]
+    assert queue.lanes == {}
+
+
+def test_only_a_request_larger_than_any_batch_is_split_and_its_remainder_has_company() -> None:
+    queue = RequestQueue(age_s=1.0)
+    first, large, last = push(queue, 0.0, 5), push(queue, 1.0, 20), push(queue, 2.0, 1)
+    batches = []
+    while queue.requests:
+        (lane,) = queue.by_urgency(5.0)
+        batches.append([part[:3] for part in queue.take(lane, 8, 8, 5.0)])
+    assert batches == [
+        [(first, 0, 5), (large, 0, 3)],
+        [(large, 3, 8)],
+        [(large, 11, 8)],
+        [(large, 19, 1), (last, 0, 1)],
+    ]
+
+
+def test_the_first_is_taken_whole_even_when_the_policy_wants_fewer_rows() -> None:
+    queue = RequestQueue(age_s=1.0)
+    request = push(queue, 0.0, 6)
+    (lane,) = queue.by_urgency(0.0)
+    assert [part[:3] for part in queue.take(lane, 2, 8, 0.0)] == [(request, 0, 6)]
+
+
+def test_who_leaves_early_is_not_taken_and_not_counted() -> None:
+    queue = RequestQueue(age_s=1.0)
+    requests = [push(queue, i, 2, deadline=100.0 - i if i % 3 == 0 else None) for i in range(9)]
+    for request in requests[::2]:
+        queue.remove(request, ENDED)
+    assert (queue.requests, queue.rows, queue.rows_ahead(0)) == (4, 8, 8)
+    assert set(order(queue)) == set(requests[1::2])
+
+
+def test_memory_stays_bounded_when_everybody_leaves_early() -> None:
+    queue = RequestQueue(age_s=1.0)
+    stays = push(queue, 0.0)
+    for i in range(20_000):
+        queue.remove(push(queue, 1.0 + i, deadline=None if i % 2 else 1e9 - i), ENDED)
+    (level,) = next(iter(queue.lanes.values())).levels.values()
+    assert level.entered < 1000
+    assert order(queue) == [stays]
+
+
+def test_a_request_that_comes_back_to_its_lane_is_taken_once() -> None:
+    queue = RequestQueue(age_s=1.0)
+    others = [push(queue, 0.5), push(queue, 0.6)]
+    request = push(queue, 0.0)
+    queue.remove(request, ENDED)
+    queue.push(request, LANE)
+    assert request.state == QUEUED
+    assert order(queue) == [request, *others]
+
+
+def test_overdue_finds_every_passed_deadline_and_the_next_one_is_known() -> None:
+    random, queue = Random(1), RequestQueue(age_s=1.0)
+    deadlines = [random.choice([None, random.random() * 10]) for _ in range(200)]
+    requests = [push(queue, 0.001 * i, deadline=d, priority=i % 3) for i, d in enumerate(deadlines)]
+    for now in (0.5, 3.0, 11.0):
+        living = [r for r in requests if r.state == QUEUED and r.deadline is not None]
+        assert queue.next_deadline() == min(r.deadline for r in living if r.deadline is not None)
+        overdue = queue.overdue(now)
+        assert set(overdue) == {r for r in living if r.deadline is not None and r.deadline <= now}
+        assert len(overdue) == len(set(overdue))
+        for request in overdue:
+            queue.remove(request, ENDED)
+    assert queue.next_deadline() is None
+    assert queue.requests == deadlines.count(None)
+
+
+def test_rows_ahead_counts_what_goes_first() -> None:
+    queue = RequestQueue(age_s=1.0)
+    assert queue.rows_ahead(0) == 0
+    push(queue, 0.0, 4, priority=1)
+    assert [queue.rows_ahead(p) for p in (0, 1, 2)] == [4, 4, 0]
+    push(queue, 0.0, 3, priority=-1)
+    assert [queue.rows_ahead(p) for p in (-2, -1, 0, 1, 2)] == [7, 7, 4, 4, 0]
+
+
+def test_lanes_of_one_priority_go_by_due_time_and_priorities_come_before() -> None:
+    queue = RequestQueue(age_s=100.0)
+    lanes = [("fp32", (length,), False) for length in range(4)]
+    for lane, (at, deadline, priority) in zip(
+        lanes, [(0.0, 5.0, 0), (0.1, 3.0, 0), (0.2, 9.0, 1), (0.3, 4.0, 0)], strict=True
+    ):
+        request = Waiting({"x": np.zeros(1)}, 1, priority=priority, deadline=deadline)
+        request.arrived, request.due = at, deadline
+        queue.push(request, lane)
+    assert [lane.key for lane in queue.by_urgency(0.5)] == [lanes[2], lanes[1], lanes[3], lanes[0]]
