@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.build.caution import CautiousJudge
+from app.build.caution import CLEAR, CautiousJudge
 from app.build.data import Samples, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
@@ -106,7 +106,7 @@ class Judging:
 
     def _is_doubtful(self, candidate: Candidate) -> bool:
         """Whether it misses the budget, or passes on these samples so narrowly that it may miss on the next."""
-        return not candidate.gate.passed or CautiousJudge(self.judge).used(candidate.outputs or {}) > 1
+        return not candidate.gate.passed or CautiousJudge(self.judge).used(candidate.outputs or {}) > CLEAR
 
     def _searched(self, candidate: Candidate) -> Candidate:
         """The candidate with as many nodes given back as the budget demands."""

@@ -16,6 +16,9 @@ from app.budget import Finding, Judge, Metric, Term
 from app.errors import AccuracyError
 from app.tensors import Array, Arrays
 
+#: A variant that uses up more than this, doubt included, may miss the budget on the next samples.
+CLEAR = 0.9
+
 _BLOCKS = 32
 #: Error rates align texts in Python, which takes its time.
 _BLOCKS_OF_TEXT = 8

@@ -58,7 +58,8 @@ def gather(
         not_built: precisions that were not tried, and why.
     """
     standings = [
-        Standing(c.precision, c.status, latencies.median.get(c.precision, {}), c.reason) for c in candidates
+        Standing(c.precision, c.status, latencies.undisturbed.get(c.precision, {}), c.reason)
+        for c in candidates
     ]
     standings += [Standing(precision, "skipped", {}, reason) for precision, reason in not_built.items()]
     why = explain(chosen, standings, RUNTIME)

@@ -23,7 +23,7 @@ from app.build.plan import PlanOptions
 from app.build.plan_package import add_plans
 from app.build.prepare import PreparedModel, prepare
 from app.build.progress import Progress
-from app.build.report import write_report
+from app.build.report import BuildReport, write_report
 from app.build.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
 from app.build.store import input_names
 from app.build.variants import Workshop
@@ -147,7 +147,7 @@ class _Build:
             package=package,
             manifest=manifest,
             runtime=RUNTIME,
-            variants=tuple(self._outcome(workshop, c, latencies, manifest) for c in candidates),
+            variants=self._outcomes(workshop, candidates, latencies, manifest, report),
             notes=tuple(self._notes),
             seconds=perf_counter() - self._began,
         )
@@ -319,13 +319,32 @@ class _Build:
         self._notes += left_out
         return entries
 
+    def _outcomes(
+        self,
+        workshop: Workshop,
+        candidates: Sequence[Candidate],
+        latencies: Latencies,
+        manifest: Manifest,
+        report: BuildReport,
+    ) -> tuple[VariantOutcome, ...]:
+        """How every precision fared; a choice that was left to the build is explained for each."""
+        auto = self._request.precisions == (AUTO,)
+        why = {variant.precision: variant.explanation for variant in report.variants} if auto else {}
+        built = [
+            self._outcome(workshop, c, latencies, manifest, why.get(c.precision, c.reason))
+            for c in candidates
+        ]
+        names = {c.precision for c in candidates}
+        skipped = [VariantOutcome(p, "skipped", reason) for p, reason in why.items() if p not in names]
+        return (*built, *skipped)
+
     def _outcome(
-        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest
+        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest, reason: str
     ) -> VariantOutcome:
         return VariantOutcome(
             precision=candidate.precision,
             status=candidate.status,
-            reason=candidate.reason,
+            reason=reason,
             bytes=sum(manifest.files[name].bytes for name in candidate.files),
             gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
             latency_ms=latencies.median.get(candidate.precision, {}),

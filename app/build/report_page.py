@@ -9,7 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.build import charts
-from app.build.report import BuildReport, TermReport, VariantReport
+from app.build.overview import overview
+from app.build.report import BuildReport, LayerReport, TermReport, VariantReport
+from app.build.svg import number
 
 _SHOWN_BUCKETS = 4
 
@@ -23,25 +25,18 @@ def render_page(report: BuildReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=charts.number, share=_share, size=_size)
+    environment.filters.update(
+        number=number, exact=lambda v: f"{v:.5g}", share=_share, size=_size, thousands=lambda n: f"{n:,}"
+    )
     return environment.get_template("report.html.j2").render(report=report, **_pictures(report))
 
 
 def _pictures(report: BuildReport) -> dict[str, Any]:
     precisions = {v.precision: v.precision for v in report.variants if v.status != "skipped"}
     return {
-        "overview": charts.overview(report.variants, report.chosen),
+        "overview": overview(report.variants, report.chosen),
         "latency": charts.latency(report.variants),
-        "layers": {
-            name: {
-                "picture": charts.layers(found),
-                "measured": any(layer.sensitivity is not None for layer in found),
-                "shown": min(len(found), charts.MOST_LAYERS),
-                "all": len(found),
-            }
-            for name, found in report.layers.items()
-            if found
-        },
+        "layers": _layers(report),
         "ranges": charts.ranges(report.ranges),
         "shown_ranges": min(len(report.ranges), charts.MOST_RANGES),
         "searches": {
@@ -61,6 +56,26 @@ def _pictures(report: BuildReport) -> dict[str, Any]:
         "types": charts.legend({"int8": "INT8", "fp16": "FP16", "fp32": "FP32"}),
         "buckets": _buckets(report.variants),
         "terms": _terms(report.variants),
+    }
+
+
+def _layers(report: BuildReport) -> dict[str, dict[str, Any]]:
+    """Title → picture; variants whose layers are the same share one."""
+    same: list[tuple[list[str], Sequence[LayerReport]]] = []
+    for name, found in report.layers.items():
+        twin = next((names for names, other in same if list(other) == list(found)), None)
+        if twin is not None:
+            twin.append(name)
+        elif found:
+            same.append(([name], found))
+    return {
+        " and ".join(names): {
+            "picture": charts.layers(found),
+            "measured": any(layer.sensitivity is not None for layer in found),
+            "shown": min(len(found), charts.MOST_LAYERS),
+            "all": len(found),
+        }
+        for names, found in same
     }
 
 

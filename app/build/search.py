@@ -9,7 +9,8 @@ model; of the two results the one that keeps more of the time saved wins.
 
 What was selected on some samples is verified on others, since a selection overfits: a safety factor and
 the standard error of task metrics must fit into the budget where nodes are selected, and the result must
-hold on samples that no choice was made on. If it does not, the selection is made again with less slack.
+hold, with a little to spare, on samples that no choice was made on. If it does not, the selection is made
+again with more slack.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from app.build.units import Unit, float_units, kept_macs, quantized_units, witho
 from app.errors import BuildError
 from app.tensors import Arrays
 
-#: The part of the budget that a selection may use up.
-SAFETY = 0.75
+#: The part of the budget that a selection may use up, and the part that it may use up on fresh samples: the
+#: samples after those will differ from them in turn.
+SAFETY, VERIFIED = 0.75, 0.85
 #: Ranking, and a single evaluation of a selection, take as many samples as fit into these times.
 _RANKING_SECONDS, _EVALUATION_SECONDS = 60.0, 15.0
 _LEAST_SELECTION = 48
@@ -158,14 +160,14 @@ class _Search:
         for _ in range(_MOST_VERIFICATIONS):
             given = self._choose()
             used = self._verified(given)
-            if used <= 1:
+            if used <= VERIFIED:
                 return given, True
             if len(given) == len(everything):
                 return given, False
             # Fresh samples used up more than those it was selected on: leave that much more slack.
-            self._safety *= 0.8 / min(max(used, 1.0), 4.0)
+            self._safety *= 0.8 / min(max(used / VERIFIED, 1.0), 4.0)
         given = self._quantized if len(given) < len(self._quantized) else everything
-        return given, self._verified(given) <= 1
+        return given, self._verified(given) <= VERIFIED
 
     # --- selection -----------------------------------------------------------------------------
     def _choose(self) -> tuple[Unit, ...]:
