@@ -16,7 +16,7 @@ from app.build.floats import BFLOAT16, FLOAT, FLOAT16, Narrowing
 from app.build.graph import GraphView, attribute
 from app.build.opset import copy_node, value_names
 from app.build.placement import CONVOLUTIONS, QuantizableNode, shortcut, weight_axis, weight_position
-from app.build.quantized import FP8_MAX, INT8_MAX, QuantizedWeight, fits_fp16, round_scale, spread
+from app.build.quantized import FP8_MAX, INT8_MAX, QuantizedWeight, round_scale, spread
 from app.build.simplify import reads
 from app.tensors import Array
 
@@ -168,29 +168,22 @@ class Emitter:
     def _dequantized(self, name: str, wanted: int, kind: str, scale: float) -> str:
         """The activation `name` after its Q/DQ pair, in the type `wanted`.
 
-        The pair reads the type that the value was made in and writes the one that its reader has, so
-        that no cast is needed beside it.
+        Readers of different types get a pair each, of one type throughout. TensorRT-RTX joins products that
+        read the same integers into one kernel, and fails to compile it when their results differ in type.
         """
         key = (name, wanted, kind)
         if key in self._twins:
             return self._twins[key]
         limit = FP8_MAX if kind == "fp8" else INT8_MAX
         number = round_scale(scale * INT8_MAX / limit, up=False)
-        made = self._made.get(name, FLOAT)
-        if made == FLOAT16 and not fits_fp16(float(number)):
-            made = FLOAT
-        narrow_key = (name, made, kind, "q")
         zero = self._zero(number, kind)
-        if narrow_key not in self._twins:
-            scale_in = self._constant(number, made, f"{name}.scale")
-            self._twins[narrow_key] = self._op(
-                "QuantizeLinear", [self._value(name, made), scale_in, zero], self._fresh(f"{name}.{kind}")
-            )
-        scale_out = self._constant(number, wanted, f"{name}.scale")
+        suffix = _SUFFIX[wanted]
+        factor = self._constant(number, wanted, f"{name}.scale")
+        quantized = self._op(
+            "QuantizeLinear", [self._value(name, wanted), factor, zero], self._fresh(f"{name}.{kind}")
+        )
         self._twins[key] = self._op(
-            "DequantizeLinear",
-            [self._twins[narrow_key], scale_out, zero],
-            self._fresh(f"{name}.{kind}.{_SUFFIX[wanted]}"),
+            "DequantizeLinear", [quantized, factor, zero], self._fresh(f"{name}.{kind}.{suffix}")
         )
         return self._twins[key]
 

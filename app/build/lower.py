@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
 from app.build.emit import Emitter
-from app.build.floats import BASES, FLOAT, assign
+from app.build.floats import BASES, FLOAT, FP16_MAX, assign
 from app.build.graph import GraphView
 from app.build.opset import opset_of, raise_opset, set_opset
 from app.build.opset_lower import lower_opset
@@ -78,7 +79,8 @@ def lower(model: ModelProto, recipe: Recipe, form: Form = "strong") -> ModelProt
         for name in quantized
         if (position := weight_position(view, view.by_name[name])) is not None and nodes[name].weight
     }
-    narrow = assign(view, opset_of(work), base, recipe.fp32, exempt)
+    fp32 = recipe.fp32 | {name for name in quantized if not _fits_fp16(nodes[name], recipe)}
+    narrow = assign(view, opset_of(work), base, fp32, exempt)
     emitter = Emitter(view, narrow, base, float_weights=form == "trt8")
     for node in view.nodes:
         kind = quantized.get(node.name)
@@ -88,7 +90,7 @@ def lower(model: ModelProto, recipe: Recipe, form: Form = "strong") -> ModelProt
             emitter.quantized(node, nodes[node.name], kind, recipe.ranges, recipe.weights.get(node.name))
     lowered = emitter.finish(work)
     if form == "trt8":
-        unconstrained = assign(view, opset_of(work), BASES[recipe.base], recipe.fp32, exempt)
+        unconstrained = assign(view, opset_of(work), BASES[recipe.base], fp32, exempt)
         _list_fp32_nodes(lowered, view, unconstrained if recipe.base != "fp32" else None)
     _note(lowered, {"vernier.base": recipe.base})
     return lowered
@@ -126,6 +128,17 @@ def _effective(view: GraphView, recipe: Recipe) -> dict[str, str]:
             if found is None or kinds.get(found[1].name) != kinds[node.name]:
                 del kinds[node.name]
     return kinds
+
+
+def _fits_fp16(node: QuantizableNode, recipe: Recipe) -> bool:
+    """Whether FP16 holds the node's scales and correction; where it does not, the node stays FP32."""
+    numbers = [recipe.ranges[name] for name in node.activations]
+    weight = recipe.weights.get(node.name)
+    if weight is not None:
+        numbers.append(float(weight.scales.max()))
+        if weight.bias_correction is not None:
+            numbers.append(float(np.abs(weight.bias_correction).max()))
+    return max(numbers) <= FP16_MAX
 
 
 def _with_opset(model: ModelProto, recipe: Recipe, form: Form) -> ModelProto:

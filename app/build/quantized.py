@@ -15,8 +15,8 @@ FP8_MAX = 448.0
 
 #: Scales are kept to this many significant bits …
 _SCALE_BITS = 8
-#: … and between the smallest positive and the largest number of FP16.
-_SCALE_MIN, _SCALE_MAX = 2.0**-24, 65504.0
+#: … and at least the smallest positive number of FP16.
+_SCALE_MIN = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,3 @@ def round_scale(scale: npt.ArrayLike, up: bool = True) -> Array:
     step = np.maximum(np.ldexp(1.0, exponent - _SCALE_BITS), _SCALE_MIN)
     rounded = (np.ceil if up else np.round)(wanted / step) * step
     return np.asarray(np.maximum(rounded, _SCALE_MIN), np.float32)
-
-
-def fits_fp16(scale: float) -> bool:
-    """Whether FP16 holds the scale."""
-    return scale <= _SCALE_MAX

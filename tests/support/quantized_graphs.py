@@ -195,7 +195,7 @@ def values_of(model: ModelProto, feed: Mapping[str, np.ndarray]) -> dict[str, np
     known = {o.name for o in wide.graph.output}
     for node in model.graph.node:
         for name in node.output:
-            if name not in known:
+            if name and name not in known:
                 wide.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     names = [o.name for o in wide.graph.output]
     return {**feed, **dict(zip(names, run(wide, feed), strict=True))}
