@@ -68,6 +68,22 @@ class ArraySamples:
     def take(self, indices: Sequence[int]) -> Arrays:
         return self._rows(np.asarray(indices, np.int64))
 
+    def grouped(self, rows: Mapping[str, int | None]) -> ArraySamples:
+        """The same data with so many rows of each array to a sample; None leaves an array as it is."""
+        sizes = [size for size in rows.values() if size is not None]
+        if not sizes:
+            return self
+        if max(sizes) > len(self):
+            raise BuildError(f"one run takes {max(sizes)} samples, and the data has {len(self)}: give more")
+        count = min(len(self) // (size or 1) for size in rows.values())
+        arrays = {n: _group(a, rows[n], count) for n, a in self._arrays.items()}
+        labels = (
+            None
+            if self.labels is None
+            else _group(self.labels, max(sizes) if max(sizes) > 1 else None, count)
+        )
+        return ArraySamples(arrays, labels, self._dtypes)
+
     @cached_property
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -147,7 +163,7 @@ def check_samples(
     specs: Sequence[TensorSpec],
     label_key: str = "label",
     need_labels: bool = False,
-) -> Samples:
+) -> ArraySamples:
     """`load_samples` for data that is open already."""
     missing = [spec.name for spec in specs if spec.name not in arrays]
     if missing:
@@ -216,12 +232,31 @@ def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
                 )
 
 
+def _group(array: Array, rows: int | None, count: int) -> Array:
+    return array[:count] if rows is None else array[: count * rows].reshape(count, rows, *array.shape[1:])
+
+
 def _chunks(array: Array) -> Iterator[Array]:
     """Slices along the first axis of some megabytes each."""
     per_row = max(1, array.nbytes // max(1, array.shape[0]))
     step = max(1, _CHUNK_BYTES // per_row)
     for start in range(0, array.shape[0], step):
         yield array[start : start + step]
+
+
+def one_request_each(samples: ArraySamples, specs: Sequence[TensorSpec]) -> ArraySamples:
+    """For a model whose requests run alone: every sample becomes a whole request, one axis more than the input.
+
+    Data stored by rows is cut into requests of as many rows as the input's first dimension fixes, one
+    row where it is dynamic; rows left over are dropped.
+    """
+    return samples.grouped({s.name: _rows_of_a_request(samples, s) for s in specs})
+
+
+def _rows_of_a_request(samples: ArraySamples, spec: TensorSpec) -> int | None:
+    if samples.take([0])[spec.name].ndim == len(spec.shape) + 1:
+        return None
+    return spec.shape[0] if isinstance(spec.shape[0], int) else 1
 
 
 def feeds(samples: Samples, specs: Sequence[TensorSpec], rows: int) -> Iterator[tuple[Arrays, int]]:
@@ -233,7 +268,7 @@ def feeds(samples: Samples, specs: Sequence[TensorSpec], rows: int) -> Iterator[
     """
     if has_no_batch_axis(samples, specs):
         for batch in samples.batches(1):
-            yield {name: array[0] for name, array in batch.items()}, 1
+            yield {name: np.asarray(array[0]) for name, array in batch.items()}, 1
         return
     fixed = fixed_batch(samples, specs)
     for batch in samples.batches(fixed or rows):

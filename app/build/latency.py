@@ -18,7 +18,7 @@ from app.build.progress import Progress
 from app.engine.base import Executor, Slot
 from app.engine.curve import repeat_rows
 from app.package.manifest import Batching
-from app.tensors import Array, Arrays, TensorSpec
+from app.tensors import Arrays
 
 _WARM_UP_RUNS = 2
 _LEAST_RUNS, _MOST_RUNS = 5, 200
@@ -41,19 +41,11 @@ class Latencies:
     undisturbed: dict[str, Curve]
 
 
-def batches_of(samples: Arrays, batching: Batching, inputs: Sequence[TensorSpec]) -> list[tuple[int, Arrays]]:
+def batches_of(samples: Arrays, batching: Batching) -> list[tuple[int, Arrays]]:
     """One batch per bucket, from real samples: zeros may be faster than numbers."""
     if batching.kind == "none":
-        return [(1, {spec.name: _one_request(samples[spec.name], spec) for spec in inputs})]
+        return [(1, {name: np.asarray(array[0]) for name, array in samples.items()})]
     return [(size, repeat_rows(samples, size)) for size in batching.buckets]
-
-
-def _one_request(array: Array, spec: TensorSpec) -> Array:
-    """The first sample, or as many as a fixed first dimension takes at once."""
-    if array.ndim == len(spec.shape) + 1:
-        return np.asarray(array[0])
-    size = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-    return np.resize(array, (size, *array.shape[1:]))
 
 
 def measure(

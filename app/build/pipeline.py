@@ -16,7 +16,16 @@ from time import perf_counter
 from app.build import packaging
 from app.build.auto import worth_building
 from app.build.candidates import Candidate, Judging, lowerings_of, safest_first
-from app.build.data import Samples, check_samples, fixed_batch, limit, open_data, split
+from app.build.data import (
+    ArraySamples,
+    Samples,
+    check_samples,
+    fixed_batch,
+    limit,
+    one_request_each,
+    open_data,
+    split,
+)
 from app.build.evidence import gather
 from app.build.latency import Latencies, batches_of, fastest, measure
 from app.build.plan import PlanOptions
@@ -178,12 +187,14 @@ class _Build:
                 sequence=request.sequence,
                 example=example,
             )
-        found = [
-            None
-            if source is None
-            else check_samples(opened[source], source, prepared.inputs, request.label_key)
-            for source in (request.calibration, request.evaluation)
-        ]
+        found: list[ArraySamples | None] = []
+        for source in (request.calibration, request.evaluation):
+            if source is None:
+                found.append(None)
+                continue
+            samples = check_samples(opened[source], source, prepared.inputs, request.label_key)
+            alone = prepared.batching.kind == "none"
+            found.append(one_request_each(samples, prepared.inputs) if alone else samples)
         return prepared, found[0], found[1]
 
     def _judged_on(
@@ -246,9 +257,7 @@ class _Build:
                         executors.pop(c.precision).close()
                         c = judging.failed_here(c, failure)
                 proven.append(c)
-            return proven, measure(
-                executors, batches_of(golden.inputs, prepared.batching, prepared.inputs), self._progress
-            )
+            return proven, measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
         finally:
             for executor in executors.values():
                 executor.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.build.data import ArraySamples, feeds, limit, load_samples, rows_of, split
+from app.build.data import ArraySamples, feeds, limit, load_samples, one_request_each, rows_of, split
 from app.errors import BuildError
 from app.tensors import TensorSpec
 
@@ -192,6 +192,30 @@ def test_feeds_suit_dynamic_fixed_and_absent_batch_axes(
     alone = len(specs_shape) < len(shape)
     back = np.concatenate([rows_of([b["x"]], count, alone)[0] for b, count in made])
     np.testing.assert_array_equal(back, values)
+
+
+@pytest.mark.parametrize(
+    ("shape", "specs_shape", "grouped"),
+    [
+        ((7, 3), ("n", 3), (7, 1, 3)),
+        ((7, 3), (2, 3), (3, 2, 3)),
+        ((7, 5, 3), ("n", 3), (7, 5, 3)),
+        ((7,), (), (7,)),
+    ],
+)
+def test_models_without_a_batch_get_whole_requests(
+    shape: tuple[int, ...], specs_shape: tuple[int | str, ...], grouped: tuple[int, ...]
+) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    specs = [TensorSpec("x", "float32", specs_shape)]
+    samples = one_request_each(ArraySamples({"x": values}, np.arange(7)), specs)
+    assert samples.take(range(len(samples)))["x"].shape == grouped
+    assert samples.labels is not None
+    assert len(samples.labels) == len(samples) == grouped[0]
+    np.testing.assert_array_equal(
+        samples.take([0])["x"].reshape(-1), values.reshape(-1)[: samples.take([0])["x"].size]
+    )
+    assert all(f["x"].shape == grouped[1:] for f, _ in feeds(samples, specs, 8))
 
 
 @pytest.mark.parametrize("compress", [False, True])

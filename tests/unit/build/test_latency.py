@@ -63,7 +63,7 @@ def run(speeds: dict[str, float], buckets: list[int], limit_s: float = 60.0) -> 
     clock = Clock()
     executors = {name: TimedExecutor(name, seconds, clock) for name, seconds in speeds.items()}
     batching = Batching(kind="dynamic", dim="batch", buckets=buckets)
-    batches = batches_of({"x": np.ones(3, np.float32)}, batching, TimedExecutor.inputs)
+    batches = batches_of({"x": np.ones(3, np.float32)}, batching)
     return measure(executors, batches, NoProgress(), limit_s=limit_s, clock=clock), clock
 
 
@@ -108,12 +108,6 @@ def test_one_disturbed_bucket_decides_nothing() -> None:
 
 def test_models_without_a_batch_run_one_sample_and_fixed_ones_their_size() -> None:
     samples = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
-
-    def shapes(batching: Batching, *shape: int | str) -> list[tuple[int, tuple[int, ...]]]:
-        made = batches_of(samples, batching, [TensorSpec("x", "float32", shape)])
-        return [(bucket, inputs["x"].shape) for bucket, inputs in made]
-
-    assert shapes(Batching(kind="none"), 2) == [(1, (2,))]
-    assert shapes(Batching(kind="none"), "n", 2) == [(1, (1, 2))]
-    assert shapes(Batching(kind="none"), 4, 2) == [(1, (4, 2))]
-    assert shapes(Batching(kind="fixed", size=4, buckets=[4]), 4, 2) == [(4, (4, 2))]
+    assert [(b, i["x"].shape) for b, i in batches_of(samples, Batching(kind="none"))] == [(1, (2,))]
+    fixed = batches_of(samples, Batching(kind="fixed", size=4, buckets=[4]))
+    assert [(b, i["x"].shape) for b, i in fixed] == [(4, (4, 2))]

@@ -204,7 +204,8 @@ def test_models_with_a_fixed_batch_or_none_are_built_too(tmp_path: Path) -> None
         )
         assert outcome.manifest.batching.kind == kinds[name]
         golden = load_golden(outcome.package / "golden.npz")
-        assert name == "alone" or golden.samples % 3 == 0
+        assert name != "fixed" or golden.samples % 3 == 0
+        assert name != "placed" or golden.inputs["x"].shape[1:] == (3, 6)
         assert {v.precision: v.status for v in outcome.variants}["int8"] == "pass"
         assert all(v.latency_ms for v in outcome.variants)
 
@@ -237,9 +238,7 @@ def test_plans_are_built_beside_the_variants_without_a_gpu(request_: BuildReques
         assert (outcome.package / plan.path).stat().st_size == plan.bytes
         variant = outcome.manifest.variants[plan.precision].files[0]
         assert plan.variant_sha256 == outcome.manifest.files[variant].sha256
-    with pytest.raises(
-        BuildError, match="tensorrt is not usable here"
-    ):
+    with pytest.raises(BuildError, match="tensorrt is not usable here"):
         build(change(request_, plans=PlanWishes("tensorrt")), NoProgress())
 
 
