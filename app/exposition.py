@@ -203,7 +203,7 @@ class _ModelFamilies:
         }
         for stage in ("input", "infer", "output"):
             values[f"nv_inference_compute_{stage}_duration_us"] = (
-                sum(s.stages[stage].total for s in all_serving) * micro
+                sum(s.requests_stages[stage] for s in all_serving) * micro
             )
         for name, value in values.items():
             self.untyped(name, "As Triton Inference Server defines it.", base, value)

@@ -81,6 +81,7 @@ class ServingSeries:
         "queue",
         "request",
         "requests",
+        "requests_stages",
         "rows",
         "stages",
     )
@@ -89,6 +90,8 @@ class ServingSeries:
         self.request = Histogram(DURATION_BOUNDS)
         self.queue = Histogram(DURATION_BOUNDS)
         self.stages = {stage: Histogram(DURATION_BOUNDS) for stage in ("input", "infer", "output")}
+        #: Triton's way: every request is charged the whole execution that answered it.
+        self.requests_stages = dict.fromkeys(self.stages, 0.0)
         self.predicted = Histogram(DURATION_BOUNDS)
         self.rows = Histogram(BATCH_BOUNDS)
         self.fill = Histogram(RATIO_BOUNDS)
@@ -171,6 +174,10 @@ class ModelMetrics:
         stages["input"].observe(times.input)
         stages["infer"].observe(times.infer)
         stages["output"].observe(times.output)
+        charged = serving.requests_stages
+        charged["input"] += times.input * requests
+        charged["infer"] += times.infer * requests
+        charged["output"] += times.output * requests
         serving.rows.observe(rows)
         serving.fill.observe(rows / bucket)
         serving.executions += 1
