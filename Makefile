@@ -8,7 +8,7 @@ ENGINES := engines
 GPU_PACKAGES ?= build/gpu
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test check format bench bench-peers bench-precision gpu-test gpu-bench soak lock clean
+.PHONY: help serve engines test check format bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -60,6 +60,15 @@ gpu-test: ## the tests that need TensorRT and a GPU, in the Python that has them
 gpu-bench: ## speed on a GPU → benchmarks/GPU.md
 	test -d $(GPU_PACKAGES) || $(PYTHON) -m benchmarks.gpu.packages $(GPU_PACKAGES)
 	$(or $(PY),$(PYTHON)) -m benchmarks.gpu --packages $(GPU_PACKAGES)
+
+image-check: $(DEV)/ready engines ## run the CPU image's steps for real in a clean Debian root (needs root and debootstrap)
+	$(DEV)/bin/python -m scripts.image_in_root --engines $(ENGINES)
+
+pin-images: ## pin the container images by digest (needs a registry)
+	scripts/pin_images.sh
+
+soak: $(DEV)/ready ## the tests that take minutes
+	$(DEV)/bin/python -m pytest -q -m slow
 
 lock: $(DEV)/ready ## renew the lock files in requirements/ from pyproject.toml
 	PYTHON=$(DEV)/bin/python scripts/lock.sh
