@@ -15,6 +15,7 @@ from onnx import ModelProto
 from app.build import shapes
 from app.build.fixed_batch import make_batch_dynamic
 from app.build.probe import (
+    TOLERANCE,
     Probe,
     RunFailed,
     all_alike,
@@ -54,8 +55,18 @@ class Axes:
     sequence: tuple[SequenceDim, ...]
 
 
-def examine(model: ModelProto, original: Path, work: Path, wishes: Wishes, notes: list[str]) -> Axes:
+def examine(
+    model: ModelProto,
+    original: Path,
+    work: Path,
+    wishes: Wishes,
+    notes: list[str],
+    tolerance: float = TOLERANCE,
+) -> Axes:
     """Runs the prepared model beside the file it came from; adds what it learns to `notes`.
+
+    Args:
+        tolerance: how far the two may differ, as a share of an output's largest value.
 
     Raises:
         BuildError: the model does not run, gives random answers, differs from its original, or
@@ -70,7 +81,7 @@ def examine(model: ModelProto, original: Path, work: Path, wishes: Wishes, notes
     given = shapes.given_ranges(wide_inputs, wishes.shapes)
     dims = _ranges(probe, inputs, given, wishes.example)
     sizes = {name: dims[name].opt for name in dims}
-    _check_same(original, work, probe, inputs, sizes, wishes, notes)
+    _check_same(original, work, probe, inputs, sizes, wishes, notes, tolerance)
 
     batch, trouble = (lead, "") if isinstance(lead, str) else (None, "")
     if batch is not None:
@@ -220,6 +231,7 @@ def _check_same(
     sizes: Mapping[str, int],
     wishes: Wishes,
     notes: list[str],
+    tolerance: float,
 ) -> None:
     """The prepared model must answer as the file does, and the file as it did before."""
     feeds = probe.inputs(sizes)
@@ -235,7 +247,7 @@ def _check_same(
             "the model answers the same input differently each time, so nothing can be proven about it: "
             "export it in inference mode, without random operators"
         )
-    if not all_alike(answers, expected):
+    if not all_alike(answers, expected, tolerance):
         raise BuildError(
             "the model changed its answers when its operators were brought up to date; "
             "export it again with opset 17 or later"

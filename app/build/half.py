@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from app.build.data import Samples, limit
 from app.build.floats import FP16_MAX, MOVEMENT
@@ -31,6 +31,8 @@ _MOST_SAMPLES = 128
 _WEIGHT_LOSS = 2.0**-8
 #: … and so is a single channel, unless all it can add to its output is below this share of its bias.
 _CHANNEL_LOSS, _CHANNEL_SHARE = 2.0**-6, 2.0**-12
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 #: A tiny input that becomes zero turns into an infinity here.
 _DIVIDES = {"Div": 1, "Log": 0, "Reciprocal": 0}
@@ -130,7 +132,7 @@ def _whole_numbers(view: GraphView) -> set[str]:
     whole: set[str] = set()
     for node in view.nodes:
         source = node.input[0] if node.input else ""
-        from_integers = node.op_type == "Cast" and not view.is_float(source)
+        from_integers = node.op_type == "Cast" and view.types.get(source) not in _FLOATS
         if from_integers or (node.op_type in MOVEMENT and source in whole):
             whole.update(node.output)
     return {name for name in whole if view.is_float(name)}

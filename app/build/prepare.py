@@ -17,8 +17,10 @@ from app.build import opset, shapes, simplify
 from app.build.axes import Wishes, examine
 from app.build.batchnorm import fold_batch_norms
 from app.build.opset_lower import lower_opset
+from app.build.probe import TOLERANCE
 from app.build.shapes import ShapeRange
 from app.build.store import all_graphs, read_model
+from app.build.widen import widen
 from app.errors import BuildError
 from app.package.manifest import Batching, DimRange, SequenceDim
 from app.tensors import Arrays, TensorSpec
@@ -26,6 +28,11 @@ from app.tensors import Arrays, TensorSpec
 #: Readers in the field end here: ONNX Runtime 1.18, TensorRT 10.
 MAX_IR_VERSION = 10
 _MIN_IR_VERSION = 8
+WIDENED = (
+    "the model was narrower than FP32; its weights are FP32 now, and each variant narrows them by itself"
+)
+#: A model that came in FP16 or BF16 rounds after every node where its FP32 form does not.
+HALF_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def prepare(
     model = clean(model, shapes_given, notes)
     _require_known_operators(model)
     wishes = Wishes(shapes_given, max_batch, sequence, example)
-    axes = examine(model, path, work, wishes, notes)
+    axes = examine(model, path, work, wishes, notes, HALF_TOLERANCE if WIDENED in notes else TOLERANCE)
     return PreparedModel(
         model=axes.model,
         inputs=axes.inputs,
@@ -114,6 +121,8 @@ def clean(model: ModelProto, shapes_given: Mapping[str, ShapeRange], notes: list
     after = opset.opset_of(model)
     if after != before:
         notes.append(f"opset {before} became {after}")
+    if widen(model):
+        notes.append(WIDENED)
     simplify.drop_no_ops(graph)
     simplify.drop_unused(graph)
     simplify.infer_shapes(model)

@@ -130,7 +130,7 @@ class Probe:
         return True
 
 
-def alike(left: Array, right: Array) -> bool:
+def alike(left: Array, right: Array, tolerance: float = TOLERANCE) -> bool:
     """Equal in shape and, up to rounding, in values; NaN equals NaN."""
     if left.shape != right.shape:
         return False
@@ -140,11 +140,11 @@ def alike(left: Array, right: Array) -> bool:
         return False
     a, b = (np.where(np.isfinite(x), x, 0).astype(np.float64) for x in (left, right))
     scale = max(float(np.abs(b).max(initial=0.0)), 1e-6)
-    return bool(np.abs(a - b).max(initial=0.0) <= TOLERANCE * scale)
+    return bool(np.abs(a - b).max(initial=0.0) <= tolerance * scale)
 
 
-def all_alike(left: Sequence[Array], right: Sequence[Array]) -> bool:
-    return len(left) == len(right) and all(alike(a, b) for a, b in zip(left, right, strict=True))
+def all_alike(left: Sequence[Array], right: Sequence[Array], tolerance: float = TOLERANCE) -> bool:
+    return len(left) == len(right) and all(alike(a, b, tolerance) for a, b in zip(left, right, strict=True))
 
 
 def rows_are_independent(

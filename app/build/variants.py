@@ -18,7 +18,7 @@ from app.build.lower import Form, Recipe, lower
 from app.build.placement import QuantizableNode, float_notes, quantizable_nodes
 from app.build.prepare import PreparedModel
 from app.build.progress import Progress
-from app.build.quantized import QuantizedWeight
+from app.build.quantized import INT8_MAX, QuantizedWeight
 from app.build.request import DEFAULT_METHOD, QUANTIZED, BuildRequest
 from app.build.weights import WeightMethod, quantize_weights
 from app.errors import BuildError
@@ -176,12 +176,24 @@ class Workshop:
             return recipe
         if not self.nodes:
             raise BuildError(
-                f"the model has no convolution, Gemm or MatMul that could run in {precision}: build it in fp16 instead"
+                f"the model has no convolution, Gemm or MatMul of FP32 (or only ones with Q/DQ nodes of their own) "
+                f"that could run in {precision}: build it in fp16 instead"
             )
         names = frozenset(node.name for node in self.nodes)
         if precision == "fp8":
             return replace(recipe, fp8=names, ranges=self.ranges.scales)
         return replace(recipe, int8=names, ranges=self.ranges.scales, weights=self.weights)
+
+    def unclipped(self, recipe: Recipe) -> Recipe | None:
+        """The recipe with ranges that reach as far as calibration saw; None where they do already.
+
+        Clipping rare large values is the lesser error on average, but not for the samples that have them.
+        """
+        peaks = self.ranges.peaks if recipe.int8 else {}
+        reaching = {
+            name: max(scale, peaks.get(name, 0.0) / INT8_MAX) for name, scale in recipe.ranges.items()
+        }
+        return None if reaching == recipe.ranges else replace(recipe, ranges=reaching)
 
     def graph(self, recipe: Recipe, form: Form = "strong") -> ModelProto:
         return lower(self.prepared.model, recipe, form)

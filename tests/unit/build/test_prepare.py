@@ -334,6 +334,43 @@ def test_a_weight_used_twice_keeps_its_value_for_the_other_user(tmp_path: Path) 
     np.testing.assert_allclose(run(found.model, {"x": x})[0], run(model, {"x": x})[0], atol=1e-6)
 
 
+def half_model(kind: int) -> onnx.ModelProto:
+    """FP16 or BF16 weights, inputs and outputs, a branch and a Cast of the type."""
+    narrow = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    value = helper.make_tensor_value_info
+    branches = [
+        helper.make_graph([node(op, ["m"], [f"{op}_out"])], op, [], [value(f"{op}_out", kind, None)])
+        for op in ("Relu", "Neg")
+    ]
+    return make_model(
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("If", ["flag"], ["i"], then_branch=branches[0], else_branch=branches[1]),
+            node("Cast", ["n"], ["nf"], to=kind),
+            node("Add", ["i", "nf"], ["y"]),
+        ],
+        {"x": (kind, ["batch", 8]), "n": (I64, ["batch", 4]), "flag": (TensorProto.BOOL, [])},
+        {"y": (kind, ["batch", 4])},
+        {"w": weights(8, 4).astype(narrow)},
+        opset=16,
+    )
+
+
+def test_an_fp16_model_is_widened_and_keeps_its_interface(tmp_path: Path) -> None:
+    found = prepared(half_model(TensorProto.FLOAT16), tmp_path)
+    check(found.model)
+    assert [s.dtype for s in (*found.inputs, *found.outputs)] == ["float16", "int64", "bool", "float16"]
+    assert {t.data_type for t in found.model.graph.initializer} == {F}
+    assert any("narrower than FP32" in note for note in found.notes)
+    feeds = {"x": weights(3, 8, seed=1).astype(np.float16), "n": np.ones((3, 4), np.int64)}
+    for flag in (True, False):
+        got, expected = (
+            run(m, feeds | {"flag": np.array(flag)})[0]
+            for m in (found.model, half_model(TensorProto.FLOAT16))
+        )
+        np.testing.assert_allclose(got.astype(float), expected.astype(float), atol=4e-3)
+
+
 def test_local_functions_are_inlined(tmp_path: Path) -> None:
     function = helper.make_function(
         "mine", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
