@@ -40,7 +40,7 @@ _SCALES = {
     "mse": mse_scale,
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
-_JUDGED_SAMPLES = 32
+_JUDGED_SAMPLES = 128
 _JUDGED_MACS = 1e12
 #: Candidates closer than this to one another cannot matter.
 _SAME = 1.10
@@ -149,7 +149,7 @@ def _save(path: Path, fingerprint: str, histograms: Mapping[str, Histogram], don
 def _load(path: Path, fingerprint: str, fresh: dict[str, Histogram]) -> tuple[dict[str, Histogram], int]:
     """What an interrupted run left, or `fresh` when it was another run's or cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if str(archive["fingerprint"]) != fingerprint:
                 return fresh, 0
             restored = {
@@ -206,7 +206,7 @@ def _choose(
                 harms.append(harm({n: _SCALES[m](histograms[n]) for n, m in plan.items()}))
                 advance(1)
         uniform = int(np.argmin(harms))
-        if harms[uniform] < 0.95 * harms[0]:
+        if harms[uniform] < 0.98 * harms[0]:
             chosen = plans[uniform]
     return {n: _SCALES[m](histograms[n]) for n, m in chosen.items()}, chosen
 

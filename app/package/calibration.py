@@ -157,7 +157,7 @@ def _save_weights(path: Path, weights: Mapping[str, StoredWeight]) -> None:
 
 def _load_weights(path: Path) -> Dict[str, StoredWeight]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays: Arrays = {name: archive[name] for name in archive.files}
         names, methods = (json.loads(str(arrays[key])) for key in ("names", "methods"))
         return {
