@@ -124,7 +124,15 @@ def test_a_file_size_limit_is_said_and_leaves_nothing(folder: Path, tmp_path: Pa
 
 
 def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    arguments = (folder / "wide.onnx", "--name", "m", "--eval", folder / "c.npz", "--out", tmp_path / "engines")
+    arguments = (
+        folder / "wide.onnx",
+        "--name",
+        "m",
+        "--eval",
+        folder / "c.npz",
+        "--out",
+        tmp_path / "engines",
+    )
     with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         process.stderr.readline()  # "building fp16": FP32 lies in the temporary folder by now
