@@ -131,11 +131,11 @@ def _effective(view: GraphView, recipe: Recipe) -> dict[str, str]:
 
 
 def _fits_fp16(node: QuantizableNode, recipe: Recipe) -> bool:
-    """Whether FP16 holds the node's scales and correction; where it does not, the node stays FP32."""
-    numbers = [recipe.ranges[name] for name in node.activations]
+    """Whether FP16 holds the dequantized operands and the correction; if not, the node stays FP32."""
+    numbers = [128 * recipe.ranges[name] for name in node.activations]
     weight = recipe.weights.get(node.name)
     if weight is not None:
-        numbers.append(float(weight.scales.max()))
+        numbers.append(128 * float(weight.scales.max()))
         if weight.bias_correction is not None:
             numbers.append(float(np.abs(weight.bias_correction).max()))
     return max(numbers) <= FP16_MAX
