@@ -8,7 +8,9 @@ import sys
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
+from app.api.fast.protocol import fast_protocol
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
@@ -36,10 +38,18 @@ def tls_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def protocol_of(app: FastAPI, settings: Settings) -> Any:
+    """uvicorn's `http` option."""
+    if not settings.fast_path:
+        return "httptools"
+    state = app.state
+    return fast_protocol(state.predictions, state.metrics, state.guard, settings)
+
+
 def main() -> None:
     try:
         settings = load_settings()
-        configure_logging(settings.log_format, settings.log_level)
+        configure_logging(settings.log_format, settings.log_level, settings.access_log)
         app = create_app(settings)
         tls = tls_options(settings)
     except SettingsError as error:
@@ -55,6 +65,7 @@ def main() -> None:
         timeout_keep_alive=int(settings.keep_alive_timeout_s),
         timeout_graceful_shutdown=int(settings.drain_timeout_s),
         server_header=False,
+        http=protocol_of(app, settings),
         **tls,
     )
 

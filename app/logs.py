@@ -20,7 +20,7 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
-def configure_logging(log_format: str, level: str) -> None:
+def configure_logging(log_format: str, level: str, access_log: bool = False) -> None:
     """Points every logger, uvicorn's too, at standard error in one format."""
     formatters = {
         "json": {
@@ -50,6 +50,6 @@ def configure_logging(log_format: str, level: str) -> None:
                 name: {"handlers": [], "propagate": True, "level": "INFO"}
                 for name in ("uvicorn", "uvicorn.error")
             }
-            | {"uvicorn.access": {"handlers": [], "propagate": False}},
+            | {"uvicorn.access": {"handlers": [], "propagate": access_log, "level": "INFO"}},
         }
     )

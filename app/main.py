@@ -243,7 +243,7 @@ def __getattr__(name: str) -> object:
     """`app` is made on first use, so that importing this module reads no environment."""
     if name == "app":
         settings = _settings_or_exit()
-        configure_logging(settings.log_format, settings.log_level)
+        configure_logging(settings.log_format, settings.log_level, settings.access_log)
         try:
             made = create_app(settings)
         except SettingsError as error:

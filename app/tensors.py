@@ -90,16 +90,9 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def require_finite(name: str, array: Array) -> None:
-    """Raises NonFiniteInput when a floating-point array holds NaN or an infinity.
-
-    One pass and no temporary in the ordinary case: the sum of finite values is finite unless it
-    overflows, and only then is every element looked at.
-    """
-    if array.dtype.kind != "f" or array.size == 0:
-        return
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(np.add.reduce(array, axis=None, dtype=np.float64))
-    if suspicious and not np.isfinite(array).all():
+    """Raises NonFiniteInput when a floating-point array holds NaN or an infinity."""
+    # Looking for a zero byte takes half the time of `.all()`, which small arrays notice.
+    if array.dtype.kind == "f" and b"\0" in np.isfinite(array).tobytes():
         position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise NonFiniteInput(
             f"input '{name}' holds {array[position]} at {list(position)}; send finite numbers only"

@@ -17,6 +17,16 @@ def too_large(limit_bytes: int) -> BodyTooLarge:
     )
 
 
+def body_timed_out(timeout_s: float) -> RequestTimeout:
+    return RequestTimeout(
+        f"the body did not arrive within {timeout_s:g} s; send it faster or in smaller requests"
+    )
+
+
+def disconnected_early() -> Cancelled:
+    return Cancelled("the client disconnected while sending its body")
+
+
 async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
     """The whole body.
 
@@ -35,9 +45,7 @@ async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> byt
         async with asyncio.timeout(timeout_s):
             return await _collect(request, limit_bytes)
     except TimeoutError:
-        raise RequestTimeout(
-            f"the body did not arrive within {timeout_s:g} s; send it faster or in smaller requests"
-        ) from None
+        raise body_timed_out(timeout_s) from None
 
 
 async def _collect(request: Request, limit_bytes: int) -> bytes:
@@ -46,7 +54,7 @@ async def _collect(request: Request, limit_bytes: int) -> bytes:
     while True:
         message: Message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise Cancelled("the client disconnected while sending its body")
+            raise disconnected_early()
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit_bytes:

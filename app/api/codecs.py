@@ -6,18 +6,18 @@ booleans among numbers, fractions for integers and integers out of range are ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import orjson
 import simdjson
 
-from app.api.json_tensors import decode_numbers, decode_values, parse_fields
+from app.api.json_tensors import count_lists, decode_numbers, decode_values, parse_fields
 from app.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
 from app.serving.signature import Signature
-from app.tensors import Array, Arrays, numpy_dtype
+from app.tensors import Array, Arrays
 
 MAX_PRIORITY = 9
 JSON = "application/json"
@@ -27,7 +27,13 @@ Body = bytes | bytearray
 
 
 class Inputs(Protocol):
-    """The inputs of a request, before it is known which model's they are."""
+    """The inputs of a request, before it is known which model's they are.
+
+    Attributes:
+        finite: whether what is decoded holds neither NaN nor infinities for certain.
+    """
+
+    finite: ClassVar[bool]
 
     def decode(self, signature: Signature) -> Arrays:
         """Arrays of the model's dtypes; shapes are checked by `Signature.check`. Raises RequestError."""
@@ -45,10 +51,6 @@ class PredictRequest:
     priority: int = 0
     timeout_ms: float | None = None
     id: str | None = None
-
-
-_FIELDS = frozenset(("model", "inputs", "version", "outputs", "precision", "priority", "timeout_ms", "id"))
-_LISTED = "model, inputs, version, outputs, precision, priority, timeout_ms, id"
 
 
 # --- envelopes ------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ def parse_predict(body: Body) -> tuple[PredictRequest, Inputs]:
 
     The inputs may borrow the JSON parser's memory: decode them before the next body is parsed.
     """
-    fields = parse_fields(body, len(_FIELDS))
+    fields = parse_fields(body, len(_READERS))
     if fields is not None:
         inputs, outputs = fields.get("inputs"), fields.get("outputs")
         if isinstance(outputs, simdjson.Array):
@@ -91,29 +93,54 @@ def parse_predict(body: Body) -> tuple[PredictRequest, Inputs]:
 
 
 def _envelope(data: Mapping[str, Any]) -> PredictRequest:
-    if not data.keys() <= _FIELDS:
-        unknown = ", ".join(f"'{name}'" for name in data if name not in _FIELDS)
-        raise InvalidJson(f"unknown field {unknown}; the fields are {_LISTED}")
-    outputs = data.get("outputs")
-    if outputs is not None and not (isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)):
+    envelope = PredictRequest()
+    for name, value in data.items():
+        reader = _READERS.get(name)
+        if reader is None:
+            unknown = ", ".join(f"'{name}'" for name in data if name not in _READERS)
+            raise InvalidJson(f"unknown field {unknown}; the fields are {', '.join(_READERS)}")
+        reader(envelope, name, value)
+    return envelope
+
+
+def _read_text(envelope: PredictRequest, name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidJson(f"'{name}' must be a string")
+    setattr(envelope, name, value)
+
+
+def _read_version(envelope: PredictRequest, name: str, value: Any) -> None:
+    _read_text(envelope, name, str(value) if type(value) is int else value)
+
+
+def _read_outputs(envelope: PredictRequest, name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(o, str) for o in value)):
         raise InvalidJson("'outputs' must be a list of output names")
-    version = data.get("version")
-    return PredictRequest(
-        _text(data, "model"),
-        str(version) if type(version) is int else _text(data, "version"),
-        outputs,
-        _text(data, "precision"),
-        _priority(data.get("priority") or 0),
-        parse_timeout(data.get("timeout_ms")),
-        _text(data, "id"),
-    )
+    envelope.outputs = value
 
 
-def _text(data: Mapping[str, Any], field: str) -> str | None:
-    value = data.get(field)
-    if value is None or isinstance(value, str):
-        return value
-    raise InvalidJson(f"'{field}' must be a string")
+def _read_priority(envelope: PredictRequest, name: str, value: Any) -> None:
+    envelope.priority = _priority(0 if value is None else value)
+
+
+def _read_timeout(envelope: PredictRequest, name: str, value: Any) -> None:
+    envelope.timeout_ms = parse_timeout(value)
+
+
+def _no_reader(envelope: PredictRequest, name: str, value: Any) -> None:
+    """The inputs are no part of the envelope."""
+
+
+_READERS: dict[str, Callable[[PredictRequest, str, Any], None]] = {
+    "model": _read_text,
+    "inputs": _no_reader,
+    "version": _read_version,
+    "outputs": _read_outputs,
+    "precision": _read_text,
+    "priority": _read_priority,
+    "timeout_ms": _read_timeout,
+    "id": _read_text,
+}
 
 
 def _priority(value: Any) -> int:
@@ -170,6 +197,7 @@ def read_envelope(content_type: str, query: Mapping[str, str], body: Body) -> tu
 class NumberInputs:
     """Inputs inside simdjson, to be decoded once. `other_lists`: how many `[` of the body stand outside."""
 
+    finite: ClassVar[bool] = True
     body: Body
     parsed: simdjson.Object
     other_lists: int
@@ -177,7 +205,7 @@ class NumberInputs:
     def decode(self, signature: Signature) -> Arrays:
         parsed = self.parsed
         del self.parsed  # or the parser could not be used again while somebody holds on to the request
-        arrays = decode_numbers(parsed, self.body.count(b"[") - self.other_lists, signature)
+        arrays = decode_numbers(parsed, count_lists(self.body) - self.other_lists, signature)
         if arrays is not None:
             return arrays
         return ValueInputs(self.body, parse_json(self.body)["inputs"]).decode(signature)
@@ -187,6 +215,7 @@ class NumberInputs:
 class ValueInputs:
     """Inputs as Python lists."""
 
+    finite: ClassVar[bool] = True
     body: Body
     values: Mapping[str, Any]
 
@@ -198,6 +227,7 @@ class ValueInputs:
 class RawInputs:
     """The bytes of the single input."""
 
+    finite: ClassVar[bool] = False
     body: Body
 
     def decode(self, signature: Signature) -> Arrays:
@@ -209,29 +239,15 @@ def tensor_from_bytes(body: Body, signature: Signature) -> Arrays:
 
     Raises UnsupportedMediaType when the model has several inputs, WrongShape when the size does not fit.
     """
-    if len(signature.inputs) != 1:
-        raise UnsupportedMediaType(
-            f"model '{signature.model}' has {len(signature.inputs)} inputs; a raw body can hold one. Send JSON"
-        )
-    (spec,) = signature.inputs.values()
-    wire: list[Any] = list(spec.shape)
-    if signature.fixed_batch is not None and wire:
-        wire[0] = "batch"
-    free = [i for i, d in enumerate(wire) if isinstance(d, str)]
-    if len(free) > 1:
-        raise UnsupportedMediaType(
-            f"input '{spec.name}' has shape {spec.describe_shape()} with several dynamic dimensions, "
-            f"which raw bytes cannot tell apart; send JSON"
-        )
-    dtype = numpy_dtype(spec.dtype)
-    known = int(np.prod([d for d in wire if isinstance(d, int)], dtype=np.int64)) * dtype.itemsize
-    if not body or len(body) % known or (not free and len(body) != known):
+    layout = signature.raw_layout
+    size, unit = len(body), layout.unit_bytes
+    if not size or size % unit or (size != unit and -1 not in layout.shape):
+        spec = layout.spec
         raise WrongShape(
-            f"the body has {len(body)} bytes; input '{spec.name}' {spec.describe_shape()} of {spec.dtype} "
-            f"takes {'a multiple of ' if free else ''}{known}"
+            f"the body has {size} bytes; input '{spec.name}' {spec.describe_shape()} of {spec.dtype} "
+            f"takes {'a multiple of ' if -1 in layout.shape else ''}{unit}"
         )
-    shape = [len(body) // known if isinstance(d, str) else d for d in wire]
-    return {spec.name: np.frombuffer(body, dtype).reshape(shape)}
+    return {layout.spec.name: np.frombuffer(body, layout.dtype).reshape(layout.shape)}
 
 
 # --- answers --------------------------------------------------------------------------------------

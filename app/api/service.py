@@ -63,7 +63,7 @@ class Predictions:
                 f"it has {', '.join(model.precisions)}"
             )
         arrays = inputs.decode(signature)
-        rows = signature.check(arrays)
+        rows = signature.check(arrays, inputs.finite)
         outputs = signature.select_outputs(envelope.outputs)
         timeout_ms = self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
         deadline = None

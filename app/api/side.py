@@ -29,7 +29,8 @@ async def side_server(main: FastAPI, host: str, port: int | None) -> AsyncIterat
     app = FastAPI(title="Vernier operations", docs_url=None, redoc_url=None, openapi_url=None)
     app.state = main.state
     app.include_router(health.router)
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, lifespan="off")
+    access_log = main.state.settings.access_log  # of all servers in a process, the last one's word counts
+    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=access_log, lifespan="off")
     server = _SideServer(config)
     serving = asyncio.create_task(server.serve())
     try:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
 
 import numpy as np
 
-from app.errors import MissingInput, UnknownInput, UnknownOutput, WrongShape
+from app.errors import MissingInput, UnknownInput, UnknownOutput, UnsupportedMediaType, WrongShape
 from app.package.manifest import Manifest
 from app.tensors import (
     Arrays,
+    Dim,
     TensorSpec,
     bind_dims,
     check_range,
@@ -18,6 +22,21 @@ from app.tensors import (
     require_dtype,
     require_finite,
 )
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """How plain bytes become the only input.
+
+    Attributes:
+        shape: −1 stands for the dimension that the number of bytes tells, if there is one.
+        unit_bytes: the bytes of everything but that dimension.
+    """
+
+    spec: TensorSpec
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    unit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -69,10 +88,44 @@ class Signature:
                 f"model '{self.model}' has no input '{name}'; its inputs are {_names(self.inputs)}"
             ) from None
 
-    def check(self, arrays: Arrays) -> int:
+    @cached_property
+    def raw_layout(self) -> RawLayout:
+        """Raises UnsupportedMediaType when bytes alone do not tell the inputs."""
+        if len(self.inputs) != 1:
+            raise UnsupportedMediaType(
+                f"model '{self.model}' has {len(self.inputs)} inputs; a raw body can hold one. Send JSON"
+            )
+        (spec,) = self.inputs.values()
+        shape = list(spec.wire_shape)
+        if self.fixed_batch is not None and shape:
+            shape[0] = -1
+        if shape.count(-1) > 1:
+            raise UnsupportedMediaType(
+                f"input '{spec.name}' has shape {spec.describe_shape()} with several dynamic dimensions, "
+                f"which raw bytes cannot tell apart; send JSON"
+            )
+        dtype = numpy_dtype(spec.dtype)
+        unit = dtype.itemsize * prod(size for size in shape if size != -1)
+        return RawLayout(spec, dtype, tuple(shape), unit)
+
+    @cached_property
+    def _plan(self) -> tuple[tuple[str, TensorSpec, np.dtype[Any], tuple[Dim, ...] | None], ...]:
+        """Name, spec, dtype, and the sizes after the batch where all of them are fixed."""
+        plan = []
+        for name, spec in self.inputs.items():
+            tail = spec.shape[1:]
+            plain = self.batch_dim is not None and spec.shape[:1] == (self.batch_dim,)
+            fixed = plain and all(isinstance(dim, int) for dim in tail)
+            plan.append((name, spec, numpy_dtype(spec.dtype), tail if fixed else None))
+        return tuple(plan)
+
+    def check(self, arrays: Arrays, finite: bool = False) -> int:
         """Validates a whole request, adds what may be left out, and returns its rows.
 
         Rows are the size of the batch dimension; 1 for a model whose tensors share no batch axis.
+
+        Args:
+            finite: the caller knows that no array holds NaN or an infinity, as of arrays out of JSON.
 
         Raises:
             MissingInput, UnknownInput, WrongDtype, WrongShape, NonFiniteInput
@@ -86,20 +139,27 @@ class Signature:
                     f"model '{self.model}' also needs {_names(missing)}; send every one of {_names(self.inputs)}"
                 )
         dims: dict[str, int] = {}
+        batch_dim = self.batch_dim
         rows = 0
-        for name, spec in self.inputs.items():
-            if name not in arrays:
+        for name, spec, dtype, tail in self._plan:
+            array = arrays.get(name)
+            if array is None:
                 continue
-            array = arrays[name]
-            require_dtype(spec, array)
-            if self.fixed_batch is None:
-                bind_dims(spec, array.shape, dims)
+            shape = array.shape
+            if array.dtype != dtype:
+                require_dtype(spec, array)
+            if tail is not None and batch_dim is not None and shape and shape[1:] == tail and not dims:
+                dims[batch_dim] = shape[0]  # the most frequent case of the next
+            elif self.fixed_batch is None:
+                bind_dims(spec, shape, dims)
             else:
-                rows = self._bind_fixed(spec, array.shape, rows, dims)
-            require_finite(name, array)
-        check_range(dims, self.ranges)
-        if self.batch_dim is not None:
-            rows = dims[self.batch_dim]
+                rows = self._bind_fixed(spec, shape, rows, dims)
+            if not finite:
+                require_finite(name, array)
+        if self.ranges:
+            check_range(dims, self.ranges)
+        if batch_dim is not None:
+            rows = dims[batch_dim]
         elif self.fixed_batch is None:
             rows = 1
         if rows < 1:

@@ -54,13 +54,19 @@ def final_totals(server: Server) -> dict[str, int]:
     raise AssertionError(server.log)
 
 
-@pytest.mark.parametrize(("uvicorn", "status"), [(False, 0), (True, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("uvicorn", "fast_path", "status"),
+    [(False, "true", 0), (False, "false", 0), (True, "true", -signal.SIGTERM)],
+    ids=["fast", "ordinary", "uvicorn"],
+)
 def test_no_admitted_request_fails_and_the_process_ends_in_time(
-    engines: Path, tmp_path: Path, uvicorn: bool, status: int
+    engines: Path, tmp_path: Path, uvicorn: bool, fast_path: str, status: int
 ) -> None:
     """uvicorn's own command raises the signal again when it is done, so it ends with the signal's status."""
     write_package(engines, "slow", model=slow_model())
-    with serve(engines, tmp_path / "log", uvicorn=uvicorn, drain_timeout_s="20") as server:
+    with serve(
+        engines, tmp_path / "log", uvicorn=uvicorn, drain_timeout_s="20", fast_path=fast_path
+    ) as server:
         load = Load(server, clients=16)
         while len(load.statuses) < 50:
             time.sleep(0.01)
@@ -76,9 +82,12 @@ def test_no_admitted_request_fails_and_the_process_ends_in_time(
     assert all(body["code"] == "draining" for body in load.bodies)
 
 
-def test_readiness_is_red_while_requests_are_still_taken(engines: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
+def test_readiness_is_red_while_requests_are_still_taken(
+    engines: Path, tmp_path: Path, fast_path: str
+) -> None:
     write_package(engines, "slow", model=slow_model(layers=2))
-    with serve(engines, tmp_path / "log", drain_delay_s="2") as server:
+    with serve(engines, tmp_path / "log", drain_delay_s="2", fast_path=fast_path) as server:
         server.terminate()
         response = server.wait_until("/v2/health/ready", 503, timeout_s=1.5)
         assert response.json()["code"] == "draining"
@@ -86,9 +95,10 @@ def test_readiness_is_red_while_requests_are_still_taken(engines: Path, tmp_path
         assert server.wait(20) == 0
 
 
-def test_a_second_signal_does_not_wait(engines: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
+def test_a_second_signal_does_not_wait(engines: Path, tmp_path: Path, fast_path: str) -> None:
     write_package(engines, "slow", model=slow_model(layers=2))
-    with serve(engines, tmp_path / "log", drain_delay_s="60") as server:
+    with serve(engines, tmp_path / "log", drain_delay_s="60", fast_path=fast_path) as server:
         server.terminate()
         server.wait_until("/v2/health/ready", 503)
         server.terminate()

@@ -1,0 +1,299 @@
+"""The connection: finds predictions among the bytes that arrive, and sends answers in their turn.
+
+A connection is in one of three states between segments: idle or waiting for answers, reading the body of
+a prediction, or holding bytes back because something ahead of them must be finished first. Bytes go to
+the parser of the ordinary path only while no answer of the fast path is due, and to the fast path only
+where the ordinary parser stands between two messages and owes no response; so the two never interleave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, ClassVar
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.api.body import body_timed_out, disconnected_early
+from app.api.codecs import Body
+from app.api.fast.exchange import Exchange, Exchanges
+from app.api.fast.head import END, Head, Heads
+from app.api.fast.response import ResponseHeads
+from app.api.security import Guard, Permit
+from app.api.service import Predictions
+from app.errors import VernierError
+from app.exposition import Metrics
+from app.settings import Settings
+
+#: Predictions of one connection that may be under way at once; what follows waits unread.
+_MOST_PIPELINED = 64
+#: A head that did not end by here is left to the ordinary path.
+_LONGEST_HEAD = 16 * 1024
+#: A head that did not end by there is refused: it would be kept in memory.
+_LARGEST_HEAD = 64 * 1024
+#: Longer bodies are written beside their head and not copied behind it.
+_LONG_PAYLOAD = 64 * 1024
+
+
+class _Arriving:
+    """A prediction whose body is not all there."""
+
+    __slots__ = ("body", "came", "due", "head", "permit")
+
+    def __init__(self, head: Head, came: float, permit: Permit | None, body: bytearray, due: float) -> None:
+        self.head = head
+        self.came = came
+        self.permit = permit
+        self.body = body
+        self.due = due  # when it must be complete, on the loop's clock
+
+
+class FastProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a fast path. `fast_protocol` makes the class that a service uses."""
+
+    exchanges: ClassVar[Exchanges]
+    heads: ClassVar[Heads]
+    guard: ClassVar[Guard | None]
+    responses: ClassVar[ResponseHeads]
+    body_timeout_s: ClassVar[float]
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._clock = self.exchanges.clock
+        self._fast = config.limit_concurrency is None and not config.root_path
+        self._between_messages = True  # where the ordinary parser stands
+        self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
+        self._arriving: _Arriving | None = None
+        self._held = b""
+        self._ending = False  # once nothing is due, the connection closes
+        self._in_head = False  # of a request of the ordinary path
+        self._head_bytes = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_at = 0.0
+        self._idle_since: float | None = None  # None while the ordinary path's keep-alive timer rules
+
+    # --- in ---------------------------------------------------------------------------------------
+    def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._held:
+            self._held += data
+            return
+        while data:
+            if self._arriving is not None:
+                data = self._read_body(self._arriving, data)
+            elif self._ending:
+                return
+            else:
+                data = self._next(data)
+
+    def _next(self, data: bytes) -> bytes:
+        """Takes the request at the start of `data`; returns what follows it."""
+        cycle = self.cycle
+        if (
+            not self._fast
+            or not self._between_messages
+            or (cycle is not None and not cycle.response_complete)
+        ):
+            return self._ordinary(data)
+        start = data.find(END, 0, _LONGEST_HEAD) + len(END)
+        head = self.heads.find(data[:start]) if start >= len(END) else None
+        if head is None:
+            return self._hold(data) if self._due else self._ordinary(data)
+        if self.flow.write_paused or len(self._due) >= _MOST_PIPELINED:
+            return self._hold(data)
+        permit: Permit | None = None
+        if self.guard is not None:
+            try:
+                permit = self.guard.admit(head.token)
+            except VernierError:  # the ordinary path says it in words, and need not read the body
+                return self._hold(data) if self._due else self._ordinary(data)
+        came = self._clock()
+        stop = start + head.length
+        if len(data) < stop:
+            due = self.loop.time() + self.body_timeout_s
+            self._arriving = _Arriving(head, came, permit, bytearray(data[start:]), due)
+            self._watch_by(due)
+            return b""
+        self._begin(head, data[start:stop], came, permit)
+        return data[stop:]
+
+    def _read_body(self, arriving: _Arriving, data: bytes) -> bytes:
+        body, head = arriving.body, arriving.head
+        missing = head.length - len(body)
+        if len(data) < missing:
+            body += data
+            return b""
+        self._arriving = None
+        if not body and len(data) == missing:  # the client sent head and body one after the other
+            self._begin(head, data, arriving.came, arriving.permit)
+            return b""
+        body += memoryview(data)[:missing]
+        self._begin(head, body, arriving.came, arriving.permit)
+        return data[missing:]
+
+    def _begin(self, head: Head, body: Body, came: float, permit: Permit | None) -> None:
+        if not head.keep_alive:
+            self._ending = True
+        exchange = self.exchanges.begin(self, head, body, came, permit)
+        self._due.append(exchange)
+        if exchange.payload is not None:
+            self.send_ready()
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keeps the bytes until what stands before them is done."""
+        self._held = data
+        self.flow.pause_reading()
+        return b""
+
+    def _release(self) -> None:
+        held, self._held = self._held, b""
+        self.flow.resume_reading()
+        self.data_received(held)
+
+    # --- the ordinary path ------------------------------------------------------------------------
+    def _ordinary(self, data: bytes) -> bytes:
+        self._idle_since = None
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LARGEST_HEAD:
+                self.send_400_response("The head of the request is too large.")
+                return b""
+        super().data_received(data)
+        return b""
+
+    def on_message_begin(self) -> None:
+        self._between_messages = False
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._between_messages = True
+        super().on_message_complete()
+
+    # --- out --------------------------------------------------------------------------------------
+    def send_ready(self) -> None:
+        """Sends every answer whose turn it is, and goes on with what waited for that."""
+        due = self._due
+        while due:
+            exchange = due[0]
+            if exchange.payload is None:
+                break
+            due.popleft()
+            self._send(exchange, exchange.payload)
+        if self._held:
+            self._release()
+        elif not due and self._arriving is None:
+            if self._ending:
+                self.transport.close()
+            else:
+                self._idle_since = self.loop.time()
+                self._watch_by(self._idle_since + self.timeout_keep_alive)
+
+    def _send(self, exchange: Exchange, payload: bytes) -> None:
+        closes = self._ending and not self._due and self._arriving is None
+        head = self.responses.make(
+            self.server_state.default_headers,
+            exchange.status,
+            len(payload),
+            exchange.identity,
+            closes,
+            exchange.headers,
+        )
+        if len(payload) < _LONG_PAYLOAD:
+            self.transport.write(head + payload)
+        else:
+            self.transport.write(head)
+            self.transport.write(payload)
+        self.server_state.total_requests += 1
+        if self.access_log:
+            client = ":".join(map(str, self.client or ()))
+            self.access_logger.info(
+                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", exchange.status
+            )
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._held:
+            self._release()
+
+    # --- time and end -----------------------------------------------------------------------------
+    def _watch_by(self, at: float) -> None:
+        """Looks after the connection at `at` or earlier. One timer for all purposes, which is seldom set anew."""
+        if self._watch is not None:
+            if self._watch_at <= at:
+                return
+            self._watch.cancel()
+        self._watch_at = at
+        self._watch = self.loop.call_at(at, self._look_after)
+
+    def _look_after(self) -> None:
+        self._watch = None
+        now = self.loop.time()
+        if self._arriving is not None:
+            if now < self._arriving.due:
+                self._watch_by(self._arriving.due)
+            else:
+                self._time_out(self._arriving)
+        elif self._idle_since is not None and not self._due:
+            ends = self._idle_since + self.timeout_keep_alive
+            if now < ends:
+                self._watch_by(ends)
+            else:
+                self.timeout_keep_alive_handler()
+
+    def _time_out(self, arriving: _Arriving) -> None:
+        self._arriving = None
+        self._ending = True
+        error = body_timed_out(self.body_timeout_s)
+        self._due.append(self.exchanges.refuse(arriving.head, error, arriving.came, arriving.permit))
+        self.send_ready()
+
+    def shutdown(self) -> None:
+        """Finishes what has begun, then closes; uvicorn waits for the connection."""
+        if self._due or self._arriving is not None:
+            self._ending = True
+            self._held = b""
+        else:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._held = b""
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            self.exchanges.refuse(arriving.head, disconnected_early(), arriving.came, arriving.permit)
+        for exchange in self._due:
+            self.exchanges.abandon(exchange)
+        self._due.clear()
+        super().connection_lost(exc)
+
+
+def fast_protocol(
+    predictions: Predictions, metrics: Metrics, guard: Guard, settings: Settings
+) -> type[FastProtocol]:
+    """The class for uvicorn's `http` option."""
+
+    class ServiceProtocol(FastProtocol):
+        exchanges = Exchanges(predictions, metrics)
+        heads = Heads(settings.max_body_bytes)
+        responses = ResponseHeads()
+        body_timeout_s = settings.body_timeout_s
+
+    ServiceProtocol.guard = None if guard.open else guard
+    return ServiceProtocol

@@ -1,0 +1,62 @@
+"""Responses as bytes: the same headers as the ordinary path, put together once a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from app.api.codecs import JSON
+from app.api.guarding import SECURITY_HEADERS
+from app.api.identity import header_value
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_ALWAYS: Headers = ((b"content-type", JSON.encode()), *SECURITY_HEADERS)
+
+
+class ResponseHeads:
+    """Belongs to the event loop's thread; shared by all connections."""
+
+    def __init__(self) -> None:
+        self._defaults: Headers | None = None
+        self._common = b""
+        self._ok = b""
+
+    def make(
+        self,
+        defaults: Headers,
+        status: int,
+        length: int,
+        request_id: str,
+        closes: bool,
+        headers: Mapping[str, str],
+    ) -> bytes:
+        """Everything before the body, the blank line included.
+
+        Args:
+            defaults: uvicorn's own headers, of which the date is one; a new list whenever they change.
+            length: of the body, in bytes.
+            closes: whether the connection ends after it.
+            headers: those of an error.
+        """
+        if defaults is not self._defaults:
+            self._renew(defaults)
+        shown_id = header_value(request_id).encode()
+        if status == 200 and not closes:
+            return self._ok % (length, shown_id)
+        lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+        if closes and "connection" not in headers:
+            lines.append((b"connection", b"close"))
+        first = STATUS_LINE[status] + self._common + _lines(lines)
+        return first + b"content-length: %d\r\nx-request-id: %b\r\n\r\n" % (length, shown_id)
+
+    def _renew(self, defaults: Headers) -> None:
+        self._defaults = defaults
+        self._common = _lines([*defaults, *_ALWAYS])
+        escaped = (STATUS_LINE[200] + self._common).replace(b"%", b"%%")
+        self._ok = escaped + b"content-length: %d\r\nx-request-id: %b\r\n\r\n"
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
