@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, TensorProto
 
 from app.build.data import Samples, limit
 from app.build.floats import FP16_MAX, MOVEMENT
@@ -33,6 +33,11 @@ _WEIGHT_LOSS = 2.0**-8
 _CHANNEL_LOSS, _CHANNEL_SHARE = 2.0**-6, 2.0**-12
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+_INTEGERS = {
+    TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
+    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
+}  # fmt: skip
 
 #: A tiny input that becomes zero turns into an infinity here.
 _DIVIDES = {"Div": 1, "Log": 0, "Reciprocal": 0}

@@ -163,6 +163,13 @@ def test_whole_numbers_must_stay_exact() -> None:
     assert (hazards(2049, "fp16"), hazards(257, "bf16")) == (everything, everything)
 
 
+def test_numbers_that_came_in_fp16_need_not_be_whole() -> None:
+    nodes = [node("Cast", ["x"], "f", to=F), node("Tanh", ["f"], "y")]
+    model = built(nodes, kind=TensorProto.FLOAT16)
+    x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16)
+    assert half_hazards(model, ArraySamples({"x": x})) == {}
+
+
 def test_hazards_hold_in_int8_graphs_too() -> None:
     """An INT8 product whose result passes FP16's largest number gives it in FP32."""
     nodes = [
