@@ -39,8 +39,8 @@ class Inline:
         self.limit_s = min(max(_UNDER_LOAD * seconds, _SHORTEST_S), _LONGEST_S)
 
     def worth_having(self, curve: LatencyCurve) -> bool:
-        """Whether at least the smallest batch is quick enough."""
-        return curve.known and curve.seconds(1) <= self.limit_s
+        """Whether at least the smallest batch may turn out to be quick enough."""
+        return curve.known and curve.seconds(1) <= _NOT_FAR * self.limit_s
 
     def rows(self, precision: str, shape: ShapeKey, base: LatencyCurve, now: float) -> int:
         """The largest batch of a lane that should run inline; 0 for none.
@@ -68,7 +68,18 @@ class Inline:
         if self._runs < _LEARN_FIRST or not self._runs % _LEARN_EACH:
             self._curves[batch.precision, batch.shape].observe(batch.rows, batch.compute_s)
 
-    def close(self) -> None:
-        for slot in self.slots.values():
+    def use(self, precision: str, slot: Slot) -> None:
+        """Takes a slot that is not used elsewhere."""
+        self.slots[precision] = slot
+
+    def drop(self, precision: str) -> None:
+        """Closes the variant's slot, if there is one, and forgets what it took."""
+        slot = self.slots.pop(precision, None)
+        if slot is not None:
             slot.close()
-        self.slots.clear()
+        for key in [key for key in self._curves if key[0] == precision]:
+            del self._curves[key]
+
+    def close(self) -> None:
+        for precision in list(self.slots):
+            self.drop(precision)

@@ -133,7 +133,7 @@ class Scheduler:
             return
         slot = await asyncio.to_thread(executor.open_slot)
         await asyncio.to_thread(warm_up, {precision: slot}, self._layout)
-        self._inline.slots[precision] = slot
+        self._inline.use(precision, slot)
 
     # --- what others see --------------------------------------------------------------------------
     @property
@@ -163,8 +163,11 @@ class Scheduler:
         self._metrics.precision_active(precision, runtime)
         self._want_pump()
 
-    async def install(self, executor: Executor) -> None:
+    async def install(self, executor: Executor, curve: Mapping[int, float] | None = None) -> None:
         """Adds a variant, or replaces its executor, under traffic. The old executor is not used afterwards.
+
+        Args:
+            curve: bucket → seconds as measured before, if known.
 
         Raises EngineError when a slot cannot be opened; nothing has changed then.
         """
@@ -172,10 +175,9 @@ class Scheduler:
         precision = executor.precision
         self._executors[precision] = executor
         self._runtimes[precision] = executor.runtime
-        old = self._inline.slots.pop(precision, None)
-        if old is not None:
-            old.close()
-        self._batcher.learn_variant(precision, executor.exact_batch)
+        self._inline.drop(precision)
+        self._batcher.learn_variant(precision, executor.exact_batch, curve)
+        await self._open_inline(precision, executor)
         if precision == self.precision:
             self._metrics.precision_active(precision, executor.runtime)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
-from app.engine.base import Executor
+from app.engine.base import Executor, Slot
 from app.engine.pool import Slots, Worker
 from app.errors import DeviceFailed, EngineError, VernierError
 from app.serving.execution import Batch
@@ -84,6 +85,8 @@ class Crew:
         self._closing = False
         self._opened: asyncio.Event = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
+        self._calls: dict[Worker, set[asyncio.Future[Any]]] = {}
+        self._generation = 0  # of the executors; counts installations
         for _ in range(size):
             self._hire()
 
@@ -184,24 +187,30 @@ class Crew:
             return
         self._opening += 1
         self._born += 1
+        generation = self._generation
 
         def on_open(worker: Worker, slots: Slots) -> None:
-            self._post(self._open, worker, self._warm_up(slots))
+            self._post(self._open, worker, self._warm_up(slots), generation)
 
         def on_exit(worker: Worker, error: BaseException | None) -> None:
             self._post(self._exited, worker, error)
 
         Worker(f"{self._name}-{self._born}", self._executors.values(), on_open, on_exit)
 
-    def _open(self, worker: Worker, curves: Curves) -> None:
+    def _open(self, worker: Worker, curves: Curves, generation: int) -> None:
         self._opening -= 1
+        self._opened.set()
+        if self._closing:
+            worker.close()
+            return
+        if generation != self._generation:  # an executor was replaced in the meantime
+            worker.close()
+            self._hire()
+            return
         self.idle.append(worker)
         self.curves = self.curves or curves
         if self.failed == 0:
             self._dying = None
-        self._opened.set()
-        if self._closing:
-            worker.close()
         self._listener.worker_idle()
 
     def _exited(self, worker: Worker, error: BaseException | None) -> None:
@@ -209,10 +218,14 @@ class Crew:
         if worker in self.idle:
             self.idle.remove(worker)
         batch = self.busy.pop(worker, None)
+        for future in self._calls.pop(worker, ()):
+            _resolve(future, None, EngineError("the worker ended"))
+        if error is None:
+            return
         if not was_open:
             self._opening -= 1
             self._opened.set()
-        if error is None or self._closing:
+        if self._closing:
             return
         self._deaths += 1
         reason = (
@@ -246,57 +259,59 @@ class Crew:
         Raises:
             EngineError: a slot could not be opened; the workers keep what they had.
         """
+        precision = executor.precision
         workers = [*self.idle, *self.busy]
-        done = [self._loop.create_future() for _ in workers]
-        for worker, future in zip(workers, done, strict=True):
-            worker.submit(self._opener(executor, future))
-        opened = await asyncio.gather(*done, return_exceptions=True)
+        opened = await asyncio.gather(
+            *(self._call(worker, lambda slots: executor.open_slot()) for worker in workers),
+            return_exceptions=True,
+        )
         failed = [slot for slot in opened if isinstance(slot, BaseException)]
+        swap = _close if failed else partial(_swap, precision)
+        if not failed:
+            self._executors[precision] = executor
+            self._generation += 1
+            for worker in {*self.idle, *self.busy} - set(workers):  # born while the slots were opened
+                worker.submit(lambda slots: _swap(precision, executor.open_slot(), slots))
+        done = [
+            self._call(worker, partial(swap, slot))
+            for worker, slot in zip(workers, opened, strict=True)
+            if not isinstance(slot, BaseException)
+        ]
+        await asyncio.gather(*done, return_exceptions=True)  # a worker that dies now is replaced anyway
         if failed:
-            for worker, slot in zip(workers, opened, strict=True):
-                if not isinstance(slot, BaseException):
-                    worker.submit(lambda _, slot=slot: slot.close())  # type: ignore[misc]
             raise EngineError(f"a slot of the new engine cannot be opened: {_describe(failed[0])}")
-        self._executors[executor.precision] = executor
-        swapped = [self._loop.create_future() for _ in workers]
-        for worker, slot, future in zip(workers, opened, swapped, strict=True):
-            worker.submit(self._swapper(executor.precision, slot, future))
-        await asyncio.gather(*swapped)
-
-    def _opener(self, executor: Executor, future: asyncio.Future[Any]) -> Callable[[Slots], None]:
-        def job(slots: Slots) -> None:
-            try:
-                slot = executor.open_slot()
-            except Exception as error:
-                self._post(_resolve, future, None, error)
-            else:
-                self._post(_resolve, future, slot, None)
-
-        return job
-
-    def _swapper(self, precision: str, slot: Any, future: asyncio.Future[Any]) -> Callable[[Slots], None]:
-        def job(slots: Slots) -> None:
-            old = slots.get(precision)
-            slots[precision] = slot
-            if old is not None:
-                old.close()
-            self._post(_resolve, future, None, None)
-
-        return job
 
     # --- the way between the threads ----------------------------------------------------------------
     async def hand_over_s(self, times: int = 7) -> float:
         """Seconds from the loop's thread to a worker and back, measured now: the median."""
         taken = []
         for _ in range(times):
-            if not self.idle:
-                break
-            future: asyncio.Future[Any] = self._loop.create_future()
-            began = self._loop.time()
-            self.idle[-1].submit(lambda _, future=future: self._post(_resolve, future, None, None))  # type: ignore[misc]
-            await future
-            taken.append(self._loop.time() - began)
+            if self.idle:
+                began = self._loop.time()
+                await self._call(self.idle[-1], lambda slots: None)
+                taken.append(self._loop.time() - began)
         return sorted(taken)[len(taken) // 2] if taken else 0.0
+
+    def _call(self, worker: Worker, function: Callable[[Slots], Any]) -> asyncio.Future[Any]:
+        """Runs a function on a worker's thread; resolves when it has, or when the worker has died."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def job(slots: Slots) -> None:
+            try:
+                result = function(slots)
+            except Exception as error:
+                self._post(_resolve, future, None, error)
+            else:
+                self._post(_resolve, future, result, None)
+
+        calls = self._calls.setdefault(worker, set())
+        calls.add(future)
+        future.add_done_callback(calls.discard)
+        if worker.alive:
+            worker.submit(job)
+        else:
+            _resolve(future, None, EngineError("the worker ended"))
+        return future
 
     def _post(self, call: Callable[..., None], *args: Any) -> None:
         """From a worker's thread to the loop's."""
@@ -324,6 +339,17 @@ class Crew:
         ended = await asyncio.gather(*(asyncio.to_thread(worker.join, timeout_s) for worker in workers))
         if not all(ended):
             logger.error("a worker still runs", extra={"model": self._name, "workers": ended.count(False)})
+
+
+def _swap(precision: str, slot: Slot, slots: Slots) -> None:
+    old = slots.get(precision)
+    slots[precision] = slot
+    if old is not None:
+        old.close()
+
+
+def _close(slot: Slot, slots: Slots) -> None:
+    slot.close()
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

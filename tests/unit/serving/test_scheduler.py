@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from app.metrics import ModelMetrics
 from app.serving.batcher import Policy
 from app.serving.padding import BatchLayout
 from app.serving.scheduler import Answer, PendingRequest, Scheduler
+from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
 
 Start = Callable[..., Awaitable[Scheduler]]
@@ -59,6 +61,7 @@ async def serving(
     slots: int = 1,
     inline: bool = False,
     largest: int = 8,
+    device: Device | None = None,
 ) -> AsyncIterator[Scheduler]:
     """A started scheduler; at the end everything is drained and every slot closed."""
     first = executors[0]
@@ -372,6 +375,22 @@ async def test_a_variant_that_cannot_be_installed_leaves_everything_as_it_was() 
         await scheduler.predict(x(), rows=1)
 
 
+async def test_a_worker_that_is_born_during_an_installation_has_the_new_variant() -> None:
+    old, new = ArithmeticExecutor("fp32"), ArithmeticExecutor("fp32")
+    old.fault = fails_on(666, lambda: SystemExit(1))
+    async with serving(old, slots=3) as scheduler:
+        deadly = asyncio.create_task(scheduler.predict(x(1, 666), rows=1))
+        await until(lambda: bool(old.ran))  # the replacement's warm-up runs count, too
+        await scheduler.install(new)
+        with pytest.raises(EngineError):
+            await deadly
+        await until(lambda: scheduler.fault is None and new.open_slots >= 3 and old.open_slots == 0)
+        new.begin()
+        await asyncio.gather(*(scheduler.predict(x(8), rows=8) for _ in range(20)))
+        assert len(new.ran) == 20
+    assert new.open_slots == 0
+
+
 # --- faults -------------------------------------------------------------------------------------------
 def fails_on(value: float, error: Callable[[], BaseException]) -> Callable[[np.ndarray], None]:
     def fault(batch: np.ndarray) -> None:
@@ -460,6 +479,27 @@ async def test_no_slot_at_all_is_an_error_at_the_start() -> None:
     with pytest.raises(EngineError, match="memory"):
         await scheduler.started()
     await scheduler.drain(1)
+
+
+async def test_models_that_share_a_device_all_make_progress() -> None:
+    device = Device(1)
+    executors = [ArithmeticExecutor(fault=lambda batch: time.sleep(0.002)) for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        schedulers = [
+            await stack.enter_async_context(serving(executor, device=device, slots=2))
+            for executor in executors
+        ]
+        ends = time.monotonic() + 0.3
+        counts = [0, 0, 0]
+
+        async def client(which: int) -> None:
+            while time.monotonic() < ends:
+                await schedulers[which].predict(x(8), rows=8)
+                counts[which] += 1
+
+        # One greedy model with eight clients, two with one each.
+        await asyncio.gather(*(client(which) for which in [0] * 8 + [1, 2]))
+        assert min(counts) > 0.4 * max(counts)
 
 
 # --- drain --------------------------------------------------------------------------------------------
