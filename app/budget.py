@@ -235,6 +235,12 @@ class Judge:
         """The function behind a term on task metrics or custom ones. KeyError for distances."""
         return self._tasks[term.key][0]
 
+    def per_sample(self, term: Term, candidate: Arrays) -> Array:
+        """A distance or similarity of each sample, the worst of the outputs that the term applies to."""
+        comparisons = {name: Comparison(array, candidate[name]) for name, array in self.reference.items()}
+        found = [c.per_sample(term.metric) for c in _applicable(term, comparisons)]
+        return np.asarray(np.min(found, axis=0) if term.at_least else np.max(found, axis=0))
+
     def _task_metric(self, term: Term) -> Metric:
         task = find_task(self.reference, np.asarray(self.labels), term.metric, term.output)
         return lambda outputs, labels: task.measure(outputs, np.asarray(labels))
@@ -300,19 +306,27 @@ def _finding(
 
 def _worst(term: Term, comparisons: Mapping[str, Comparison]) -> float:
     """The term's value, the worst of the outputs that it applies to."""
+    values = [c.value(term.metric, term.statistic) for c in _applicable(term, comparisons)]
+    return min(values) if term.at_least else max(values)
+
+
+def _applicable(term: Term, comparisons: Mapping[str, Comparison]) -> List[Comparison]:
+    """The outputs that a term speaks of. Raises BuildError when there is none."""
     if term.output is not None:
-        return comparisons[term.output].value(term.metric, term.statistic)
+        return [comparisons[term.output]]
     # Class numbers have no distance from one another, unless there is nothing else to look at.
     named = {n: c for n, c in comparisons.items() if c.reference.dtype.kind == "f" or term.metric == "equal"}
-    values, refusal = [], None
+    found, refusal = [], None
     for comparison in (named or comparisons).values():
         try:
-            values.append(comparison.value(term.metric, term.statistic))
+            comparison.value(term.metric, term.statistic)
         except AccuracyError as error:
             refusal = error
-    if not values:
+        else:
+            found.append(comparison)
+    if not found:
         raise BuildError(f"{term.text} applies to no output: {refusal}")
-    return min(values) if term.at_least else max(values)
+    return found
 
 
 def _bigger(key: str) -> bool:

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
-from app.build.caution import CLEAR, CautiousJudge
+from app.build.caution import CautiousJudge
 from app.build.data import Samples, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
 from app.build.progress import Progress
-from app.build.request import QUANTIZED, BuildRequest
+from app.build.request import AUTO, QUANTIZED, BuildRequest
 from app.build.search import SearchResult, search
 from app.build.store import write_model
 from app.build.tf32 import emulate_tf32
@@ -32,6 +33,8 @@ from app.tensors import Arrays
 EMULATED = "emulated"
 #: Nobody asks for these to serve them from a CPU.
 GPU_ONLY = ("tf32", "bf16", "fp8")
+#: When FP32 takes no longer for all samples, two searches are affordable.
+_CHEAP_SECONDS = 5.0
 #: Without this many samples of its own a search selects and verifies on the same ones.
 _LEAST_TO_SPLIT = 64
 
@@ -82,9 +85,11 @@ class Judging:
         self._request = request
         self._progress = progress
         self.fp32_files: tuple[str, ...] = ()
-        self._sensitivities: dict[bool, dict[str, float]] = {False: {}, True: {}}
+        self._sensitivities: dict[tuple[bool, tuple[float, ...]], dict[str, float]] = {}
+        began = perf_counter()
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
+        self._seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
 
@@ -93,48 +98,57 @@ class Judging:
         if precision == "tf32":
             return self._tf32()
         recipe = self.workshop.recipe(precision)
-        outputs = self._emulated(recipe)
-        candidate = Candidate(
-            precision, "", "", recipe, gates={EMULATED: self._gate(outputs)}, outputs=outputs
-        )
-        if precision != "fp32" and self._request.search and self._is_doubtful(candidate):
-            candidate = self._searched(candidate)
+        candidate = self._candidate(precision, recipe)
+        if precision != "fp32" and self._request.search and self._used(candidate) > 1:
+            candidate = self._improved(candidate)
         gate = candidate.gate
         if not gate.passed:
             return replace(candidate, status="refused", reason=gate.reason)
         return self._serve(self._write(replace(candidate, status="pass"), folder), folder)
 
-    def _is_doubtful(self, candidate: Candidate) -> bool:
-        """Whether it misses the budget, or passes on these samples so narrowly that it may miss on the next."""
-        return not candidate.gate.passed or CautiousJudge(self.judge).used(candidate.outputs or {}) > CLEAR
+    def _candidate(self, precision: str, recipe: Recipe) -> Candidate:
+        outputs = self._emulated(recipe)
+        gate = gate_with(self.judge, outputs)
+        return Candidate(precision, "", "", recipe, gates={EMULATED: gate}, outputs=outputs)
+
+    def _used(self, candidate: Candidate) -> float:
+        """The part of the budget that is used up; above 1 it is missed, or may be on the next samples."""
+        return CautiousJudge(self.judge).used(candidate.outputs or {})
+
+    def _improved(self, candidate: Candidate) -> Candidate:
+        """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both."""
+        assert candidate.recipe is not None
+        choices = [candidate]
+        if candidate.recipe.ranges:
+            choices.append(self._candidate(candidate.precision, self.workshop.reaching(candidate.recipe)))
+        choices.sort(key=self._used)
+        if self._used(choices[0]) <= 1:
+            return choices[0]
+        # Which ranges leave more nodes quantized only a search of both can tell.
+        if self._seconds > _CHEAP_SECONDS:
+            del choices[1:]
+        found = [self._searched(choice) for choice in choices]
+        return max(found, key=lambda c: (c.gate.passed, c.found.kept_macs if c.found else 0.0))
 
     def _searched(self, candidate: Candidate) -> Candidate:
         """The candidate with as many nodes given back as the budget demands."""
         assert candidate.recipe is not None
         found = self._search(candidate.recipe)
         if candidate.precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
-            if candidate.gate.passed:
-                reason = f"it passes, but {len(self.samples)} samples leave doubt: evaluate on more"
-                return replace(candidate, reason=reason, found=found)
-            reason = f"no node can stay quantized inside the budget; with all of them {candidate.gate.reason}"
+            doubt = f"it passes on these {len(self.samples)} samples, but it may not on the next: evaluate on more"
+            if candidate.gate.passed and self._request.precisions != (AUTO,):
+                # Whoever asked for this very precision gets the budget's literal meaning.
+                return replace(candidate, reason=doubt, found=found)
+            missed = candidate.gate.reason or doubt
+            reason = f"no node can stay quantized inside the budget; with all of them {missed}"
             gate = candidate.gate.model_copy(update={"passed": False, "reason": reason})
             return replace(candidate, gates={EMULATED: gate}, found=found)
-        outputs = self._emulated(found.recipe)
-        return replace(
-            candidate,
-            recipe=found.recipe,
-            gates={EMULATED: self._gate(outputs)},
-            outputs=outputs,
-            found=found,
-        )
-
-    def _gate(self, outputs: Arrays, runtime: str = "") -> GateResult:
-        return gate_with(self.judge, outputs, runtime)
+        return replace(self._candidate(candidate.precision, found.recipe), found=found)
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
         outputs = Evaluator(emulate_tf32(self.workshop.prepared.model), as_on_gpu=False).run(self.samples)
-        gate = self._gate(outputs)
+        gate = gate_with(self.judge, outputs)
         nowhere = gate.model_copy(update={"passed": False, "reason": "a CPU has no TF32"})
         return Candidate(
             "tf32",
@@ -172,7 +186,7 @@ class Judging:
         else:
             select = verify = self.samples
         # Nodes are ranked one by one in FP32 surroundings, so INT8 variants of both bases share a ranking.
-        known = self._sensitivities[bool(recipe.fp8)]
+        known = self._sensitivities.setdefault((bool(recipe.fp8), tuple(recipe.ranges.values())), {})
         found = search(
             self.workshop.prepared,
             recipe,
@@ -210,7 +224,7 @@ class Judging:
             if candidate.precision == "fp32":
                 raise
             return replace(candidate, reason=f"kept for GPUs; {RUNTIME} cannot run it: {error.message}")
-        gate = self._gate(outputs, RUNTIME)
+        gate = gate_with(self.judge, outputs, RUNTIME)
         gates = {**(candidate.gates or {}), RUNTIME: gate}
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)

@@ -3,7 +3,14 @@
 A task metric changes when single answers flip, and on a few hundred samples flips for the worse and for
 the better may cancel by luck. What selects a precision therefore counts one standard error of the
 metric's loss as lost too: the paired jackknife (Efron and Stein 1981) over blocks of samples, which takes
-any metric. The gate itself takes the budget at its word.
+any metric.
+
+The worst of many samples is worse than the worst of a few. A bound on single answers is therefore held
+against the worst that several times as many samples would show, taking the tail for exponential: each
+doubling then adds log 2 times the mean by which the largest values exceed a threshold, whichever of
+several thresholds says most.
+
+The gate itself takes the budget at its word.
 """
 
 from __future__ import annotations
@@ -16,8 +23,8 @@ from app.budget import Finding, Judge, Metric, Term
 from app.errors import AccuracyError
 from app.tensors import Array, Arrays
 
-#: A variant that uses up more than this, doubt included, may miss the budget on the next samples.
-CLEAR = 0.9
+#: The worst sample is extrapolated to so many times as many samples.
+_AS_MANY_AGAIN = 4.0
 
 _BLOCKS = 32
 #: Error rates align texts in Python, which takes its time.
@@ -25,7 +32,7 @@ _BLOCKS_OF_TEXT = 8
 
 
 class CautiousJudge:
-    """A judge that adds the standard error of built-in task metrics to what they lost."""
+    """A judge that counts the doubt as lost: of built-in task metrics, and of bounds on the worst sample."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
@@ -43,7 +50,12 @@ class CautiousJudge:
 
     def _used(self, finding: Finding, candidate: Arrays) -> float:
         term, reference = finding.term, finding.reference
-        if not term.needs_labels or reference is None or not math.isfinite(finding.value):
+        if not math.isfinite(finding.value):
+            return finding.used
+        if term.statistic in ("max", "min") or (term.metric == "max_abs" and term.statistic is None):
+            farther = self._farther(term, candidate)
+            return max(finding.used, self.judge.assess(term, finding.value + farther).used)
+        if not term.needs_labels or reference is None:
             return finding.used
         allowed = abs(reference - finding.limit)
         if not allowed:
@@ -53,6 +65,16 @@ class CautiousJudge:
             0.0, reference - finding.value if finding.limit <= reference else finding.value - reference
         )
         return max(finding.used, (lost + self._standard_error(term, candidate)) / allowed)
+
+    def _farther(self, term: Term, candidate: Arrays) -> float:
+        """How much worse the worst of several times as many samples would be, with the sign of worse."""
+        values = self.judge.per_sample(term, candidate)
+        direction = -1.0 if term.at_least else 1.0
+        ordered = np.sort(direction * values)
+        lengths = [2**i for i in range(1, 16) if 4**i <= len(ordered)]
+        # What happens rarely (a value that clips) shows in the few largest, the rest in many.
+        excesses = [float(np.mean(ordered[-n:]) - ordered[-n - 1]) for n in lengths]
+        return direction * max(excesses, default=0.0) * math.log(_AS_MANY_AGAIN)
 
     def _standard_error(self, term: Term, candidate: Arrays) -> float:
         metric = self.judge.metric_of(term)

@@ -7,10 +7,10 @@ more accurate step by step, so the shortest sufficient part is found by bisectio
 O(log n) evaluations. A second order, by error alone, is bisected too, because the model is only a
 model; of the two results the one that keeps more of the time saved wins.
 
-What was selected on some samples is verified on others, since a selection overfits: a safety factor and
-the standard error of task metrics must fit into the budget where nodes are selected, and the result must
-hold, with a little to spare, on samples that no choice was made on. If it does not, the selection is made
-again with more slack.
+What was selected on some samples is verified on others, since a selection overfits: where nodes are
+selected, a safety factor must fit into the budget as well, and the result must hold on samples that no
+choice was made on. If it does not, the selection is made again with more slack. Both count the doubt that
+finite samples leave (`app.build.caution`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from app.build.units import Unit, float_units, kept_macs, quantized_units, witho
 from app.errors import BuildError
 from app.tensors import Arrays
 
-#: The part of the budget that a selection may use up, and the part that it may use up on fresh samples: the
-#: samples after those will differ from them in turn.
-SAFETY, VERIFIED = 0.75, 0.85
+#: The part of the budget that a selection may use up, doubt included; verification may use up all of it.
+SAFETY = 0.85
 #: Ranking, and a single evaluation of a selection, take as many samples as fit into these times.
 _RANKING_SECONDS, _EVALUATION_SECONDS = 60.0, 15.0
 _LEAST_SELECTION = 48
@@ -140,7 +139,7 @@ class _Search:
         self._select = limit(select, max(_LEAST_SELECTION, affordable))
         self._verify = limit(verify, max(_LEAST_SELECTION, 2 * affordable))
         self._selection_judge = CautiousJudge(self._judge(self._select))
-        self._verification_judge = self._judge(self._verify)
+        self._verification_judge = CautiousJudge(self._judge(self._verify))
         self._quantized = quantized_units(self._model, nodes, recipe)
         self._floats = float_units(self._model, nodes, recipe)
         self._ranker = Ranker(self._model, recipe, budget, self._select, sample_seconds, _RANKING_SECONDS)
@@ -160,14 +159,14 @@ class _Search:
         for _ in range(_MOST_VERIFICATIONS):
             given = self._choose()
             used = self._verified(given)
-            if used <= VERIFIED:
+            if used <= 1:
                 return given, True
             if len(given) == len(everything):
                 return given, False
             # Fresh samples used up more than those it was selected on: leave that much more slack.
-            self._safety *= 0.8 / min(max(used / VERIFIED, 1.0), 4.0)
+            self._safety *= 0.8 / min(max(used, 1.0), 4.0)
         given = self._quantized if len(given) < len(self._quantized) else everything
-        return given, self._verified(given) <= VERIFIED
+        return given, self._verified(given) <= 1
 
     # --- selection -----------------------------------------------------------------------------
     def _choose(self) -> tuple[Unit, ...]:
@@ -224,7 +223,7 @@ class _Search:
         return self._known[key] <= self._safety
 
     def _verified(self, given: Sequence[Unit]) -> float:
-        used = self._verification_judge.judge(self._run(without(self._wished, given), self._verify)).used
+        used = self._verification_judge.used(self._run(without(self._wished, given), self._verify))
         self._note(given, used, "verify")
         return used
 

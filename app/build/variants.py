@@ -35,6 +35,8 @@ _BASES = {
 }
 #: Rounding weights learns little from more samples than these.
 _WEIGHT_SAMPLES = 256
+#: How much farther than the largest value seen.
+_ROOM = 1.25
 _WEIGHT_METHOD: WeightMethod = "best"
 
 
@@ -184,16 +186,14 @@ class Workshop:
             return replace(recipe, fp8=names, ranges=self.ranges.scales)
         return replace(recipe, int8=names, ranges=self.ranges.scales, weights=self.weights)
 
-    def unclipped(self, recipe: Recipe) -> Recipe | None:
-        """The recipe with ranges that reach as far as calibration saw; None where they do already.
+    def reaching(self, recipe: Recipe) -> Recipe:
+        """The recipe with ranges that reach somewhat farther than calibration saw.
 
-        Clipping rare large values is the lesser error on average, but not for the samples that have them.
+        Clipping rare large values is the lesser error on average, but not for the samples that have
+        them, and fresh samples pass the largest value of a few hundred others now and then.
         """
-        peaks = self.ranges.peaks if recipe.int8 else {}
-        reaching = {
-            name: max(scale, peaks.get(name, 0.0) / INT8_MAX) for name, scale in recipe.ranges.items()
-        }
-        return None if reaching == recipe.ranges else replace(recipe, ranges=reaching)
+        wide = {n: max(s, _ROOM * self.ranges.peaks.get(n, 0.0) / INT8_MAX) for n, s in recipe.ranges.items()}
+        return replace(recipe, ranges=wide)
 
     def graph(self, recipe: Recipe, form: Form = "strong") -> ModelProto:
         return lower(self.prepared.model, recipe, form)

@@ -67,3 +67,25 @@ def test_blocks_in_which_the_metric_does_not_exist_are_left_out() -> None:
     judge = Judge(Budget.parse("auc>=99%"), scores, labels)
     # Without the only positive sample there is no AUC.
     assert CautiousJudge(judge).used(scores) == 0
+
+
+def test_the_worst_of_many_samples_is_expected_to_be_worse() -> None:
+    random = np.random.default_rng(3)
+    reference = {"y": np.zeros((1000, 1))}
+    errors = random.exponential(size=(4000, 1))
+    text = "max_abs<=20"
+    seen = {"y": errors[:1000]}
+    used = CautiousJudge(Judge(Budget.parse(text), reference)).used(seen)
+    # Of four times as many the largest is log 4 further out on average, for errors of mean 1.
+    assert errors[:1000].max() + math.log(4) * 0.6 < used * 20 < errors[:1000].max() + math.log(4) * 3
+    assert Judge(Budget.parse(text), reference).judge(seen).used == pytest.approx(errors[:1000].max() / 20)
+    constant = {"y": np.full((1000, 1), 0.5)}
+    assert CautiousJudge(Judge(Budget.parse(text), reference)).used(constant) == 0.5 / 20
+
+
+def test_the_least_similar_sample_is_extrapolated_downwards() -> None:
+    random = np.random.default_rng(4)
+    reference = {"y": random.normal(size=(500, 8))}
+    candidate = {"y": reference["y"] + 0.3 * random.normal(size=(500, 8))}
+    judge = Judge(Budget.parse("cosine.min>=0.1"), reference)
+    assert 1 > CautiousJudge(judge).used(candidate) > judge.judge(candidate).used > 0

@@ -27,8 +27,7 @@ def model(
         [helper.make_tensor_value_info("y", out, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-    return made
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
 def run(made: onnx.ModelProto, x: np.ndarray = X, as_on_gpu: bool = True) -> np.ndarray:
