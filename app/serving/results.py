@@ -42,11 +42,14 @@ class Results:
         self._runtimes = runtimes
         self._tap: Tap | None = None
         self._tap_share = 0.0
+        self._tap_quiet_s = float("inf")
         self._tap_owed = 0.0
+        self._shown = 0.0
         self._random = Random(0)
 
-    def set_tap(self, tap: Tap | None, share: float) -> None:
-        self._tap, self._tap_share, self._tap_owed = tap, share, 0.0
+    def set_tap(self, tap: Tap | None, share: float, quiet_s: float) -> None:
+        """See `Scheduler.set_tap`."""
+        self._tap, self._tap_share, self._tap_quiet_s, self._tap_owed = tap, share, quiet_s, 0.0
 
     def settle(self, batch: Batch, now: float) -> bool:
         """Books what came of a batch; True when requests of it went back to the queue."""
@@ -93,7 +96,7 @@ class Results:
         )
         self._metrics.padding(*batch.elements)
         if self._tap is not None and answers:
-            self._show(self._tap, answers)
+            self._show(self._tap, answers, now)
         return self._rescue(rescued, precision, now) if rescued else False
 
     def _rescue(self, requests: list[PendingRequest], precision: str, now: float) -> bool:
@@ -147,12 +150,17 @@ class Results:
                 self._ledger.expired(request)
         batch.find_deadline()
 
-    def _show(self, tap: Tap, answers: list[tuple[PendingRequest, Answer]]) -> None:
+    def _show(self, tap: Tap, answers: list[tuple[PendingRequest, Answer]], now: float) -> None:
+        """Shows a share of the answers, chosen at random, in one step for the whole batch."""
         self._tap_owed += self._tap_share * len(answers)
         count = min(int(self._tap_owed), len(answers))
+        self._tap_owed -= count
+        if not count and now - self._shown >= self._tap_quiet_s:
+            count = 1
         if count:
-            self._tap_owed -= count
-            for request, answer in self._random.sample(answers, count):
+            self._shown = now
+            chosen = answers if count == len(answers) else self._random.sample(answers, count)
+            for request, answer in chosen:
                 tap(request.inputs, answer.outputs, answer.precision)
 
 

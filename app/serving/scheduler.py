@@ -181,9 +181,9 @@ class Scheduler:
         if precision == self.precision:
             self._metrics.precision_active(precision, executor.runtime)
 
-    def set_tap(self, tap: Tap | None, share: float = 0.0) -> None:
-        """Shows `tap` a random share of the answered requests."""
-        self._results.set_tap(tap, share)
+    def set_tap(self, tap: Tap | None, share: float = 0.0, quiet_s: float = float("inf")) -> None:
+        """Shows `tap` a random share of the answered requests, and one whenever it saw none for `quiet_s`."""
+        self._results.set_tap(tap, share, quiet_s)
 
     # --- in ---------------------------------------------------------------------------------------
     def submit(self, request: PendingRequest) -> None:

@@ -325,18 +325,30 @@ async def test_what_fp32_computes_is_the_answer_even_when_it_is_not_finite() -> 
         assert np.isnan(answer.outputs["y"]).all()
 
 
-async def test_the_tap_sees_the_share_it_asked_for_and_nothing_of_fp32() -> None:
+async def test_the_tap_sees_the_share_it_asked_for() -> None:
     int8, fp32 = ArithmeticExecutor("int8"), ArithmeticExecutor("fp32")
     seen: list[tuple[Any, Any, str]] = []
     async with serving(int8, fp32) as scheduler:
         scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs, precision)), 0.25)
         for i in range(10):
             await asyncio.gather(*(scheduler.predict(x(1, i), rows=1) for _ in range(8)))
-        await scheduler.predict(x(), rows=1, precision="fp32")
         assert len(seen) == 20
         for inputs, outputs, precision in seen:
             assert precision == "int8"
             np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
+        scheduler.set_tap(None)
+        await scheduler.predict(x(), rows=1)
+        assert len(seen) == 20
+
+
+async def test_the_tap_sees_every_variant_and_something_in_quiet_times() -> None:
+    int8, fp32 = ArithmeticExecutor("int8"), ArithmeticExecutor("fp32")
+    seen: list[str] = []
+    async with serving(int8, fp32) as scheduler:
+        scheduler.set_tap(lambda inputs, outputs, precision: seen.append(precision), 0.0, quiet_s=0.0)
+        await scheduler.predict(x(), rows=1, precision="fp32")
+        await scheduler.predict(x(), rows=1)
+        assert seen == ["fp32", "int8"]
 
 
 @pytest.mark.parametrize("inline", [True, False])
