@@ -33,6 +33,8 @@ from app.tensors import Arrays
 EMULATED = "emulated"
 #: Nobody asks for these to serve them from a CPU.
 GPU_ONLY = ("tf32", "bf16", "fp8")
+#: A variant that uses up less of its budget is taken as it is.
+_AMPLE = 0.5
 #: When FP32 takes no longer for all samples, two searches are affordable.
 _CHEAP_SECONDS = 5.0
 #: Without this many samples of its own a search selects and verifies on the same ones.
@@ -99,7 +101,7 @@ class Judging:
             return self._tf32()
         recipe = self.workshop.recipe(precision)
         candidate = self._candidate(precision, recipe)
-        if precision != "fp32" and self._request.search and self._used(candidate) > 1:
+        if precision != "fp32" and self._request.search and self._used(candidate) > _AMPLE:
             candidate = self._improved(candidate)
         gate = candidate.gate
         if not gate.passed:
@@ -116,7 +118,11 @@ class Judging:
         return CautiousJudge(self.judge).used(candidate.outputs or {})
 
     def _improved(self, candidate: Candidate) -> Candidate:
-        """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both."""
+        """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both.
+
+        Of two that are inside already the one with more to spare is taken: what clips rarely may not
+        have clipped in these samples.
+        """
         assert candidate.recipe is not None
         choices = [candidate]
         if candidate.recipe.ranges:
