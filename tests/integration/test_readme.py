@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -24,9 +25,19 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every command line of the sh blocks; a trailing backslash joins lines."""
-    joined = "".join(blocks("sh")).replace("\\\n", "")
-    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+    """Every command of the sh blocks; one goes on while a quote is open or a line ends with a backslash."""
+    found: list[str] = []
+    pending = ""
+    for line in "".join(blocks("sh")).splitlines():
+        pending += line + "\n"
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:
+            continue
+        if words:
+            found.append(pending.strip())
+        pending = ""
+    return found
 
 
 def test_every_link_leads_somewhere() -> None:
