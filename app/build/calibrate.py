@@ -40,8 +40,9 @@ _SCALES = {
     "mse": mse_scale,
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
-_JUDGED_SAMPLES = 128
+_JUDGED_SAMPLES = 64
 _JUDGED_MACS = 1e12
+_JUDGED_ROWS = 8
 #: Candidates closer than this to one another cannot matter.
 _SAME = 1.10
 #: The state is saved after this share of the samples.
@@ -180,17 +181,10 @@ def _choose(
     open_questions = [name for name, c in candidates.items() if len(c) > 1]
     if open_questions:
         rehearsal = Rehearsal(model, nodes)
-        runs = sum(len(candidates[name]) for name in open_questions) + 2 + len(_SCALES)
+        runs = sum(len(candidates[name]) for name in open_questions)
         macs = max(1, sum(node.macs for node in nodes))
-        most = int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES))
-        judged = Subset(samples, evenly(len(samples), most))
-        rows = max(1, min(8, most))
-        reference = rehearsal.run(judged, rows, {})
-
-        def harm(scales: Mapping[str, float]) -> float:
-            return damage(reference, rehearsal.run(judged, rows, scales))
-
-        with progress.task("choosing ranges", total=runs - 1) as advance:
+        with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
+            harm = _Harm(rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES)))
             for name in open_questions:
                 caused = {}
                 for method, scale in candidates[name].items():
@@ -200,6 +194,9 @@ def _choose(
                 best = min(caused, key=lambda m: caused[m])
                 if caused[best] < 0.95 * caused[chosen[name]]:
                     chosen[name] = best
+            # Errors of several tensors need not add up: the whole choice competes with each single method.
+            most = int(np.clip(_JUDGED_MACS / (8 * macs), 16, 4 * _JUDGED_SAMPLES))
+            harm = _Harm(rehearsal, samples, most)
             plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
             harms = []
             for plan in plans:
@@ -209,6 +206,19 @@ def _choose(
         if harms[uniform] < 0.98 * harms[0]:
             chosen = plans[uniform]
     return {n: _SCALES[m](histograms[n]) for n, m in chosen.items()}, chosen
+
+
+class _Harm:
+    """What scales do to the outputs on at most `most` of the samples."""
+
+    def __init__(self, rehearsal: Rehearsal, samples: Samples, most: int) -> None:
+        self._rehearsal = rehearsal
+        self._samples = Subset(samples, evenly(len(samples), most))
+        self._rows = min(_JUDGED_ROWS, len(self._samples))
+        self._reference = rehearsal.run(self._samples, self._rows, {})
+
+    def __call__(self, scales: Mapping[str, float]) -> float:
+        return damage(self._reference, self._rehearsal.run(self._samples, self._rows, scales))
 
 
 def _candidates(histogram: Histogram) -> dict[str, float]:

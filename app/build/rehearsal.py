@@ -120,8 +120,9 @@ def _switch(name: str, scale: str, out: str) -> list[NodeProto]:
 def damage(reference: Arrays, outputs: Arrays) -> float:
     """How far outputs are off: their error in units of each output's own spread.
 
-    Per sample, the largest of the outputs' RMS errors; then the RMS over samples plus a quarter of the
-    worst sample, so that an error that breaks one answer does not hide in the mean.
+    Per sample, the largest of the outputs' RMS errors; over samples the fourth-power mean, in which an error
+    that breaks one answer weighs more than the same amount spread over all of them, and which, unlike
+    the worst sample alone, is much the same on other samples.
     """
     worst = np.zeros(1)
     for name, expected in reference.items():
@@ -130,4 +131,4 @@ def damage(reference: Arrays, outputs: Arrays) -> float:
         off = np.where(np.isfinite(off), off, np.where(np.isfinite(expected), np.inf, 0.0))
         per_sample = np.sqrt(np.mean(np.square(off), axis=1)) / spread if off.size else np.zeros(len(off))
         worst = np.maximum(worst, per_sample)
-    return float(np.sqrt(np.mean(np.square(worst))) + 0.25 * worst.max())
+    return float(np.mean(worst**4) ** 0.25)
