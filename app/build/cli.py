@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,6 +140,11 @@ def build(
     if calibration_method is not None:
         _one_of("--calibration-method", calibration_method, CALIBRATION_METHODS)
     _one_of("--quantizer", quantizer, QUANTIZERS)
+    if quantizer == "modelopt" and not all(find_spec(name) for name in ("modelopt", "app.build.modelopt")):
+        raise BuildError(
+            "--quantizer modelopt needs NVIDIA ModelOpt: install it with pip install 'vernier[modelopt]', "
+            "or leave the option out"
+        )
     if budget is not None:
         Budget.parse(budget)
     request = BuildRequest(

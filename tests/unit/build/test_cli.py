@@ -90,6 +90,7 @@ def test_a_budget_that_fp32_misses_builds_nothing(files: Path, capsys: pytest.Ca
         (("m.onnx", "--shape", "x=4"), "--shape"),
         (("m.onnx", "--calibration-method", "guess"), "--calibration-method takes minmax, entropy"),
         (("m.onnx", "--quantizer", "other"), "--quantizer takes vernier, modelopt"),
+        (("m.onnx", "--quantizer", "modelopt"), "install it with pip install 'vernier[modelopt]'"),
         (("m.onnx", "--plans", "onnxruntime"), "--plans takes tensorrt or tensorrt-rtx"),
         (("m.onnx", "--sm", "89"), "add --plans tensorrt-rtx"),
         (("m.onnx", "--calibration-cache", "c.npz", "--eval", "c.npz"), "calibration cache"),
