@@ -22,22 +22,14 @@ class GrowingOutputs:
         self._memory: Dict[str, DeviceMemory] = {}
         self._shapes: Dict[str, Tuple[int, ...]] = {}
         self._allocators = {name: _make_allocator(api, self) for name in names}
-        # TensorRT 8.5 asks for as much as the run before this one needed, and then writes what this one
-        # does: seen on a GPU. There, memory for the most that the shapes can give is kept instead.
-        self._asks_too_little = api.below_10
-        self._least: Dict[str, int] = {}
         self.failure: Optional[Exception] = None
 
     def attach(self, context: Any) -> None:
-        """Tells the context where to ask; after its input shapes were set."""
         for name, allocator in self._allocators.items():
-            if self._asks_too_little:
-                self._least[name] = max(int(context.get_max_output_size(name)), 0)
             context.set_output_allocator(name, allocator)
 
     def reserve(self, name: str, size: int) -> int:
         """Called by TensorRT during a run; 0 tells it that there is no memory."""
-        size = max(size, self._least.get(name, 0))
         known = self._memory.get(name)
         if known is None or known.size < size:
             if known is not None:
