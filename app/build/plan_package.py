@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 from app.build.plan import PlanOptions, Progress, build_plan
+from app.build.plan_layers import layer_report
 from app.engine.cuda import open_device
 from app.engine.trt_api import TrtApi, load_api
 from app.errors import BuildError, EngineError
@@ -22,7 +24,7 @@ PROFILES_BELOW_10 = 4
 def add_plans(
     folder: Path, manifest: Manifest, options: PlanOptions, progress: Optional[Progress] = None
 ) -> Tuple[List[PlanEntry], List[str]]:
-    """Builds the plans of every variant of `manifest` into `folder`/plans.
+    """Builds the plans of every variant of `manifest` into `folder`/plans, on a GPU with a layer report each.
 
     Args:
         folder: the package, not yet published, with its ONNX files.
@@ -60,6 +62,8 @@ def add_plans(
         out = folder / path
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(built.data)
+        if not api.builds_without_gpu:
+            notes += _write_layers(api, built.data, out.with_suffix(".layers.json"))
         entries.append(
             PlanEntry(
                 path=path,
@@ -75,6 +79,19 @@ def add_plans(
             )
         )
     return entries, notes
+
+
+def _write_layers(api: TrtApi, plan: bytes, path: Path) -> List[str]:
+    """What became of each layer, in the words of TensorRT's inspector, beside the plan; a note if it is silent."""
+    try:
+        with open_device():
+            engine = api.make_runtime().deserialize_cuda_engine(plan)
+            if engine is None:
+                raise EngineError(api.messages.tail())
+            path.write_text(json.dumps(layer_report(api, engine), indent=1), "utf-8")
+    except EngineError as error:
+        return [f"no layer report: {error.message}"]
+    return []
 
 
 def _targets(api: TrtApi, precision: str, capabilities: Sequence[str]) -> Tuple[List[Target], List[str]]:

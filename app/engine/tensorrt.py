@@ -82,6 +82,7 @@ class TensorRtExecutor(Executor):
         # once get each other's: observed as a refused shape. Graphs, once captured, need none of it.
         self.serial: ContextManager[Any] = threading.Lock() if api.below_10 else nullcontext()
         self._slots: List[TensorRtSlot] = []
+        self._past_launches = (0, 0)
         self._runtime_cache_path = runtime_cache
         self._runtime_config: Any = None
         self._runtime_cache: Any = None
@@ -166,15 +167,19 @@ class TensorRtExecutor(Executor):
     def slot_closed(self, slot: TensorRtSlot) -> None:
         """Called by the slot."""
         with self._lock:
-            self._slots = [other for other in self._slots if other is not slot]
+            if slot in self._slots:
+                self._slots.remove(slot)
+                graphs, plain = self._past_launches
+                self._past_launches = (graphs + slot.graph_launches, plain + slot.plain_launches)
 
     @property
     def launches(self) -> Tuple[int, int]:
-        """Executions of the open slots so far: by graph, and call by call."""
+        """Executions of all slots so far, closed ones too: by graph, and call by call. It never falls."""
         with self._lock:
+            graphs, plain = self._past_launches
             return (
-                sum(slot.graph_launches for slot in self._slots),
-                sum(slot.plain_launches for slot in self._slots),
+                graphs + sum(slot.graph_launches for slot in self._slots),
+                plain + sum(slot.plain_launches for slot in self._slots),
             )
 
     def describe(self) -> Dict[str, object]:
