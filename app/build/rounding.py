@@ -15,6 +15,8 @@ from app.tensors import Array
 #: MSE-optimal scales are looked for between this share of the largest magnitude and all of it.
 _SHRINK = np.linspace(1.0, 0.5, 41)
 _BLOCK = 128
+#: Rows are searched so many elements at a time: what a step needs besides the weight stays in the cache.
+_CHUNK = 1 << 18
 _DAMPING = 0.01
 
 
@@ -41,6 +43,12 @@ def best_scales(weight: Array, per_row: bool, importance: Array | None = None) -
     Args:
         importance: weight of each column's error, the mean square of its input; equal where None.
     """
+    step = max(1, _CHUNK // max(1, weight.shape[1]))
+    if per_row and len(weight) > step:
+        parts = [slice(at, at + step) for at in range(0, len(weight), step)]
+        return np.concatenate(
+            [best_scales(weight[p], True, None if importance is None else importance[p]) for p in parts]
+        )
     start = largest_scales(weight, per_row)
     chosen = start.copy()
     least = np.full(start.shape, np.inf)

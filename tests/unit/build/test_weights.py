@@ -65,6 +65,14 @@ def test_best_scales_clip_what_costs_less_to_clip() -> None:
     assert best_scales(matrix, True, importance)[0] > best[0]
 
 
+def test_long_weights_are_searched_piece_by_piece_with_the_same_result() -> None:
+    matrix = RANDOM.standard_normal((40, 16_384)).astype(np.float32)
+    importance = RANDOM.uniform(0.1, 1, (40, 16_384)).astype(np.float32)
+    whole = best_scales(matrix, True, importance)
+    rows = [best_scales(matrix[i : i + 1], True, importance[i : i + 1])[0] for i in range(40)]
+    assert np.array_equal(whole, np.array(rows))
+
+
 def correlated(rows: int, columns: int) -> np.ndarray:
     mixing = RANDOM.standard_normal((columns // 4, columns))
     return (
