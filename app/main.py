@@ -46,6 +46,7 @@ from app.serving.padding import BatchLayout
 from app.serving.precision import LiveBudget, MonitorOptions, PrecisionMonitor
 from app.serving.repository import Repository
 from app.serving.scheduler import Policy, Scheduler
+from app.serving.sharing import Device
 from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 logger = logging.getLogger("app")
@@ -75,12 +76,14 @@ def create_app(settings: Settings) -> FastAPI:
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, loader.runtime)
-        return await start_scheduler(settings, options, manifest, engines, counted)
+        return await start_scheduler(settings, options, manifest, engines, counted, device)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
+    on_cpu = loader.runtime == OnnxRuntimeLoader.runtime
+    device = Device(max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, settings.slots or 1))
     repository = Repository(
         settings.engines_dir,
         loader,
@@ -180,6 +183,7 @@ async def start_scheduler(
     manifest: Manifest,
     engines: LoadedEngines,
     metrics: ModelMetrics,
+    device: Device,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
     objective_ms = options.latency_objective_ms
@@ -197,6 +201,7 @@ async def start_scheduler(
         options.slots or 1,
         metrics,
         curves=engines.curves,
+        device=device,
         clock=time.monotonic,
     )
     try:
@@ -215,9 +220,9 @@ async def start_scheduler(
         lambda: scheduler.precision,
         scheduler.set_precision,
         metrics,
-        MonitorOptions(settings.monitor_share, settings.monitor_quiet_s, settings.monitor_cool_down_s),
+        MonitorOptions(settings.monitor_cool_down_s),
     )
-    scheduler.set_tap(monitor.tap, share=1.0)
+    scheduler.set_tap(monitor.tap, settings.monitor_share, settings.monitor_quiet_s)
     return scheduler, monitor
 
 

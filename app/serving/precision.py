@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -33,10 +32,8 @@ _MOST_ROWS = 16
 
 @dataclass(frozen=True)
 class MonitorOptions:
-    """sample_share: of answered requests, 0 to 1. quiet_s: a request is sampled anyway when none was for so long."""
+    """cool_down_s: how long a variant that fell back stays suspended at least; it doubles with each relapse."""
 
-    sample_share: float = 0.01
-    quiet_s: float = 10.0
     cool_down_s: float = 300.0
 
 
@@ -101,7 +98,6 @@ class PrecisionMonitor:
         self._active = active
         self._activate = activate
         self._metrics = metrics
-        self._options = options
         self._preferred = active()
         self._ladder = sorted(executors, key=PRECISIONS.index)
         self._alarms = {p: DriftAlarm() for p in executors}
@@ -109,23 +105,13 @@ class PrecisionMonitor:
         self._cool_down_s = options.cool_down_s
         self._suspended_until = 0.0
         self._pending = 0
-        self._last_sample = -options.quiet_s
-        self._random = random.Random(name)
         self._closed = False
         self._worker = Worker(f"{name}-monitor", list(executors.values()), lambda *_: None, self._on_exit)
 
     def tap(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
-        """Is shown every answered request and looks at a few."""
-        if self._wants(precision):
+        """Is shown a sample of the answered requests; FP32's own answers tell nothing unless a variant is suspended."""
+        if precision != REFERENCE or self._active() != self._preferred:
             self.observe(inputs, outputs, precision)
-
-    def _wants(self, precision: str) -> bool:
-        """Decides by chance, and by how long nothing was looked at."""
-        if precision == REFERENCE and self._active() == self._preferred:
-            return False
-        if self._loop.time() - self._last_sample >= self._options.quiet_s:
-            return True
-        return self._random.random() < self._options.sample_share
 
     def observe(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
         """Takes an answered request; nobody may change its arrays afterwards."""
@@ -134,7 +120,6 @@ class PrecisionMonitor:
         if self._pending >= _PENDING_LIMIT or not self._worker.alive:
             self._metrics.precision_sample("dropped")
             return
-        self._last_sample = self._loop.time()
         self._pending += 1
         suspended = self._preferred if self._active() != self._preferred else None
         first = {n: a[:_MOST_ROWS] for n, a in inputs.items()}
