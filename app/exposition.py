@@ -119,7 +119,7 @@ class _ModelFamilies:
             self.counter(
                 "vernier_dispatch", "Batches by why they were dispatched.", {**base, "reason": reason}, n
             )
-        for kind, n in m._launches.items():
+        for kind, n in m.launches().items():
             self.counter(
                 "vernier_graph_launches", "Executions by CUDA graph or plain.", {**base, "kind": kind}, n
             )

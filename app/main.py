@@ -51,7 +51,7 @@ from app.settings import ModelSettings, Settings, SettingsError, load_settings
 
 logger = logging.getLogger("app")
 
-#: Two slots overlap copies with compute.
+#: Two slots overlap copies with compute; three give some throughput for more latency (benchmarks/GPU.md).
 DEFAULT_GPU_SLOTS = 2
 
 DESCRIPTION = """Inference at the lowest precision that keeps the model's accuracy.

@@ -12,7 +12,7 @@ Invariant that tests read off `/metrics`:
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 OUTCOMES = ("answered", "failed", "expired", "cancelled")
 SAMPLE_RESULTS = ("within", "over", "dropped", "failed")
@@ -115,7 +115,7 @@ class ModelMetrics:
         self._queue_depth = 0
         self._inflight = 0
         self._slots = {"idle": 0, "busy": 0, "failed": 0}
-        self._launches = {"graph": 0, "plain": 0}
+        self._launches: Callable[[], Tuple[int, int]] = lambda: (0, 0)
         self._nonfinite: Dict[str, int] = {}
         self._fallbacks: Dict[Tuple[str, str, str], int] = {}
         self._active: Tuple[str, str] = ("", "")
@@ -204,12 +204,13 @@ class ModelMetrics:
     def set_latency_objective(self, seconds: Optional[float]) -> None:
         self._objective_s = seconds
 
-    def graph_launches(self, n: int = 1) -> None:
-        self._launches["graph"] += n
+    def watch_launches(self, source: Callable[[], Tuple[int, int]]) -> None:
+        """`source` gives the executions so far by CUDA graph and without one, of every engine of the model."""
+        self._launches = source
 
-    def graph_fallbacks(self, n: int = 1) -> None:
-        """Executions that ran without a CUDA graph although one was wanted."""
-        self._launches["plain"] += n
+    def launches(self) -> Dict[str, int]:
+        graph, plain = self._launches()
+        return {"graph": graph, "plain": plain}
 
     # --- precision --------------------------------------------------------------------------------
     def engine_loaded(self, precision: str, runtime: str, size_bytes: int, seconds: float) -> None:

@@ -6,10 +6,22 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+#: A real request to the example ranker, with its real answer in PredictAnswer.
 EXAMPLE: dict[str, Any] = {
-    "model": "keywords",
-    "inputs": {"features": [[[0.1, 0.4], [0.3, 0.2]]], "lengths": [2]},
-    "timeout_ms": 50,
+    "model": "ranker",
+    "inputs": {
+        "dense": [[-1.04, -1.09, 1.47, -0.06, -0.05, 0.44, -0.07, 0.56, -0.64, 0.97, -1.13, -0.76, 0.29]],
+        "ids": [[1580, 1032, 15, 45, 19, 5, 2, 12]],
+    },
+    "timeout_ms": 1000,
+}
+_ANSWER: dict[str, Any] = {
+    "id": "5f0c2a9b1d3e4f60",
+    "model": "ranker",
+    "version": "1",
+    "precision": "fp32",
+    "outputs": {"score": [[0.81423545]]},
+    "timing": {"queue_ms": 0.031, "compute_ms": 0.084, "batch_size": 1},
 }
 
 
@@ -35,6 +47,8 @@ class Timing(BaseModel):
 
 
 class PredictAnswer(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": _ANSWER})
+
     id: str
     model: str
     version: str

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from app.engine.base import Executor
@@ -41,11 +42,11 @@ class LoadedModel:
     runtime: str
     state: str = "ready"
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.manifest.name
 
-    @property
+    @cached_property
     def version(self) -> str:
         return str(self.manifest.version)
 
@@ -250,6 +251,7 @@ class Repository:
 
     def _publish_metrics(self, model: LoadedModel) -> None:
         metrics = model.metrics
+        metrics.watch_launches(lambda: _launches(model.executors))
         for precision, executor in model.executors.items():
             entry = model.manifest.variants[precision]
             metrics.engine_loaded(precision, model.runtime, executor.engine_bytes, executor.load_seconds)
@@ -298,3 +300,8 @@ class Repository:
             leaving = self.models()
             self._models.clear()
             await asyncio.gather(*(self._retire(model) for model in leaving))
+
+
+def _launches(executors: dict[str, Executor]) -> tuple[int, int]:
+    counts = [executor.launches for executor in executors.values()]
+    return sum(graph for graph, _ in counts), sum(plain for _, plain in counts)

@@ -34,7 +34,7 @@ def exposed() -> dict[str, set[str]]:
     model.batch_done("int8", "tensorrt", 3, 4, 2, "full", [0.001], Stages(), 0.001)
     model.padding(3, 4)
     model.set_latency_objective(0.01)
-    model.graph_launches()
+    model.watch_launches(lambda: (1, 2))
     model.engine_loaded("int8", "tensorrt", 1, 1.0)
     model.precision_active("int8", "tensorrt")
     model.gate_error("int8", "tensorrt", {"max_abs": 0.1})
