@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from app.build.data import Samples, limit
 from app.build.floats import FP16_MAX, MOVEMENT
