@@ -19,27 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.precision import data, models, resnet50
+from benchmarks.precision.exhibit import Exhibit
 
 SEED = 20
 CALIBRATION, EVALUATION, HELD_OUT = 512, 4096, 8192
 
 Draw = Callable[[int, int], tuple[Any, Any]]
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A trained model on disk.
-
-    heldout: data that neither training, calibration nor the build's evaluation has seen.
-    """
-
-    name: str
-    title: str
-    model: Path
-    calibration: Path
-    evaluation: Path
-    heldout: Path
 
 
 @dataclass(frozen=True)
