@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from app.budget import Budget
 from app.build import compare as comparing
 from app.build import inspect as inspecting
 from app.build import table
+from app.build.modelopt import find_python
 from app.build.pipeline import build as run_build
 from app.build.plan_package import parse_capabilities
 from app.build.progress import BarProgress, NoProgress
@@ -140,11 +140,8 @@ def build(
     if calibration_method is not None:
         _one_of("--calibration-method", calibration_method, CALIBRATION_METHODS)
     _one_of("--quantizer", quantizer, QUANTIZERS)
-    if quantizer == "modelopt" and not all(find_spec(name) for name in ("modelopt", "app.build.modelopt")):
-        raise BuildError(
-            "--quantizer modelopt needs NVIDIA ModelOpt: install it with pip install 'vernier[modelopt]', "
-            "or leave the option out"
-        )
+    if quantizer == "modelopt":
+        find_python()
     if budget is not None:
         Budget.parse(budget)
     request = BuildRequest(

@@ -15,11 +15,12 @@ from app.build.calibrate import Method, Ranges, calibrate
 from app.build.data import Samples, limit
 from app.build.half import half_hazards, hazard_notes
 from app.build.lower import Form, Recipe, lower
+from app.build.modelopt import Proposal, propose
 from app.build.placement import QuantizableNode, float_notes, quantizable_nodes
 from app.build.prepare import PreparedModel
 from app.build.progress import Progress
 from app.build.quantized import INT8_MAX, QuantizedWeight
-from app.build.request import DEFAULT_METHOD, QUANTIZED, BuildRequest
+from app.build.request import AUTO, DEFAULT_METHOD, QUANTIZED, BuildRequest
 from app.build.weights import WeightMethod, quantize_weights
 from app.errors import BuildError
 from app.package.calibration import Calibration, check_calibration, read_calibration
@@ -33,6 +34,7 @@ _BASES = {
     "int8": "fp16",
     "fp8": "fp16",
 }
+_INT8 = {"int8", "int8-fp32", AUTO}
 #: Rounding weights learns little from more samples than these.
 _WEIGHT_SAMPLES = 256
 #: How much farther than the largest value seen.
@@ -65,6 +67,7 @@ class Workshop:
         self._spare = spare
         self._reused: Calibration | None = None
         self._hazards: dict[str, dict[str, str]] = {}
+        self._proposals: dict[str, Proposal] = {}
 
     def reuse(self, cache: Path) -> None:
         """Takes ranges and rounded weights from a calibration cache instead of from data.
@@ -88,9 +91,9 @@ class Workshop:
     @cached_property
     def ranges(self) -> Ranges:
         if self._reused is not None:
-            found = self._reused
-            return Ranges(found.scales, found.method, found.samples, found.per_tensor_method, found.peaks)
-        return calibrate(
+            kept = self._reused
+            return Ranges(kept.scales, kept.method, kept.samples, kept.per_tensor_method, kept.peaks)
+        found = calibrate(
             self.prepared.model,
             self.nodes,
             self._calibration_samples(),
@@ -98,6 +101,29 @@ class Workshop:
             self._progress,
             self._request.resume,
         )
+        if not self._asks_modelopt or not _INT8.intersection(self._request.precisions):
+            return found
+        proposed = self._proposal("int8").ranges
+        return replace(
+            found,
+            method="modelopt",
+            scales={**found.scales, **proposed},
+            per_tensor_method={**found.per_tensor_method, **dict.fromkeys(proposed, "modelopt")},
+        )
+
+    @property
+    def _asks_modelopt(self) -> bool:
+        return self._request.quantizer == "modelopt"
+
+    def _proposal(self, precision: str) -> Proposal:
+        """What ModelOpt would do, asked once for each precision. Raises BuildError."""
+        if precision not in self._proposals:
+            samples = self.calibration or self._spare
+            if samples is None:
+                raise BuildError("ModelOpt needs data: give --calibration")
+            with self._progress.task(f"asking ModelOpt about {precision}"):
+                self._proposals[precision] = propose(self.prepared.model, self.nodes, samples, precision)
+        return self._proposals[precision]
 
     @cached_property
     def weights(self) -> Mapping[str, QuantizedWeight]:
@@ -175,6 +201,8 @@ class Workshop:
         base = _BASES[precision]
         recipe = Recipe(base=base, fp32=frozenset(self.hazards(base)))
         if precision not in QUANTIZED:
+            if self._asks_modelopt and precision == base != "fp32":
+                return replace(recipe, fp32=recipe.fp32 | self._proposal(base).fp32)
             return recipe
         if not self.nodes:
             raise BuildError(
@@ -182,6 +210,8 @@ class Workshop:
                 f"that could run in {precision}: build it in fp16 instead"
             )
         names = frozenset(node.name for node in self.nodes)
+        if self._asks_modelopt:
+            names = self._proposal("fp8" if precision == "fp8" else "int8").nodes
         if precision == "fp8":
             return replace(recipe, fp8=names, ranges=self.ranges.scales)
         return replace(recipe, int8=names, ranges=self.ranges.scales, weights=self.weights)
