@@ -8,7 +8,7 @@ ENGINES := engines
 GPU_PACKAGES ?= build/gpu
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test check format bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
+.PHONY: help serve engines test check format bench bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -50,6 +50,9 @@ check: $(DEV)/ready ## formatting, lint, types, layers
 format: $(DEV)/ready ## format and mend what can be mended by itself
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
+
+bench: $(DEV)/ready engines ## requests per second and latency on this machine
+	$(DEV)/bin/python -m benchmarks.serving --engines $(ENGINES)
 
 bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/PRECISION.md (needs torch: see there)
 	$(DEV)/bin/python -m benchmarks.precision

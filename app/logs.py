@@ -47,9 +47,9 @@ def configure_logging(log_format: str, level: str, access_log: bool = False) -> 
             },
             "root": {"handlers": ["stderr"], "level": level.upper()},
             "loggers": {
-                name: {"handlers": [], "propagate": True, "level": "INFO"}
+                name: {"handlers": [], "propagate": True, "level": level.upper()}
                 for name in ("uvicorn", "uvicorn.error")
             }
-            | {"uvicorn.access": {"handlers": [], "propagate": access_log, "level": "INFO"}},
+            | {"uvicorn.access": {"handlers": [], "propagate": access_log, "level": level.upper()}},
         }
     )
