@@ -213,8 +213,16 @@ class Workshop:
         if self._asks_modelopt:
             names = self._proposal("fp8" if precision == "fp8" else "int8").nodes
         if precision == "fp8":
-            return replace(recipe, fp8=names, ranges=self.ranges.scales)
+            return replace(recipe, fp8=names, ranges=self._fp8_ranges)
         return replace(recipe, int8=names, ranges=self.ranges.scales, weights=self.weights)
+
+    @property
+    def _fp8_ranges(self) -> dict[str, float]:
+        """Twice as far as the largest value seen: FP8 resolves small numbers as well as large ones, so that
+        room costs nothing, and clipping costs what it does in INT8."""
+        found = self.ranges
+        peaks = {name: 2 * found.peaks.get(name, 0.0) / INT8_MAX for name in found.scales}
+        return {name: max(scale, peaks[name]) for name, scale in found.scales.items()}
 
     def reaching(self, recipe: Recipe) -> Recipe:
         """The recipe with ranges that reach somewhat farther than calibration saw.
