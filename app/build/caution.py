@@ -1,12 +1,12 @@
 """How much of a budget is used up, with the doubt that a finite number of samples leaves.
 
 A task metric changes when single answers flip, and on a few hundred samples flips for the worse and for
-the better may cancel by luck. What selects a precision therefore counts one standard error of the
+the better may cancel by luck. What selects a precision therefore counts two standard errors of the
 metric's loss as lost too: the paired jackknife (Efron and Stein 1981) over blocks of samples, which takes
 any metric.
 
 The worst of many samples is worse than the worst of a few. A bound on single answers is therefore held
-against the worst that several times as many samples would show, taking the tail for exponential: each
+against the worst that ten times as many samples would show, taking the tail for exponential: each
 doubling then adds log 2 times the mean by which the largest values exceed a threshold, whichever of
 several thresholds says most.
 
@@ -24,7 +24,9 @@ from app.errors import AccuracyError
 from app.tensors import Array, Arrays
 
 #: The worst sample is extrapolated to so many times as many samples.
-_AS_MANY_AGAIN = 4.0
+_AS_MANY_AGAIN = 10.0
+
+_STANDARD_ERRORS = 2.0
 
 _BLOCKS = 32
 #: Error rates align texts in Python, which takes its time.
@@ -64,10 +66,10 @@ class CautiousJudge:
         lost = max(
             0.0, reference - finding.value if finding.limit <= reference else finding.value - reference
         )
-        return max(finding.used, (lost + self._standard_error(term, candidate)) / allowed)
+        return max(finding.used, (lost + _STANDARD_ERRORS * self._standard_error(term, candidate)) / allowed)
 
     def _farther(self, term: Term, candidate: Arrays) -> float:
-        """How much worse the worst of several times as many samples would be, with the sign of worse."""
+        """How much worse the worst of ten times as many samples would be, with the sign of worse."""
         values = self.judge.per_sample(term, candidate)
         direction = -1.0 if term.at_least else 1.0
         ordered = np.sort(direction * values)
