@@ -29,6 +29,7 @@ import numpy as np
 
 from app.accuracy import (
     Comparison,
+    Task,
     bigger_is_better,
     find_task,
     is_divergence,
@@ -203,7 +204,8 @@ class Judge:
     budget: Budget
     reference: Arrays
     labels: Optional[Array] = None
-    _tasks: Dict[str, Tuple[Metric, float]] = field(default_factory=dict, init=False)
+    _metrics: Dict[str, Tuple[Metric, float]] = field(default_factory=dict, init=False)
+    _tasks: Dict[str, Task] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for term in self.budget.terms:
@@ -218,7 +220,7 @@ class Judge:
                 )
             if not is_divergence(term.metric):
                 metric = load_metric(term.metric) if term.is_custom else self._task_metric(term)
-                self._tasks[term.key] = metric, _call(term, metric, self.reference, self.labels)
+                self._metrics[term.key] = metric, _call(term, metric, self.reference, self.labels)
 
     def judge(self, candidate: Arrays) -> Verdict:
         comparisons = {}
@@ -233,7 +235,7 @@ class Judge:
 
     def metric_of(self, term: Term) -> Metric:
         """The function behind a term on task metrics or custom ones. KeyError for distances."""
-        return self._tasks[term.key][0]
+        return self._metrics[term.key][0]
 
     def per_sample(self, term: Term, candidate: Arrays) -> Array:
         """A distance or similarity of each sample, the worst of the outputs that the term applies to."""
@@ -241,8 +243,13 @@ class Judge:
         found = [c.per_sample(term.metric) for c in _applicable(term, comparisons)]
         return np.asarray(np.min(found, axis=0) if term.at_least else np.max(found, axis=0))
 
+    def task_of(self, term: Term) -> Optional[Task]:
+        """The task behind a term on a built-in task metric."""
+        return self._tasks.get(term.key)
+
     def _task_metric(self, term: Term) -> Metric:
         task = find_task(self.reference, np.asarray(self.labels), term.metric, term.output)
+        self._tasks[term.key] = task
         return lambda outputs, labels: task.measure(outputs, np.asarray(labels))
 
     def _find(self, term: Term, comparisons: Mapping[str, Comparison], candidate: Arrays) -> Finding:
@@ -255,7 +262,7 @@ class Judge:
         if is_divergence(term.metric):
             allowed, lost = (1 - term.limit, 1 - value) if term.at_least else (term.limit, value)
             return _finding(term, value, term.limit, lost, allowed, term.at_least, None)
-        reference = self._tasks[term.key][1]
+        reference = self._metrics[term.key][1]
         at_least, limit = term.bound(reference)
         sign = 1 if at_least else -1
         return _finding(

@@ -10,6 +10,7 @@ Similarities (1 is equal):  cosine, equal, top1, top5 …, kendall, ndcg
 With labels:                accuracy, auc, f1 (bigger is better); log_loss, rmse, wer, cer (smaller is better)
 """
 
+from app.accuracy.decisions import decisions, flip_rate
 from app.accuracy.divergence import (
     DISTANCES,
     SIMILARITIES,
@@ -42,9 +43,11 @@ __all__ = [
     "cer",
     "compare_outputs",
     "ctc_tokens",
+    "decisions",
     "edit_distance",
     "error_rate",
     "find_task",
+    "flip_rate",
     "holds_probabilities",
     "is_divergence",
     "is_similarity",

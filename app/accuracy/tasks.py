@@ -132,7 +132,7 @@ def _natural_metric(output: Array, labels: Array) -> Optional[str]:
             return "auc"
         if wanted == per_sample > 1 and binary and output.ndim == 2:
             return "accuracy" if bool((labels.reshape(len(labels), -1).sum(axis=1) == 1).all()) else "auc"
-        if whole and _class_axis(output, labels) is not None:
+        if whole and class_axis(output, labels) is not None:
             return "accuracy"
         if wanted == per_sample:
             return "rmse"
@@ -144,8 +144,11 @@ def _natural_metric(output: Array, labels: Array) -> Optional[str]:
     return "wer" if whole and labels.ndim == 2 and output.ndim == 2 else None
 
 
-def _class_axis(output: Array, labels: Array) -> Optional[int]:
-    """The axis of the classes: labels have the output's shape without it. Images have it first, others last."""
+def class_axis(output: Array, labels: Array) -> Optional[int]:
+    """The axis of the classes: labels have the output's shape without it. Images have it first, others last.
+
+    None when there is no such axis.
+    """
     shape = labels.shape[:-1] if labels.ndim > 1 and labels.shape[-1] == 1 else labels.shape
     if output.ndim != len(shape) + 1:
         return None
@@ -203,7 +206,7 @@ def _decisions(output: Array, labels: Array, probabilities: bool) -> Tuple[Array
     """Predicted and true classes, flat, without positions labelled below 0 (padding)."""
     if output.dtype.kind != "f" and output.size == labels.size:
         predicted, true = output.ravel(), labels.ravel()
-    elif (axis := _class_axis(output, labels)) is not None:
+    elif (axis := class_axis(output, labels)) is not None:
         predicted, true = np.argmax(output, axis=axis).ravel(), labels.ravel()
     elif output.size == len(output) and labels.size == len(labels):
         predicted, true = (output.ravel() > (0.5 if probabilities else 0.0)).astype(np.int64), labels.ravel()
@@ -244,7 +247,7 @@ def _log_loss(output: Array, labels: Array, probabilities: bool) -> float:
     """Mean negative log likelihood in nats, of probabilities or, through a sigmoid or softmax, of logits."""
     if output.dtype.kind != "f":
         raise AccuracyError("log loss needs scores, not class numbers: use accuracy")
-    axis = None if output.size == labels.size else _class_axis(output, labels)
+    axis = None if output.size == labels.size else class_axis(output, labels)
     if axis is None:
         if output.size != labels.size or not np.isin(labels, (0, 1)).all():
             raise AccuracyError("log loss needs a score per class, or one score for labels of 0 and 1")

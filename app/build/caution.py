@@ -2,8 +2,8 @@
 
 A task metric changes when single answers flip, and on a few hundred samples flips for the worse and for
 the better may cancel by luck. What selects a precision therefore counts two standard errors of the
-metric's loss as lost too: the paired jackknife (Efron and Stein 1981) over blocks of samples, which takes
-any metric.
+metric's loss as lost too: by the paired jackknife (Efron and Stein 1981) over blocks of samples, which
+takes any metric, and for decisions not below what their margins let expect.
 
 The worst of many samples is worse than the worst of a few. A bound on single answers is therefore held
 against the worst that ten times as many samples would show, taking the tail for exponential: each
@@ -19,6 +19,7 @@ import math
 
 import numpy as np
 
+from app.accuracy import decisions, flip_rate
 from app.budget import Finding, Judge, Metric, Term
 from app.errors import AccuracyError
 from app.tensors import Array, Arrays
@@ -88,6 +89,18 @@ class CautiousJudge:
         if blocks < 2:
             return math.inf
         return float(np.sqrt((blocks - 1) / blocks * np.sum((differences - differences.mean()) ** 2)))
+
+    def _error_of_flips(self, term: Term, candidate: Arrays) -> float:
+        """The standard error that flips for the worse and for the better leave, if as many occur as are expected.
+
+        Where none occurred the jackknife sees nothing, and yet the next samples may show some.
+        """
+        task = self.judge.task_of(term)
+        if task is None:
+            return 0.0
+        labels = np.asarray(self.judge.labels)
+        rate = flip_rate(task, self.judge.reference[task.output], candidate[task.output], labels)
+        return math.sqrt((rate or 0.0) / max(1, decisions(task, labels)))
 
     def _leave_out(self, term: Term, metric: Metric, outputs: Arrays) -> Array:
         """The metric without each block of samples; NaN where it cannot be had (one class only)."""
