@@ -141,13 +141,15 @@ def _accumulate(layer: Layer, rows: Array) -> None:
 
 
 # --- rounding -------------------------------------------------------------------------------------
-def candidates(layer: Layer) -> dict[str, QuantizedWeight]:
-    """Method → weight, for every method that what was observed allows. Frees what was observed.
+def candidates(layer: Layer, method: str) -> dict[str, QuantizedWeight]:
+    """Method → weight, for `method` and those that it may have to give way to. Frees what was observed.
 
-    `best` is among them only where there is a choice.
+    What needs data (`gptq`, `best`) is among them only if some was observed.
     """
     flat = layer.matrix.reshape(-1, layer.matrix.shape[2])
     plain = largest_scales(flat, layer.per_channel)
+    if method == "nearest":
+        return {"nearest": layer.packed(to_integers(flat, plain), plain, "nearest")}
     scales = best_scales(flat, layer.per_channel, _importance(layer))
     forms = [(to_integers(flat, plain), plain, "nearest"), (to_integers(flat, scales), scales, "mse")]
     if (rounded := _gptq(layer, scales)) is not None:

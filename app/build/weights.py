@@ -72,7 +72,7 @@ def quantize_weights(
             if usable is not None and method in ("gptq", "best"):
                 observe(model, chunk, *_split(usable))
             for layer in chunk:
-                found[layer.node.name] = candidates(layer)
+                found[layer.node.name] = candidates(layer, method)
                 advance(1)
     if method != "best" or usable is None or not ranges:
         return _pick(found, method)
