@@ -25,3 +25,11 @@ lock tensorrt-lean tensorrt-lean
 "$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
   --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
   --output-file requirements/pycuda-build.txt requirements/pycuda-build.in
+
+# ModelOpt needs PyTorch, whose build depends on the machine: it is left to the user and not pinned.
+{
+  echo "# PyTorch is not pinned here: install the build that fits your machine first."
+  "$python" -m piptools compile --quiet --generate-hashes --unsafe-package torch --unsafe-package triton --strip-extras \
+    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
+    --extra build --extra modelopt --output-file - pyproject.toml
+} > requirements/modelopt.txt
