@@ -178,34 +178,48 @@ def _choose(
     """
     candidates = {name: _candidates(histogram) for name, histogram in histograms.items()}
     chosen = {name: next(iter(c)) for name, c in candidates.items()}
-    open_questions = [name for name, c in candidates.items() if len(c) > 1]
-    if open_questions:
-        rehearsal = Rehearsal(model, nodes)
-        runs = sum(len(candidates[name]) for name in open_questions)
-        macs = max(1, sum(node.macs for node in nodes))
-        with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
-            harm = _Harm(rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES)))
-            for name in open_questions:
-                caused = {}
-                for method, scale in candidates[name].items():
-                    caused[method] = harm({name: scale})
-                    advance(1)
-                # `candidates` starts with the least squared error: it stays unless another is clearly better.
-                best = min(caused, key=lambda m: caused[m])
-                if caused[best] < 0.95 * caused[chosen[name]]:
-                    chosen[name] = best
-            # Errors of several tensors need not add up: the whole choice competes with each single method.
-            most = int(np.clip(_JUDGED_MACS / (8 * macs), 16, 4 * _JUDGED_SAMPLES))
-            harm = _Harm(rehearsal, samples, most)
-            plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
-            harms = []
-            for plan in plans:
-                harms.append(harm({n: _SCALES[m](histograms[n]) for n, m in plan.items()}))
-                advance(1)
-        uniform = int(np.argmin(harms))
-        if harms[uniform] < 0.98 * harms[0]:
-            chosen = plans[uniform]
+    if any(len(c) > 1 for c in candidates.values()):
+        try:
+            chosen = _compete(Rehearsal(model, nodes), nodes, samples, histograms, candidates, progress)
+        except BuildError as error:
+            progress.note(f"ranges were chosen by their squared error alone: {error}")
     return {n: _SCALES[m](histograms[n]) for n, m in chosen.items()}, chosen
+
+
+def _compete(
+    rehearsal: Rehearsal,
+    nodes: Sequence[QuantizableNode],
+    samples: Samples,
+    histograms: Mapping[str, Histogram],
+    candidates: Mapping[str, dict[str, float]],
+    progress: Progress,
+) -> dict[str, str]:
+    """Tensor → method, by the outputs. Raises BuildError when outputs cannot be compared."""
+    chosen = {name: next(iter(c)) for name, c in candidates.items()}
+    open_questions = [name for name, c in candidates.items() if len(c) > 1]
+    runs = sum(len(candidates[name]) for name in open_questions)
+    macs = max(1, sum(node.macs for node in nodes))
+    with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
+        harm = _Harm(rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES)))
+        for name in open_questions:
+            caused = {}
+            for method, scale in candidates[name].items():
+                caused[method] = harm({name: scale})
+                advance(1)
+            # `candidates` starts with the least squared error: it stays unless another is clearly better.
+            best = min(caused, key=lambda m: caused[m])
+            if caused[best] < 0.95 * caused[chosen[name]]:
+                chosen[name] = best
+        # Errors of several tensors need not add up: the whole choice competes with each single method.
+        most = int(np.clip(_JUDGED_MACS / (8 * macs), 16, 4 * _JUDGED_SAMPLES))
+        harm = _Harm(rehearsal, samples, most)
+        plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
+        harms = []
+        for plan in plans:
+            harms.append(harm({n: _SCALES[m](histograms[n]) for n, m in plan.items()}))
+            advance(1)
+    uniform = int(np.argmin(harms))
+    return plans[uniform] if harms[uniform] < 0.98 * harms[0] else chosen
 
 
 class _Harm:

@@ -73,13 +73,21 @@ class Rehearsal:
         ]
 
     def run(self, samples: Samples, rows: int, scales: Mapping[str, float]) -> Arrays:
-        """Float outputs for every sample; activations without a scale in `scales` stay in FP32."""
+        """Float outputs for every sample; activations without a scale in `scales` stay in FP32.
+
+        Raises BuildError when there is nothing to compare: no float output, or one whose size depends on
+        the data.
+        """
+        if not self._float_outputs:
+            raise BuildError("the model has no float output to compare")
         fed = {name: np.array(scales.get(a, 0.0), np.float32) for a, name in self._scales.items()}
         alone = has_no_batch_axis(samples, self._specs)
         parts: list[list[Array]] = [[] for _ in self._float_outputs]
         for feed, count in feeds(samples, self._specs, rows):
             outputs = self._session.run(self._float_outputs, {**feed, **fed})
             for kept, output in zip(parts, rows_of(outputs, count, alone), strict=True):
+                if output.ndim == 0 or len(output) != count or not output.size:
+                    raise BuildError("an output's size depends on the data, so it cannot be compared")
                 kept.append(output)
         return {n: _flat(p) for n, p in zip(self._float_outputs, parts, strict=True)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import pytest
 from app.build.calibrate import METHODS, Ranges, calibrate, model_digest
 from app.build.data import ArraySamples
 from app.build.placement import quantizable_nodes
+from app.build.prepare import clean
 from app.build.progress import NoProgress
 from app.build.rehearsal import Rehearsal, damage
 from app.errors import BuildError
 from app.tensors import Arrays
 from tests.support.quantized_graphs import largest_ranges, values_of
 from tests.unit.build import architectures
-from tests.unit.build.architectures import ALL, data
+from tests.unit.build.architectures import ALL, I64, F, data, node
+from tests.unit.build.models import make_model, weights
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -147,6 +150,52 @@ def test_a_fixed_batch_and_a_remainder_are_counted_once() -> None:
     nodes, samples = quantizable_nodes(model), data(model, 10)
     flexible = architectures.residual_cnn()
     assert calibrate(model, nodes, samples, "minmax") == calibrate(flexible, nodes, samples, "minmax")
+
+
+@pytest.mark.parametrize("last", ["ArgMax", "NonZero"])
+def test_outputs_that_cannot_be_compared_leave_the_choice_to_the_squared_error(last: str) -> None:
+    attributes = {"axis": 1} if last == "ArgMax" else {}
+    nodes = [node("MatMul", ["x", "w"], "h"), node(last, ["h"], "y", **attributes)]
+    model = make_model(nodes, {"x": (F, ["n", 4])}, {"y": (I64, None)}, {"w": weights(4, 4)})
+    model = clean(model, {}, [])
+    x = np.random.default_rng(0).standard_normal((500, 4)).astype(np.float32)
+    x[0, 0] = 300.0
+    ranges = calibrate(model, quantizable_nodes(model), ArraySamples({"x": x}), "best")
+    assert ranges.per_tensor_method == {"x": "mse"}
+
+
+class Generated(ArraySamples):
+    """Many samples, none of which exists before it is asked for."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__({"x": np.zeros((1, width), np.float32)})
+        self.count, self.width, self.largest = count, width, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def take(self, indices: Sequence[int]) -> Arrays:
+        self.largest = max(self.largest, len(indices))
+        return {"x": np.full((len(indices), self.width), 0.5, np.float32)}
+
+    def batches(self, rows: int) -> Iterator[Arrays]:
+        for start in range(0, self.count, rows):
+            yield self.take(range(start, min(start + rows, self.count)))
+
+
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    """10,000 samples of 64 KiB are 640 MiB; they pass through a tenth of that."""
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    model = make_model(nodes, {"x": (F, ["n", 16_384])}, {"y": (F, ["n", 2])}, {"w": weights(16_384, 2)})
+    model = clean(model, {}, [])
+    samples = Generated(10_000, 16_384)
+    tracemalloc.start()
+    ranges = calibrate(model, quantizable_nodes(model), samples, "mse")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ranges.samples == 10_000
+    assert samples.largest <= 64
+    assert peak < 64 << 20
 
 
 def test_progress_reaches_the_number_of_samples() -> None:
