@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from app.build.data import Samples, limit
 from app.build.floats import FP16_MAX, MOVEMENT
 from app.build.graph import GraphView
-from app.build.placement import CONVOLUTIONS, weight_axis
+from app.build.placement import CONVOLUTIONS, quantizable_nodes, weight_axis
 from app.build.progress import NoProgress, Progress
 from app.build.taps import Taps
 from app.tensors import Array
@@ -26,7 +26,8 @@ FP16_SMALLEST_NORMAL = 2.0**-14
 #: Largest whole number up to which every whole number is exact.
 _EXACT_INTEGERS = {"fp16": 2048.0, "bf16": 256.0}
 
-_MOST_SAMPLES = 128
+#: Rare samples are the ones that overflow, so as many are run as take this many operations.
+_LEAST_SAMPLES, _MOST_SAMPLES, _MACS = 128, 8192, 5e11
 #: A weight whose rounding to FP16 changes it by more than this share of its norm is too small for it …
 _WEIGHT_LOSS = 2.0**-8
 #: … and so is a single channel, unless all it can add to its output is below this share of its bias.
@@ -113,7 +114,8 @@ def half_hazards(
     seen = {name: _Seen() for name in names}
     if names:
         taps = Taps(model, names)
-        chosen = limit(samples, _MOST_SAMPLES)
+        macs = max(1, sum(node.macs for node in quantizable_nodes(model)))
+        chosen = limit(samples, int(np.clip(_MACS / macs, _LEAST_SAMPLES, _MOST_SAMPLES)))
         with (progress or NoProgress()).task("looking for overflow", total=len(chosen)) as advance:
             for values, count in taps.batches(chosen, taps.rows(chosen)):
                 for name in names:
