@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import orjson
-import simdjson
+from simdjson import Array as JsonArray
+from simdjson import Object as JsonObject
 
 from app.api.json_tensors import count_lists, decode_numbers, decode_values, parse_fields
 from app.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
+from app.serving.request import Answer
 from app.serving.signature import Signature
 from app.tensors import Array, Arrays
 
@@ -76,9 +78,9 @@ def parse_predict(body: Body) -> tuple[PredictRequest, Inputs]:
     fields = parse_fields(body, len(_READERS))
     if fields is not None:
         inputs, outputs = fields.get("inputs"), fields.get("outputs")
-        if isinstance(outputs, simdjson.Array):
+        if isinstance(outputs, JsonArray):
             fields["outputs"] = outputs.as_list()
-        if isinstance(inputs, simdjson.Object):
+        if isinstance(inputs, JsonObject):
             return _envelope(fields), NumberInputs(body, inputs, 1 if outputs is not None else 0)
     data = parse_json(body)
     if not isinstance(data, dict):
@@ -199,7 +201,7 @@ class NumberInputs:
 
     finite: ClassVar[bool] = True
     body: Body
-    parsed: simdjson.Object
+    parsed: JsonObject
     other_lists: int
 
     def decode(self, signature: Signature) -> Arrays:
@@ -251,29 +253,19 @@ def tensor_from_bytes(body: Body, signature: Signature) -> Arrays:
 
 
 # --- answers --------------------------------------------------------------------------------------
-def encode_answer(
-    *,
-    request_id: str,
-    model: str,
-    version: str,
-    precision: str,
-    outputs: Arrays,
-    queue_s: float,
-    compute_s: float,
-    batch_size: int,
-) -> bytes:
-    """The body of a successful prediction; times in milliseconds, rounded to a microsecond."""
+def encode_answer(request_id: str, model: str, version: str, answer: Answer) -> bytes:
+    """The body of a successful prediction; times in milliseconds, to the microsecond."""
     return orjson.dumps(
         {
             "id": request_id,
             "model": model,
             "version": version,
-            "precision": precision,
-            "outputs": outputs,
+            "precision": answer.precision,
+            "outputs": answer.outputs,
             "timing": {
-                "queue_ms": round(queue_s * 1e3, 3),
-                "compute_ms": round(compute_s * 1e3, 3),
-                "batch_size": batch_size,
+                "queue_ms": int(answer.queue_s * 1e6) / 1e3,
+                "compute_ms": int(answer.compute_s * 1e6) / 1e3,
+                "batch_size": answer.batch_size,
             },
         },
         default=_contiguous,

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import Context
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import simdjson
+from simdjson import Object, Parser
 
 from app.errors import NonFiniteInput, WrongDtype, WrongShape
 from app.serving.signature import Signature
@@ -24,7 +23,7 @@ from app.tensors import DTYPES, Array, Arrays, TensorSpec, numpy_dtype
 _KEPT_BYTES = 8 * 2**20
 _LONG = 2**14
 
-_parser = simdjson.Parser()
+_parser = Parser()
 
 #: In here a number too large for its type raises; `np.errstate` around each decoding costs more than all the rest.
 _strict = Context()
@@ -41,7 +40,7 @@ def parse_fields(body: bytes | bytearray, most: int) -> dict[str, Any] | None:
         return None  # simdjson skips a byte order mark, which is not JSON
     try:
         document = _parse(body)
-        if not isinstance(document, simdjson.Object) or len(document) > most:
+        if not isinstance(document, Object) or len(document) > most:
             return None
         fields = {name: document[name] for name in document}
     except (ValueError, RuntimeError, KeyError):
@@ -53,33 +52,28 @@ def _parse(body: bytes | bytearray) -> Any:
     """Raises ValueError when the body is not JSON, RuntimeError when simdjson cannot tell."""
     global _parser
     if len(body) > _KEPT_BYTES:
-        return simdjson.Parser().parse(body)
+        return Parser().parse(body)
     try:
         return _parser.parse(body)
     except RuntimeError:  # something still refers to the last document, as a traceback does
-        _parser = simdjson.Parser()
+        _parser = Parser()
         return _parser.parse(body)
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How numbers come out of simdjson, and what they become."""
-
-    buffer: Literal["d", "i", "u"]
-    wide: np.dtype[Any]
-    target: np.dtype[Any]
+#: How numbers come out of simdjson: the kind of buffer, its dtype, and the dtype that they get.
+Way = tuple[Literal["d", "i", "u"], np.dtype[Any], np.dtype[Any]]
 
 
-def _way(dtype: str) -> _Way:
+def _way(dtype: str) -> Way:
     target = numpy_dtype(dtype)
     if target.kind == "f":
-        return _Way("d", np.dtype(np.float64), target)
+        return "d", np.dtype(np.float64), target
     if target == np.uint64:
-        return _Way("u", target, target)
-    return _Way("i", np.dtype(np.int64), target)
+        return "u", target, target
+    return "i", np.dtype(np.int64), target
 
 
-_WAYS = {dtype: _way(dtype) for dtype in DTYPES if dtype != "bool"}
+WAYS: dict[str, Way] = {dtype: _way(dtype) for dtype in DTYPES if dtype != "bool"}
 
 
 def count_lists(body: bytes | bytearray) -> int:
@@ -89,7 +83,7 @@ def count_lists(body: bytes | bytearray) -> int:
     return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))  # five times as quick
 
 
-def decode_numbers(inputs: simdjson.Object, brackets: int, signature: Signature) -> Arrays | None:
+def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Arrays | None:
     """The tensors of an object from input name to nested lists; None when the careful decoder must look.
 
     Args:
@@ -104,18 +98,44 @@ def decode_numbers(inputs: simdjson.Object, brackets: int, signature: Signature)
         return None
 
 
-def _decode(inputs: simdjson.Object, brackets: int, signature: Signature) -> Arrays | None:
+def decode_row(text: bytes | bytearray, way: Way, shape: tuple[int, ...]) -> Array | None:
+    """A single list of numbers, brackets included, as an array of `shape`; None when in doubt."""
+    if text.find(b"[", 1) >= 0:
+        return None
+    try:
+        row = _strict.run(_to_dtype, _parse(text), way)
+        return None if row is None else row.reshape(shape)
+    except (TypeError, ValueError, AttributeError, FloatingPointError, RuntimeError):
+        return None
+
+
+def _to_dtype(value: Any, way: Way) -> Array | None:
+    """All numbers of nested lists, in order; None, or FloatingPointError, when one does not fit its dtype.
+
+    Raises TypeError, ValueError, AttributeError when there is something else among them.
+    """
+    buffer, wide, target = way
+    numbers = np.frombuffer(value.as_buffer(of_type=buffer), wide)
+    if target is wide:
+        return numbers
+    narrow = numbers.astype(target)
+    return narrow if buffer == "d" or (narrow == numbers).all() else None
+
+
+def _decode(inputs: Object, brackets: int, signature: Signature) -> Arrays | None:
     specs = signature.inputs
     arrays: Arrays = {}
     for name in specs if len(inputs) == len(specs) else tuple(inputs):
         spec = specs[name]
         value: Any = inputs[name]
         shape, lists = _shape(value, len(spec.shape))
-        brackets -= lists
-        array = _numbers(value, _WAYS[spec.dtype]) if lists else None
-        if array is None:
+        if not lists:
             return None
-        arrays[name] = array.reshape(shape)
+        brackets -= lists
+        numbers = _to_dtype(value, WAYS[spec.dtype])
+        if numbers is None:
+            return None
+        arrays[name] = numbers.reshape(shape)
     return arrays if not brackets and len(arrays) == len(inputs) else None
 
 
@@ -144,18 +164,6 @@ def _even(value: Any, shape: list[int], level: int) -> bool:
         if not innermost and not _even(row, shape, level + 1):
             return False
     return True
-
-
-def _numbers(value: simdjson.Array, way: _Way) -> Array | None:
-    """All numbers of nested lists, in order; None when one does not fit.
-
-    Raises FloatingPointError likewise; TypeError, ValueError, AttributeError when there is something else among them.
-    """
-    wide = np.frombuffer(value.as_buffer(of_type=way.buffer), way.wide)
-    if way.target is way.wide:
-        return wide
-    narrow = wide.astype(way.target)
-    return narrow if way.buffer == "d" or (narrow == wide).all() else None
 
 
 # --- the careful decoder --------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from app.api.errors import describe_error, error_response
 from app.api.identity import header_value, new_id
 from app.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from app.api.service import Predictions, Prepared
-from app.errors import Cancelled, EngineError, VernierError
+from app.errors import Cancelled
 from app.logs import request_id
 from app.serving.repository import LoadedModel
-from app.serving.request import Answer, PendingRequest
+from app.serving.request import Answer, AwaitedRequest
 from app.settings import Settings
 
 router = APIRouter(tags=["prediction"])
@@ -29,32 +29,14 @@ _BODY = {
 }
 
 
-class _AwaitedRequest(PendingRequest):
-    """A pending request that resolves a future."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, prepared: Prepared, future: asyncio.Future[Answer]) -> None:
-        super().__init__(*prepared)
-        self.future = future
-
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        if self.future.done():
-            return
-        if answer is not None:
-            self.future.set_result(answer)
-        else:
-            self.future.set_exception(error or EngineError("a request ended without an answer"))
-
-
 async def _answer(request: Request, model: LoadedModel, prepared: Prepared) -> Answer:
     """Runs the prediction and gives it up when the client goes away.
 
     The request is submitted in the same turn of the loop in which its model was resolved, so that a model
     that is replaced meanwhile has either admitted it or was not the one resolved.
     """
-    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    pending = _AwaitedRequest(prepared, future)
+    pending = AwaitedRequest(*prepared)
+    future = pending.future
     model.scheduler.submit(pending)
     gone = asyncio.ensure_future(wait_for_disconnect(request))
     try:
@@ -97,16 +79,7 @@ async def predict(request: Request) -> Response:
         prepared = predictions.prepare(envelope, inputs, model, arrived)
         answer = await _answer(request, model, prepared)
         precision = answer.precision
-        payload = encode_answer(
-            request_id=identity,
-            model=model.name,
-            version=model.version,
-            precision=precision,
-            outputs=answer.outputs,
-            queue_s=answer.queue_s,
-            compute_s=answer.compute_s,
-            batch_size=answer.batch_size,
-        )
+        payload = encode_answer(identity, model.name, model.version, answer)
         response = Response(payload, media_type=JSON)
     except Exception as error:  # every failure is answered here, so that its code is counted
         response = error_response(error)

@@ -7,7 +7,6 @@ Every front (v1 on the ordinary path and on the fast one, the other protocols) g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from app.api.codecs import Inputs, PredictRequest
 from app.errors import DeadlineExceeded, Draining, UnsupportedPrecision
@@ -15,16 +14,9 @@ from app.serving.lifecycle import Lifecycle
 from app.serving.repository import LoadedModel, Repository
 from app.tensors import Arrays
 
-
-class Prepared(NamedTuple):
-    """What PendingRequest takes, in its order. `deadline` is on the service's monotonic clock, in seconds."""
-
-    inputs: Arrays
-    rows: int
-    outputs: Sequence[str]
-    precision: str | None
-    priority: int
-    deadline: float | None
+#: What PendingRequest takes, in its order: inputs, rows, outputs, precision, priority, and the deadline in
+#: seconds on the service's monotonic clock.
+Prepared = tuple[Arrays, int, Sequence[str], str | None, int, float | None]
 
 
 class Predictions:
@@ -53,8 +45,7 @@ class Predictions:
         Raises:
             RequestError: see app.errors; DeadlineExceeded when the deadline has passed already.
         """
-        if self._lifecycle.refuses_new:
-            raise Draining("the service is shutting down; send the request to another instance")
+        self.require_running()
         signature = model.signature
         precision = envelope.precision
         if precision is not None and precision not in model.precisions:
@@ -74,4 +65,9 @@ class Predictions:
                     f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; "
                     f"allow more time"
                 )
-        return Prepared(arrays, rows, outputs, precision, envelope.priority, deadline)
+        return arrays, rows, outputs, precision, envelope.priority, deadline
+
+    def require_running(self) -> None:
+        """Raises Draining once new requests are refused."""
+        if self._lifecycle.refuses_new:
+            raise Draining("the service is shutting down; send the request to another instance")

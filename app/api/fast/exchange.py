@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from app.api.codecs import Body, PredictRequest, RawInputs, encode_answer, parse_predict
-from app.api.errors import answer_error
+from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
+from app.api.forms import json_form, raw_form
 from app.api.identity import new_id
 from app.api.security import Permit
 from app.api.service import Predictions, Prepared
@@ -17,12 +17,13 @@ from app.logs import request_id
 from app.serving.repository import LoadedModel
 from app.serving.request import Answer, PendingRequest
 
-_NO_HEADERS: Mapping[str, str] = {}
-_NOTHING = Prepared({}, 0, (), None, 0, None)
+_NOTHING: Prepared = ({}, 0, (), None, 0, None)
 
 
 class Connection(Protocol):
     """Where answers go."""
+
+    exchanges: ClassVar[Exchanges]
 
     def send_ready(self) -> None:
         """An exchange of this connection has got its answer."""
@@ -37,26 +38,14 @@ class Exchange(PendingRequest):
         identity: the request's id.
         model: None when none was found.
         payload: the body of the answer; None until there is one.
-        status, headers: of the answer; the headers are those of an error.
+        refusal: the answer's status and headers when it is an error.
     """
 
-    __slots__ = (
-        "came",
-        "connection",
-        "head",
-        "headers",
-        "identity",
-        "model",
-        "owner",
-        "payload",
-        "permit",
-        "status",
-    )
+    __slots__ = ("came", "connection", "head", "identity", "model", "payload", "permit", "refusal")
 
     def __init__(
         self,
-        owner: Exchanges,
-        connection: Connection | None,
+        connection: Connection,
         head: Head,
         identity: str,
         came: float,
@@ -65,7 +54,6 @@ class Exchange(PendingRequest):
         prepared: Prepared,
     ) -> None:
         super().__init__(*prepared)
-        self.owner = owner
         self.connection = connection
         self.head = head
         self.identity = identity
@@ -73,12 +61,11 @@ class Exchange(PendingRequest):
         self.permit = permit
         self.model = model
         self.payload: bytes | None = None
-        self.status = 200
-        self.headers = _NO_HEADERS
+        self.refusal: ErrorAnswer | None = None
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        self.owner.ended(self, answer, error)
-        if self.connection is not None:
+        if self.payload is None:  # else it was abandoned in the turn of the loop in which it ended
+            self.connection.exchanges.ended(self, answer, error)
             self.connection.send_ready()
 
 
@@ -101,22 +88,45 @@ class Exchanges:
         identity = head.request_id
         model: LoadedModel | None = None
         try:
-            envelope: PredictRequest | None = head.envelope
-            if envelope is None:
+            form = head.form
+            arrays = None if form is None else form.read(body)
+            if form is not None and arrays is not None:
+                envelope = form.envelope
+                identity = envelope.id or identity or new_id()
+                model = self._repository.resolve(envelope.model, envelope.version)
+                if form.fits(model):
+                    self._predictions.require_running()
+                    exchange = Exchange(connection, head, identity, came, permit, model, (arrays, *form.rest))
+                    model.scheduler.submit(exchange)
+                    return exchange
+            if head.envelope is None:
                 envelope, inputs = parse_predict(body)
             else:
-                inputs = RawInputs(body)
+                envelope, inputs = head.envelope, RawInputs(body)
             identity = envelope.id or identity or new_id()
             model = self._repository.resolve(envelope.model, envelope.version)
             prepared = self._predictions.prepare(envelope, inputs, model, came)
-            exchange = Exchange(self, connection, head, identity, came, permit, model, prepared)
+            if head.patience:
+                self._learn(head, body, envelope, model, prepared)
+            exchange = Exchange(connection, head, identity, came, permit, model, prepared)
             model.scheduler.submit(exchange)
             return exchange
         except Exception as error:  # every failure is answered, and its code is counted
-            return self.refuse(head, error, came, permit, identity, model)
+            return self.refuse(connection, head, error, came, permit, identity, model)
+
+    def _learn(
+        self, head: Head, body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
+    ) -> None:
+        if head.form is not None:
+            head.patience -= 1
+        if head.envelope is None:
+            head.form = json_form(body, envelope, model, prepared)
+        else:
+            head.form = raw_form(envelope, model, prepared)
 
     def refuse(
         self,
+        connection: Connection,
         head: Head,
         error: Exception,
         came: float,
@@ -126,7 +136,7 @@ class Exchanges:
     ) -> Exchange:
         """An exchange that is answered with an error."""
         identity = identity or head.request_id or new_id()
-        exchange = Exchange(self, None, head, identity, came, permit, model, _NOTHING)
+        exchange = Exchange(connection, head, identity, came, permit, model, _NOTHING)
         self._answer_error(exchange, error)
         return exchange
 
@@ -137,16 +147,7 @@ class Exchanges:
             self._answer_error(exchange, error or EngineError("a request ended without an answer"))
             return
         try:
-            exchange.payload = encode_answer(
-                request_id=exchange.identity,
-                model=model.name,
-                version=model.version,
-                precision=answer.precision,
-                outputs=answer.outputs,
-                queue_s=answer.queue_s,
-                compute_s=answer.compute_s,
-                batch_size=answer.batch_size,
-            )
+            exchange.payload = encode_answer(exchange.identity, model.name, model.version, answer)
         except Exception as fault:  # what cannot be written is answered too
             self._answer_error(exchange, fault)
             return
@@ -156,7 +157,6 @@ class Exchanges:
         """Nobody waits for it any more. Does nothing when it has its answer."""
         if exchange.payload is not None:
             return
-        exchange.connection = None
         if exchange.model is not None:
             exchange.model.scheduler.cancel(exchange)
         self._answer_error(exchange, Cancelled("the client disconnected before its answer was ready"))
@@ -164,10 +164,11 @@ class Exchanges:
     def _answer_error(self, exchange: Exchange, error: Exception) -> None:
         token = request_id.set(exchange.identity)
         try:
-            exchange.status, exchange.payload, exchange.headers, code = answer_error(error)
+            exchange.refusal = refusal = answer_error(error)
         finally:
             request_id.reset(token)
-        self._close(exchange, code, "")
+        exchange.payload = refusal.body
+        self._close(exchange, refusal.code, "")
 
     def _close(self, exchange: Exchange, code: str, precision: str) -> None:
         if exchange.permit is not None:

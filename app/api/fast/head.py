@@ -13,6 +13,7 @@ import httptools
 from starlette.datastructures import QueryParams
 
 from app.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
+from app.api.forms import Form
 from app.api.security import token_of
 from app.errors import RequestError
 
@@ -26,7 +27,7 @@ _MOST_KEPT = 512
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Head:
     """A head that the fast path takes.
 
@@ -37,6 +38,8 @@ class Head:
         envelope: of a raw body, out of the query string; None for a JSON body, which holds its own.
         request_id: the client's, if it sent one.
         token: the API key or token, if there is one.
+        form: that of the last body, if it had one.
+        patience: how often bodies may differ in form before it is not looked for any more.
     """
 
     target: str
@@ -45,24 +48,30 @@ class Head:
     envelope: PredictRequest | None
     request_id: str | None
     token: str | None
+    form: Form | None = None
+    patience: int = 8
 
 
 class Heads:
-    """Heads by their bytes, the blank line included. `max_body_bytes`: longer bodies are not taken."""
+    """Heads by their bytes, the blank line included; `known` are those met lately.
+
+    Args:
+        max_body_bytes: longer bodies are not taken.
+    """
 
     def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
-        self._known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}
 
     def find(self, block: bytes) -> Head | None:
         """None when the ordinary path must take the request."""
-        head = self._known.get(block)
+        head = self.known.get(block)
         if head is None and block.startswith(START):
             head = read_head(block, self._max_body_bytes)
             if head is not None and len(block) <= _LONGEST_KEPT:
-                if len(self._known) >= _MOST_KEPT:
-                    self._known.clear()
-                self._known[block] = head
+                if len(self.known) >= _MOST_KEPT:
+                    self.known.clear()
+                self.known[block] = head
         return head
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from math import inf
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
@@ -69,6 +70,7 @@ class FastProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._clock = self.exchanges.clock
         self._fast = config.limit_concurrency is None and not config.root_path
+        self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
         self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
         self._arriving: _Arriving | None = None
@@ -77,11 +79,19 @@ class FastProtocol(HttpToolsProtocol):
         self._in_head = False  # of a request of the ordinary path
         self._head_bytes = 0
         self._watch: asyncio.TimerHandle | None = None
-        self._watch_at = 0.0
+        self._watch_at = inf
         self._idle_since: float | None = None  # None while the ordinary path's keep-alive timer rules
 
     # --- in ---------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
+        if (
+            self._plain
+        ):  # the most frequent case, which the rest handles too: one whole request with a known head
+            start = data.find(END, 0, _LONGEST_HEAD) + len(END)
+            head = self.heads.known.get(data[:start])
+            if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
+                self._begin(head, data[start:], self._clock(), None)
+                return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._held:
@@ -111,7 +121,9 @@ class FastProtocol(HttpToolsProtocol):
         if self.flow.write_paused or len(self._due) >= _MOST_PIPELINED:
             return self._hold(data)
         permit: Permit | None = None
-        if self.guard is not None:
+        if self.guard is None:
+            self._plain = True
+        else:
             try:
                 permit = self.guard.admit(head.token)
             except VernierError:  # the ordinary path says it in words, and need not read the body
@@ -119,6 +131,7 @@ class FastProtocol(HttpToolsProtocol):
         came = self._clock()
         stop = start + head.length
         if len(data) < stop:
+            self._plain = False
             due = self.loop.time() + self.body_timeout_s
             self._arriving = _Arriving(head, came, permit, bytearray(data[start:]), due)
             self._watch_by(due)
@@ -142,7 +155,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def _begin(self, head: Head, body: Body, came: float, permit: Permit | None) -> None:
         if not head.keep_alive:
-            self._ending = True
+            self._end_after_this()
         exchange = self.exchanges.begin(self, head, body, came, permit)
         self._due.append(exchange)
         if exchange.payload is not None:
@@ -150,6 +163,7 @@ class FastProtocol(HttpToolsProtocol):
 
     def _hold(self, data: bytes) -> bytes:
         """Keeps the bytes until what stands before them is done."""
+        self._plain = False
         self._held = data
         self.flow.pause_reading()
         return b""
@@ -161,6 +175,7 @@ class FastProtocol(HttpToolsProtocol):
 
     # --- the ordinary path ------------------------------------------------------------------------
     def _ordinary(self, data: bytes) -> bytes:
+        self._plain = False
         self._idle_since = None
         if self._in_head:
             self._head_bytes += len(data)
@@ -188,31 +203,27 @@ class FastProtocol(HttpToolsProtocol):
     def send_ready(self) -> None:
         """Sends every answer whose turn it is, and goes on with what waited for that."""
         due = self._due
-        while due:
-            exchange = due[0]
-            if exchange.payload is None:
-                break
-            due.popleft()
-            self._send(exchange, exchange.payload)
+        while due and (payload := due[0].payload) is not None:
+            self._send(due.popleft(), payload)
         if self._held:
             self._release()
         elif not due and self._arriving is None:
             if self._ending:
                 self.transport.close()
             else:
-                self._idle_since = self.loop.time()
-                self._watch_by(self._idle_since + self.timeout_keep_alive)
+                self._idle_since = now = self.loop.time()
+                if self._watch_at > now + self.timeout_keep_alive:
+                    self._watch_by(now + self.timeout_keep_alive)
 
     def _send(self, exchange: Exchange, payload: bytes) -> None:
-        closes = self._ending and not self._due and self._arriving is None
-        head = self.responses.make(
-            self.server_state.default_headers,
-            exchange.status,
-            len(payload),
-            exchange.identity,
-            closes,
-            exchange.headers,
-        )
+        defaults = self.server_state.default_headers
+        if exchange.refusal is None and not self._ending:
+            head = self.responses.ok(defaults, len(payload), exchange.identity)
+        else:
+            status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
+            if self._ending and not self._due and self._arriving is None:
+                headers = {**headers, "connection": "close"}
+            head = self.responses.make(defaults, status, len(payload), exchange.identity, headers)
         if len(payload) < _LONG_PAYLOAD:
             self.transport.write(head + payload)
         else:
@@ -220,10 +231,19 @@ class FastProtocol(HttpToolsProtocol):
             self.transport.write(payload)
         self.server_state.total_requests += 1
         if self.access_log:
+            status = 200 if exchange.refusal is None else exchange.refusal.status
             client = ":".join(map(str, self.client or ()))
             self.access_logger.info(
-                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", exchange.status
+                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", status
             )
+
+    def _end_after_this(self) -> None:
+        self._plain = False
+        self._ending = True
+
+    def pause_writing(self) -> None:
+        self._plain = False
+        super().pause_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -233,15 +253,15 @@ class FastProtocol(HttpToolsProtocol):
     # --- time and end -----------------------------------------------------------------------------
     def _watch_by(self, at: float) -> None:
         """Looks after the connection at `at` or earlier. One timer for all purposes, which is seldom set anew."""
+        if self._watch_at <= at:
+            return
         if self._watch is not None:
-            if self._watch_at <= at:
-                return
             self._watch.cancel()
         self._watch_at = at
         self._watch = self.loop.call_at(at, self._look_after)
 
     def _look_after(self) -> None:
-        self._watch = None
+        self._watch, self._watch_at = None, inf
         now = self.loop.time()
         if self._arriving is not None:
             if now < self._arriving.due:
@@ -257,15 +277,18 @@ class FastProtocol(HttpToolsProtocol):
 
     def _time_out(self, arriving: _Arriving) -> None:
         self._arriving = None
-        self._ending = True
+        self._end_after_this()
         error = body_timed_out(self.body_timeout_s)
-        self._due.append(self.exchanges.refuse(arriving.head, error, arriving.came, arriving.permit))
+        self._due.append(self._refuse(arriving, error))
         self.send_ready()
+
+    def _refuse(self, arriving: _Arriving, error: VernierError) -> Exchange:
+        return self.exchanges.refuse(self, arriving.head, error, arriving.came, arriving.permit)
 
     def shutdown(self) -> None:
         """Finishes what has begun, then closes; uvicorn waits for the connection."""
         if self._due or self._arriving is not None:
-            self._ending = True
+            self._end_after_this()
             self._held = b""
         else:
             super().shutdown()
@@ -277,7 +300,7 @@ class FastProtocol(HttpToolsProtocol):
         self._held = b""
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
-            self.exchanges.refuse(arriving.head, disconnected_early(), arriving.came, arriving.permit)
+            self._refuse(arriving, disconnected_early())
         for exchange in self._due:
             self.exchanges.abandon(exchange)
         self._due.clear()

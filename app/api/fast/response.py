@@ -23,32 +23,31 @@ class ResponseHeads:
         self._common = b""
         self._ok = b""
 
+    def ok(self, defaults: Headers, length: int, request_id: str) -> bytes:
+        """Everything before the body of a good answer on a connection that stays open.
+
+        Args:
+            defaults: uvicorn's own headers, of which the date is one; a new list whenever they change.
+            length: of the body, in bytes.
+        """
+        if defaults is not self._defaults:
+            self._renew(defaults)
+        return self._ok % (length, header_value(request_id).encode())
+
     def make(
         self,
         defaults: Headers,
         status: int,
         length: int,
         request_id: str,
-        closes: bool,
         headers: Mapping[str, str],
     ) -> bytes:
-        """Everything before the body, the blank line included.
-
-        Args:
-            defaults: uvicorn's own headers, of which the date is one; a new list whenever they change.
-            length: of the body, in bytes.
-            closes: whether the connection ends after it.
-            headers: those of an error.
-        """
+        """Everything before the body of any answer. `headers`: further ones."""
         if defaults is not self._defaults:
             self._renew(defaults)
-        shown_id = header_value(request_id).encode()
-        if status == 200 and not closes:
-            return self._ok % (length, shown_id)
         lines = [(name.encode(), value.encode()) for name, value in headers.items()]
-        if closes and "connection" not in headers:
-            lines.append((b"connection", b"close"))
         first = STATUS_LINE[status] + self._common + _lines(lines)
+        shown_id = header_value(request_id).encode()
         return first + b"content-length: %d\r\nx-request-id: %b\r\n\r\n" % (length, shown_id)
 
     def _renew(self, defaults: Headers) -> None:

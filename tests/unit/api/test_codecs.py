@@ -22,6 +22,7 @@ from app.errors import (
     UnsupportedMediaType,
     WrongShape,
 )
+from app.serving.request import Answer
 from tests.support.specs import make_signature
 
 
@@ -112,16 +113,8 @@ def test_raw_bytes_cannot_stand_for_several_inputs_or_several_unknown_sizes() ->
 
 
 def test_an_answer_carries_every_field_of_the_interface() -> None:
-    body = encode_answer(
-        request_id="abc",
-        model="ranker",
-        version="3",
-        precision="int8",
-        outputs={"score": np.array([[0.83]], np.float32)[:, ::-1]},
-        queue_s=0.0004,
-        compute_s=0.0011,
-        batch_size=16,
-    )
+    outputs = {"score": np.array([[0.83]], np.float32)[:, ::-1]}
+    body = encode_answer("abc", "ranker", "3", Answer(outputs, "int8", 0.0004, 0.0011, 16))
     assert orjson.loads(body) == {
         "id": "abc",
         "model": "ranker",

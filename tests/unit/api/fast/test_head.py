@@ -80,10 +80,10 @@ def test_a_known_head_is_not_read_again_and_their_number_is_bounded() -> None:
     assert heads.find(block()) is first
     for n in range(2000):
         assert heads.find(block(f"x-request-id: {n}")) is not None
-    assert len(heads._known) <= 512
+    assert len(heads.known) <= 512
     large = block("x-filler: " + "f" * 3000)
     assert heads.find(large) is not None
-    assert large not in heads._known
+    assert large not in heads.known
 
 
 class _Reader:
