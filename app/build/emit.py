@@ -16,7 +16,7 @@ from app.build.floats import BFLOAT16, FLOAT, FLOAT16, Narrowing
 from app.build.graph import GraphView, attribute
 from app.build.opset import copy_node, value_names
 from app.build.placement import CONVOLUTIONS, QuantizableNode, shortcut, weight_axis, weight_position
-from app.build.quantized import FP8_MAX, INT8_MAX, QuantizedWeight, round_scale, spread
+from app.build.quantized import FP8_MAX, INT8_MAX, QuantizedWeight, fit_fp16, fp16_scale, round_scale, spread
 from app.build.simplify import reads
 from app.tensors import Array
 
@@ -176,6 +176,8 @@ class Emitter:
             return self._twins[key]
         limit = FP8_MAX if kind == "fp8" else INT8_MAX
         number = round_scale(scale * INT8_MAX / limit, up=False)
+        if wanted == FLOAT16:
+            number = fp16_scale(number)
         zero = self._zero(number, kind)
         suffix = _SUFFIX[wanted]
         factor = self._constant(number, wanted, f"{name}.scale")
@@ -197,6 +199,8 @@ class Emitter:
         else:
             assert weight is not None  # `lower` has checked
             values, scales, axis = weight.values, weight.scales, weight.axis
+        if wanted == FLOAT16:
+            values, scales = fit_fp16(values, scales, axis)
         scale = self._constant(scales, wanted, f"{name}.scale")
         zero = self._zero(scales, kind)
         along = {"axis": axis} if scales.ndim else {}

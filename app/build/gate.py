@@ -60,6 +60,11 @@ def default_budget(reference: Mapping[str, Array], labels: Array | None, strict:
     return _budget([share, *_sanity_terms(reference, strict)])
 
 
+def sanity_budget(reference: Mapping[str, Array], strict: bool = False) -> Budget:
+    """No answer may have become another one; see the module's first paragraph."""
+    return _budget(_sanity_terms(reference, strict))
+
+
 def resolve_budget(
     text: str | None, reference: Mapping[str, Array], labels: Array | None, strict: bool = False
 ) -> Budget:
@@ -73,13 +78,13 @@ def resolve_budget(
     budget = Budget.parse(text)
     if budget.bounds_samples:
         return budget
-    return Budget(budget.terms + _budget(_sanity_terms(reference, strict)).terms)
+    return Budget(budget.terms + sanity_budget(reference, strict).terms)
 
 
 def ranking_budget(budget: Budget, reference: Mapping[str, Array]) -> Budget:
     """The part of `budget` that needs no labels, or the sanity bound: what orders nodes by their harm."""
     distances = tuple(term for term in budget.terms if is_divergence(term.metric))
-    return Budget(distances) if distances else _budget(_sanity_terms(reference, False))
+    return Budget(distances) if distances else sanity_budget(reference)
 
 
 def make_judge(budget: Budget, reference: Arrays, labels: Array | None) -> Judge:

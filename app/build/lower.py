@@ -26,7 +26,7 @@ from app.build.graph import GraphView
 from app.build.opset import opset_of, raise_opset, set_opset
 from app.build.opset_lower import lower_opset
 from app.build.placement import QuantizableNode, quantizable_nodes, shortcut, weight_position
-from app.build.quantized import QuantizedWeight
+from app.build.quantized import FP16_LEAST, QuantizedWeight
 from app.build.simplify import infer_shapes
 from app.build.store import skeleton
 from app.errors import BuildError
@@ -131,7 +131,9 @@ def _effective(view: GraphView, recipe: Recipe) -> dict[str, str]:
 
 
 def _fits_fp16(node: QuantizableNode, recipe: Recipe) -> bool:
-    """Whether FP16 holds the dequantized operands and the correction; if not, the node stays FP32."""
+    """Whether FP16 holds the scales, the dequantized operands and the correction; if not, the node stays FP32."""
+    if any(recipe.ranges[name] < FP16_LEAST for name in node.activations):
+        return False
     numbers = [128 * recipe.ranges[name] for name in node.activations]
     weight = recipe.weights.get(node.name)
     if weight is not None:

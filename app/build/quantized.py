@@ -13,10 +13,11 @@ from app.tensors import Array
 INT8_MAX = 127
 FP8_MAX = 448.0
 
-#: Scales are kept to this many significant bits …
 _SCALE_BITS = 8
-#: … and at least the smallest positive number of FP16.
-_SCALE_MIN = 2.0**-24
+#: Smaller scales count as none.
+_SMALLEST, _DEAD = 2.0**-110, 2.0**-7
+#: The smallest positive number of FP16.
+FP16_LEAST = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,30 @@ def spread(scales: Array, ndim: int, axis: int) -> Array:
 
 
 def round_scale(scale: npt.ArrayLike, up: bool = True) -> Array:
-    """The nearest (or next larger) scale that FP32, FP16 and BF16 all hold exactly.
+    """The nearest (or next larger) scale of eight significant bits.
 
-    Eight significant bits make a scale at most 0.8 % larger than asked for, and one quantized weight
-    then serves graphs of every type, bit for bit. Zero (a dead channel) becomes the smallest scale:
-    TensorRT refuses a scale of zero.
+    It is at most 0.8 % larger than asked for, and FP32, BF16 and, from 2**-14 on, FP16 hold it exactly: one
+    quantized weight serves graphs of every type, bit for bit. A dead channel's zero becomes a scale
+    with room, since TensorRT refuses a scale of zero.
     """
-    wanted = np.clip(np.asarray(scale, np.float64), _SCALE_MIN, None)
+    wanted = np.asarray(scale, np.float64)
+    wanted = np.where(wanted < _SMALLEST, _DEAD, wanted)
     _, exponent = np.frexp(wanted)
-    # Below 2**-14 FP16 has fewer bits: multiples of 2**-24 are all there is.
-    step = np.maximum(np.ldexp(1.0, exponent - _SCALE_BITS), _SCALE_MIN)
-    rounded = (np.ceil if up else np.round)(wanted / step) * step
-    return np.asarray(np.maximum(rounded, _SCALE_MIN), np.float32)
+    step = np.ldexp(1.0, exponent - _SCALE_BITS)
+    return np.asarray((np.ceil if up else np.round)(wanted / step) * step, np.float32)
+
+
+def fp16_scale(scales: Array) -> Array:
+    """The scales as FP16 can hold them: below 2**-14 the next larger multiple of 2**-24."""
+    held = scales.astype(np.float16).astype(np.float32)
+    larger = np.ceil(scales / FP16_LEAST) * FP16_LEAST
+    return np.asarray(np.where(held == scales, scales, larger), np.float32)
+
+
+def fit_fp16(values: Array, scales: Array, axis: int) -> tuple[Array, Array]:
+    """The same weight on scales that FP16 holds; channels with very small numbers get coarser."""
+    held = fp16_scale(scales)
+    if np.array_equal(held, scales):
+        return values, scales
+    moved = values * spread(scales / held, values.ndim, axis)
+    return (np.rint(moved).astype(np.int8) if values.dtype == np.int8 else moved), held

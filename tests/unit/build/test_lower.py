@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -15,7 +16,7 @@ from app.build.lower import Recipe, lower
 from app.build.opset import opset_of
 from app.build.placement import quantizable_nodes
 from app.build.prepare import clean
-from app.build.quantized import round_scale
+from app.build.quantized import fp16_scale, round_scale
 from app.errors import BuildError
 from tests.support.quantized_graphs import full_recipe
 from tests.unit.build import architectures
@@ -364,17 +365,47 @@ def test_old_tensorrt_gets_neither_bf16_nor_fp8() -> None:
             lower(model, recipe, "trt8")
 
 
-def test_scales_are_exact_in_every_float_type_and_never_too_small() -> None:
-    wanted = np.geomspace(1e-9, 1e4, 997)
+def test_scales_are_exact_in_every_float_type_that_reaches_them() -> None:
+    wanted = np.geomspace(1e-30, 1e4, 1997)
     scales = round_scale(wanted)
     assert scales.dtype == np.float32
-    assert np.array_equal(scales.astype(np.float16).astype(np.float32), scales)
-    normal = wanted > 2.0**-13
-    assert (scales >= np.minimum(wanted, scales)).all()
-    assert (scales[normal] >= wanted[normal]).all()
-    assert (scales[normal] <= wanted[normal] * 1.0079).all()
+    assert (scales >= wanted.astype(np.float32)).all()
+    assert (scales <= wanted * 1.0079).all()
     assert np.array_equal(round_scale(scales, up=False), scales)
-    import ml_dtypes
-
     assert np.array_equal(scales.astype(ml_dtypes.bfloat16).astype(np.float32), scales)
-    assert round_scale(0.0) > 0
+    normal = scales >= 2.0**-14
+    assert np.array_equal(scales[normal].astype(np.float16).astype(np.float32), scales[normal])
+    half = fp16_scale(scales)
+    assert (half >= scales).all()
+    assert (half > 0).all()
+    assert np.array_equal(half.astype(np.float16).astype(np.float32), half)
+    assert np.array_equal(half[normal], scales[normal])
+    assert 1e-3 < round_scale(0.0) < 1
+
+
+def test_channels_with_tiny_weights_keep_their_values_in_fp32_and_their_size_in_fp16() -> None:
+    weight = weights(4, 3)
+    weight[:, 1] *= 1e-6
+    weight[:, 2] = 0
+    nodes = [node("Gemm", ["x", "w"], "y")]
+    model = clean(make_model(nodes, {"x": (F, ["n", 4])}, {"y": (F, ["n", 3])}, {"w": weight}), {}, [])
+    recipe = recipe_for(model, "fp16")
+    samples = data(model, 16)
+    exact = run_model(model, samples)["y"]
+    for fp32 in (frozenset(), frozenset({"Gemm y"})):
+        lowered = lower(model, replace(recipe, fp32=fp32))
+        for tensor in lowered.graph.initializer:
+            if "scale" in tensor.name:
+                assert (numpy_helper.to_array(tensor) > 0).all()
+        got = run_model(lowered, samples)["y"]
+        assert np.allclose(got[:, 0], exact[:, 0], atol=0.02)
+        # In FP16 as good as an FP16 weight would be; in FP32 as good as any other channel.
+        assert np.allclose(got[:, 1], exact[:, 1], atol=2e-8 if fp32 else 5e-7)
+        assert not got[:, 2].any()
+
+
+def test_an_activation_too_small_for_fp16_is_quantized_in_fp32() -> None:
+    model = architectures.recommender()
+    recipe = recipe_for(model, "fp16")
+    lowered = lower(model, replace(recipe, ranges={**recipe.ranges, "dense": 1e-10}))
+    assert type_of(lowered, named(lowered, "Gemm d").output[0]) == F
