@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.precision.measure import BASELINE, EMULATED, Judged, Row, from_json
-from benchmarks.precision.traps import Sprung, read_traps
+from benchmarks.precision.traps import HELD_OUT, Sprung, read_traps
 
 _ORDER = ("residual", "separable", "transformer", "lstm", "recommender", "speech")
 _PRECISIONS = ("bf16", "fp16", "int8-fp32", "int8")
@@ -136,12 +136,15 @@ def _every_variant(rows: Sequence[Row]) -> str:
 
 def _traps(found: Sequence[Sprung]) -> str:
     names = list(dict.fromkeys((entry.trap, entry.what) for entry in found))
-    wrong = [entry for entry in found if entry.inside is False]
+    passed = [entry for entry in found if entry.used is not None]
+    wrong = [entry for entry in passed if not entry.sane]
+    outside = [entry for entry in passed if entry.used is not None and entry.used > 1]
     lines = [
         "## Models built to break",
         "",
-        "Each cell: refused by the gate, or the types of the weighted nodes and whether the variant keeps its budget "
-        f"on held-out data. Variants that passed and are wrong: {len(wrong)}.",
+        f"Each cell: refused by the gate, or the types of the weighted nodes and the part of the budget that the "
+        f"worst of {HELD_OUT:,} held-out samples uses up. Of {len(passed)} variants that passed their gate "
+        f"{len(wrong)} give an answer that is another answer; {len(outside)} stray beyond the budget in some sample.",
         "",
         "| model | what breaks it | " + " | ".join(_PRECISIONS) + " |",
         "|---|---|" + "---|" * len(_PRECISIONS),
@@ -154,7 +157,7 @@ def _traps(found: Sequence[Sprung]) -> str:
                 cells.append("refused" if entry else "–")
                 continue
             types = ", ".join(f"{count} {kind}" for kind, count in entry.assignment.items())
-            cells.append(f"{types}: {'right' if entry.inside else '**wrong**'}")
+            cells.append(f"{types}: {entry.used:.0%}{'' if entry.sane else ' **wrong**'}")
         lines.append(f"| {name} | {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

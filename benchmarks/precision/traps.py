@@ -13,13 +13,13 @@ import onnx
 from app.budget import Budget, parse_term
 from app.build.data import ArraySamples
 from app.build.evaluate import run_model
-from app.build.gate import make_judge
+from app.build.gate import make_judge, sanity_budget
 from app.build.pipeline import build
 from app.build.progress import NoProgress
 from app.build.request import BuildRequest
 from benchmarks.precision.broken import Trap, traps
 
-_CALIBRATION, _EVALUATION, _HELD_OUT = 512, 2048, 8192
+_CALIBRATION, _EVALUATION, HELD_OUT = 512, 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Sprung:
     """One precision of one trap.
 
     status: `pass` or `refused` by the gate.
-    inside: whether what passed keeps the budget on held-out data; None for what was refused.
+    used: the part of the budget that what passed uses up on held-out data; None for what was refused.
+    sane: whether every answer is still the same answer (the gate's sanity bound).
     assignment: weighted nodes by type.
     """
 
@@ -35,7 +36,8 @@ class Sprung:
     what: str
     precision: str
     status: str
-    inside: bool | None
+    used: float | None
+    sane: bool | None
     assignment: dict[str, int]
 
 
@@ -60,20 +62,21 @@ def _measure(trap: Trap) -> list[Sprung]:
             max_batch=8,
         )
         outcome = build(request, NoProgress())
-        held_out = ArraySamples({"x": trap.draw(_HELD_OUT, 3)})
+        held_out = ArraySamples({"x": trap.draw(HELD_OUT, 3)})
         reference = run_model(trap.model, held_out)
         found = []
         for variant in outcome.variants[1:]:
             entry = outcome.manifest.variants.get(variant.precision)
-            inside = None
+            used = sane = None
             if entry is not None:
                 texts = next(iter(entry.gates.values())).budget
                 judge = make_judge(Budget(tuple(parse_term(t) for t in texts)), reference, None)
                 outputs = run_model(onnx.load(outcome.package / entry.files[0]), held_out)
-                inside = judge.judge(outputs).passed
+                used = judge.judge(outputs).used
+                sane = make_judge(sanity_budget(reference), reference, None).judge(outputs).passed
             status = "refused" if entry is None else "pass"
             assignment = dict(variant.assignment) if entry is not None else {}
-            found.append(Sprung(trap.name, trap.what, variant.precision, status, inside, assignment))
+            found.append(Sprung(trap.name, trap.what, variant.precision, status, used, sane, assignment))
         return found
 
 
