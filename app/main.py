@@ -83,7 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     loader = make_loader(settings, metrics, registry)
     on_cpu = loader.runtime == OnnxRuntimeLoader.runtime
-    device = Device(max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, settings.slots or 1))
+    at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, settings.slots or 1)
+    device = Device(at_once * (1 if on_cpu else len(settings.devices)))
     repository = Repository(
         settings.engines_dir,
         loader,
@@ -139,17 +140,18 @@ def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistr
     """TensorRT where there is a GPU (or where it is asked for), else ONNX Runtime. Raises SettingsError."""
     if settings.runtime != "onnxruntime":
         try:
-            found = find_tensorrt(settings.runtime, settings.devices[0])
+            found = find_tensorrt(settings.runtime, settings.devices)
         except EngineError as error:
-            raise SettingsError(f"VERNIER_RUNTIME is {settings.runtime}: {error.message}") from error
+            named = ",".join(map(str, settings.devices))
+            raise SettingsError(
+                f"VERNIER_RUNTIME is {settings.runtime} and VERNIER_DEVICES {named}: {error.message}"
+            ) from error
         if found is not None:
-            if len(settings.devices) > 1:
-                raise SettingsError("VERNIER_DEVICES names several GPUs; start one process for each")
-            api, device = found
-            registry.register(GpuCollector(Nvml()))
+            api, devices = found
+            registry.register(GpuCollector(Nvml([device.pci_bus_id for device in devices])))
             return TensorRtLoader(
                 api,
-                device,
+                devices,
                 BuilderProcess(),
                 lambda m: PlanCache(
                     cache_folder(settings.engines_dir, settings.cache_dir, m.name, m.version)
@@ -198,7 +200,7 @@ async def start_scheduler(
         engines.executors,
         engines.active,
         policy,
-        options.slots or 1,
+        (options.slots or 1) * max(len(executor.parts) for executor in engines.executors.values()),
         metrics,
         curves=engines.curves,
         device=device,
