@@ -95,6 +95,11 @@ def open_device(index: int = 0) -> Device:
         return _devices[index]
 
 
+def _or_another() -> str:
+    """After an illegal access on one GPU, CUDA reports it for every other one of the process too."""
+    return ", or another of this process," if len(_devices) > 1 else ""
+
+
 def _load_libraries() -> _Libraries:
     global _libraries
     if _libraries is None:
@@ -157,8 +162,8 @@ class Device:
         code = int(self._lib.driver.cuCtxSynchronize()[0])
         if self.failed is None and code in STICKY:
             self.failed = (
-                f"GPU {self.index} ({self.name}) failed while {what}: {self._describe(code)}; nothing can "
-                f"run on it until this process restarts"
+                f"GPU {self.index} ({self.name}){_or_another()} failed while {what}: {self._describe(code)}; "
+                f"nothing can run on it until this process restarts"
             )
         if self.failed is not None:
             return DeviceFailed(self.failed)

@@ -47,7 +47,7 @@ def settings(cache: Path, **more: str) -> Dict[str, str]:
 def first(engines: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that starts with no plan at all, waited for until every variant is there."""
     token = tmp_path_factory.mktemp("secrets") / "admin"
-    token.write_text("administration")
+    token.write_text("administration-token")
     token.chmod(0o600)
     log = tmp_path_factory.mktemp("log") / "first.log"
     with serve(engines, log, ready=False, **settings(cache, admin_token_file=str(token))) as server:
@@ -230,7 +230,7 @@ def test_sigterm_under_load_loses_nothing(
 
 def test_unloading_gives_the_memory_back(first: Server) -> None:
     """Last of those that share this service: it takes the models out."""
-    headers = {"authorization": "Bearer administration"}
+    headers = {"authorization": "Bearer administration-token"}
 
     def call(what: str) -> None:
         response = httpx.post(first.url + "/v2/repository/models/mlp/" + what, headers=headers, timeout=120)
@@ -320,9 +320,10 @@ def test_two_gpus_share_the_work_and_answer_alike(
 
 
 @several
-def test_with_one_of_two_gpus_lost_the_other_answers_and_readiness_is_red(
+def test_one_of_two_gpus_lost_to_a_bad_kernel_takes_the_process_and_nothing_is_lost_silently(
     engines: Path, cache: Path, first: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """CUDA gives every context of the process up after an illegal access in one of them."""
     for index in ("1", "0"):
         trigger = tmp_path / ("lose" + index)
         monkeypatch.setenv("LOSE_WHEN", str(trigger))
@@ -335,13 +336,12 @@ def test_with_one_of_two_gpus_lost_the_other_answers_and_readiness_is_red(
             time.sleep(0.5)
             trigger.touch()
             reason = server.wait_until("/v2/health/ready", 503, timeout_s=10).json()
-            seen = len(load.codes)
-            time.sleep(1.0)
+            time.sleep(0.5)
             load.stop()
-            assert "GPU " + index in json.dumps(reason)
-            assert load.codes.count("internal") <= 8
-            assert load.codes[seen + 8 :].count("answered") > 20
-            assert set(load.codes) <= {"answered", "internal"}
+            assert "until this process restarts" in json.dumps(reason)
+            assert load.codes.count("answered") > 20
+            assert 1 <= load.codes.count("internal") <= 8
+            assert set(load.codes) == {"answered", "internal", "not_ready"}, server.log[-2000:]
             assert server.metric("vernier_inflight_requests") == 0
 
 

@@ -14,7 +14,7 @@ from scripts.backport import backport, backport_app
 @pytest.mark.parametrize(
     ("new", "old"),
     [
-        ("def f(x: int | None) -> str | bytes: ...", "def f(x: _typing.Union[int, None]) -> _typing.Union[str, bytes]:"),
+        ("def f(x: int | None): ...", "def f(x: _typing.Union[int, None]):"),
         ("Body = bytes | bytearray | memoryview", "Body = _typing.Union[bytes, bytearray, memoryview]"),
         ("x: list[int | None] | None", "x: _typing.Union[list[_typing.Union[int, None]], None]"),
         ("flags = re.I | re.M", "flags = re.I | re.M"),
