@@ -41,15 +41,16 @@ def tables(results: Dict[str, Any]) -> List[str]:
     if results["small"]:
         lines += ["", "### 64→256→128→1, round trip", "", *small_table(results["small"])]
     lines += ["", "### Slots at batch 64, rows/s", "", *slots_table(results["networks"])]
+    earlier = f" ({results['earlier']})" if results.get("earlier") else ""
     if results.get("waits"):
         lines += [
             "",
-            "### Waiting by interrupt or by spinning, ResNet-50, batch 64",
+            f"### Waiting by interrupt or by spinning, ResNet-50, batch 64{earlier}",
             "",
             *waits_table(results),
         ]
     if results.get("tried"):
-        lines += ["", "### What INT8 needs, ResNet-50, engine alone, one plan for each batch", ""]
+        lines += ["", f"### What INT8 needs, ResNet-50, engine alone, one plan for each batch{earlier}", ""]
         lines += _table(
             ["plan", "batch", "images/s"],
             [[row["plan"], str(row["batch"]), f"{row['rows_per_s']:,}"] for row in results["tried"]],
