@@ -82,9 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
-    on_cpu = loader.runtime == OnnxRuntimeLoader.runtime
-    asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
-    device = Device(max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, *asked))
+    device = shared_device(settings, loader.runtime)
     repository = Repository(
         settings.engines_dir,
         loader,
@@ -134,6 +132,12 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (predict.router, models.router, admin.router, health.router):
         app.include_router(router)
     return app
+
+
+def shared_device(settings: Settings, runtime: str) -> Device:
+    """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
+    usual = available_cores() if runtime == OnnxRuntimeLoader.runtime else DEFAULT_GPU_SLOTS
+    return Device(max(usual, settings.slots or 1, *(m.slots or 1 for m in settings.models.values()), 1))
 
 
 def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
