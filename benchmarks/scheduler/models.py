@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def _stack(workload: Workload) -> ModelProto:
     rng = np.random.default_rng(0)
     sizes = [FEATURES, *[workload.width] * workload.layers, 4]
     nodes, weights = [], []
-    for i, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (rows, columns) in enumerate(pairwise(sizes)):
         matrix = (rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
         weights.append(numpy_helper.from_array(matrix, f"w{i}"))
         last = i == len(sizes) - 2
