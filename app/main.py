@@ -136,25 +136,28 @@ def create_app(settings: Settings) -> FastAPI:
 
 def shared_device(settings: Settings, runtime: str) -> Device:
     """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
-    usual = available_cores() if runtime == OnnxRuntimeLoader.runtime else DEFAULT_GPU_SLOTS
-    return Device(max(usual, settings.slots or 1, *(m.slots or 1 for m in settings.models.values()), 1))
+    on_cpu = runtime == OnnxRuntimeLoader.runtime
+    asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
+    at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, *asked)
+    return Device(at_once * (1 if on_cpu else len(settings.devices)))
 
 
 def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
     """TensorRT where there is a GPU (or where it is asked for), else ONNX Runtime. Raises SettingsError."""
     if settings.runtime != "onnxruntime":
         try:
-            found = find_tensorrt(settings.runtime, settings.devices[0])
+            found = find_tensorrt(settings.runtime, settings.devices)
         except EngineError as error:
-            raise SettingsError(f"VERNIER_RUNTIME is {settings.runtime}: {error.message}") from error
+            named = ",".join(map(str, settings.devices))
+            raise SettingsError(
+                f"VERNIER_RUNTIME is {settings.runtime} and VERNIER_DEVICES {named}: {error.message}"
+            ) from error
         if found is not None:
-            if len(settings.devices) > 1:
-                raise SettingsError("VERNIER_DEVICES names several GPUs; start one process for each")
-            api, device = found
-            registry.register(GpuCollector(Nvml()))
+            api, devices = found
+            registry.register(GpuCollector(Nvml([device.pci_bus_id for device in devices])))
             return TensorRtLoader(
                 api,
-                device,
+                devices,
                 BuilderProcess(),
                 lambda m: PlanCache(
                     cache_folder(settings.engines_dir, settings.cache_dir, m.name, m.version)
@@ -232,7 +235,7 @@ async def start_scheduler(
         engines.executors,
         engines.active,
         policy,
-        options.slots or 1,
+        (options.slots or 1) * max(len(executor.parts) for executor in engines.executors.values()),
         metrics,
         curves=engines.curves,
         device=device,

@@ -118,6 +118,13 @@ class Settings(BaseSettings):
             return tuple(int(part) for part in value.split(","))
         return tuple(value) if isinstance(value, Iterable) else (value,)
 
+    @field_validator("devices")
+    @classmethod
+    def _distinct_devices(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or min(value) < 0 or len(set(value)) != len(value):
+            raise ValueError("name each GPU once by CUDA's number, such as 0,1")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,

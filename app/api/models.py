@@ -34,6 +34,14 @@ def _tensor(entry: TensorEntry) -> TensorDescription:
     return TensorDescription(name=spec.name, dtype=spec.dtype, shape=list(spec.wire_shape))
 
 
+def _latency_ms(model: LoadedModel, precision: str) -> dict[str, float]:
+    """Bucket → median milliseconds: as measured on this device, else as measured by the build."""
+    here = model.engines.curves.get(precision)
+    if here:
+        return {str(bucket): round(seconds * 1e3, 4) for bucket, seconds in sorted(here.items())}
+    return model.manifest.variants[precision].latency_ms.get(model.runtime, {})
+
+
 def _variants(model: LoadedModel) -> list[VariantDescription]:
     described = []
     for precision, executor in model.executors.items():
@@ -46,7 +54,7 @@ def _variants(model: LoadedModel) -> list[VariantDescription]:
                 engine_bytes=executor.engine_bytes,
                 budget=gate.budget if gate else [],
                 error=gate.metrics if gate else {},
-                latency_ms=entry.latency_ms.get(model.runtime, {}),
+                latency_ms=_latency_ms(model, precision),
             )
         )
     return described

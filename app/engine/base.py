@@ -113,6 +113,11 @@ class Executor(ABC):
         """Releases the executor; every slot must be closed before. Idempotent."""
 
     @property
+    def parts(self) -> Sequence[Executor]:
+        """One executor for each device that this one spans, in the order of its places; itself alone if one."""
+        return (self,)
+
+    @property
     def launches(self) -> Tuple[int, int]:
         """Executions so far by CUDA graph, and without one although one was wanted; neither ever falls."""
         return (0, 0)

@@ -75,20 +75,31 @@ _devices: Dict[int, Device] = {}
 _opening = threading.Lock()
 
 
+def count_devices() -> int:
+    """How many GPUs CUDA sees. Raises EngineError when there is no driver, no GPU, or a package is missing."""
+    with _opening:
+        return _load_libraries().count
+
+
 def open_device(index: int = 0) -> Device:
     """The device of this index (as CUDA numbers them), one object for the whole process.
 
     Raises EngineError when there is no driver, no such device, or a package is missing.
     """
-    global _libraries
     with _opening:
-        if _libraries is None:
-            _libraries = _Libraries()
-        if not 0 <= index < _libraries.count:
-            raise EngineError(f"there is no GPU {index} here; CUDA sees {_libraries.count}")
+        libraries = _load_libraries()
+        if not 0 <= index < libraries.count:
+            raise EngineError(f"there is no GPU {index} here; CUDA sees {libraries.count}")
         if index not in _devices:
-            _devices[index] = Device(_libraries, index)
+            _devices[index] = Device(libraries, index)
         return _devices[index]
+
+
+def _load_libraries() -> _Libraries:
+    global _libraries
+    if _libraries is None:
+        _libraries = _Libraries()
+    return _libraries
 
 
 class Device:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
 
 from app.engine.base import default_buckets
 from app.engine.cuda import Device
@@ -88,6 +89,7 @@ class PlanManager:
         self._ready: Dict[str, ReadyEngine] = {}
         self._refused: Dict[str, str] = {}
         self._missing: List[str] = []
+        self._tried: Set[str] = set()  # hashes of the plans that were found fitting
         self._cancellation = Cancellation()
         self._started = False
         self._thread: Optional[threading.Thread] = None
@@ -168,6 +170,7 @@ class PlanManager:
         except EngineError as error:
             self._refuse(precision, error.message)
             return True
+        self._tried.update(entry.sha256 for entry in entries)
         for entry in entries:
             try:
                 executor = self._open(precision, self._source.read(entry))
@@ -276,11 +279,15 @@ class PlanManager:
         return wanted if wanted in pending else pending[0]
 
     def _build(self, precision: str) -> None:
-        self._tell(PlanEvent("rebuilding", precision))
         try:
             self._prepare_cache()
-            data = self._run_builder(precision)
-            entry = self._store(precision, data)
+            with self._turn():
+                if self._built_meanwhile(precision):
+                    return
+                self._tell(PlanEvent("rebuilding", precision))
+                request = self._source.request(precision, self._slots, self._device.index, self._cancellation)
+                data = self._builder(request)
+                entry = self._store(precision, data)
             executor = self._open(precision, data)
         except DeviceFailed:
             raise
@@ -290,15 +297,20 @@ class PlanManager:
         self._tell(PlanEvent("rebuilt", precision))
         self._prove(precision, executor, entry)
 
-    def _run_builder(self, precision: str) -> bytes:
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
         while not _building.acquire(timeout=1.0):
             if self._cancellation.cancelled:
                 raise EngineError("it was unloaded before its turn came")
         try:
-            request = self._source.request(precision, self._slots, self._device.index, self._cancellation)
-            return self._builder(request)
+            yield
         finally:
             _building.release()
+
+    def _built_meanwhile(self, precision: str) -> bool:
+        """Whether another GPU of this kind has had the plan built while this one waited for its turn."""
+        found = {entry.sha256 for entry in self._source.fitting(precision)[0]}
+        return not found <= self._tried and self._load_fitting(precision)
 
     def _prepare_cache(self) -> None:
         try:
@@ -328,6 +340,7 @@ class PlanManager:
             "model": self._manifest.name,
             "version": self._manifest.version,
             "precision": event.precision,
+            "device": repr(self._device),
         }
         logger.log(level, "plan %s", event.kind, extra={**model, "reason": event.reason})
         if self._on_event is not None:

@@ -23,6 +23,7 @@ class Batch:
 
     Attributes:
         parts: whose rows, in order.
+        place: number of the device that it runs on, of those that the executors span.
         precision, shape: of the lane that they waited in.
         rows, bucket: useful rows, and rows after padding.
         reason: why it was dispatched.
@@ -45,6 +46,7 @@ class Batch:
         "layout",
         "outputs",
         "parts",
+        "place",
         "precision",
         "predicted_s",
         "reason",
@@ -68,6 +70,7 @@ class Batch:
         self.precision = lane.precision
         self.shape = lane.shape
         self.parts = parts
+        self.place = 0
         self.rows = rows
         self.bucket = bucket
         self.reason = reason

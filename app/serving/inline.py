@@ -19,6 +19,9 @@ _SHORTEST_S, _LONGEST_S = 100e-6, 300e-6
 _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
 _LEARN_FIRST, _LEARN_EACH = 100, 8
 
+#: The device that these slots lie on, of those that an executor spans.
+PLACE = 0
+
 
 class Inline:
     """Slots that the loop's thread owns, and what executions on them take.

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from app.engine.cuda import Device, open_device
+from app.engine.cuda import Device, count_devices, open_device
+from app.engine.plan_group import PlanGroup, Plans
 from app.engine.plan_manager import PlanManager
 from app.engine.plan_source import PlanBuilder
 from app.engine.ready import PlanEvent, ReadyEngine
@@ -22,17 +23,18 @@ from app.serving.loading import LoadedEngines
 logger = logging.getLogger(__name__)
 
 
-def find_tensorrt(wanted: str, device_index: int) -> tuple[TrtApi, Device] | None:
-    """The TensorRT package and the GPU to serve with; None for `auto` on a machine without them.
+def find_tensorrt(wanted: str, indices: Sequence[int]) -> tuple[TrtApi, list[Device]] | None:
+    """The TensorRT package and the GPUs to serve with; None for `auto` on a machine without them.
 
     Args:
         wanted: `auto`, or one of the TensorRT runtimes.
+        indices: CUDA's numbers of the GPUs.
 
     Raises:
-        EngineError: a runtime was named and cannot run here.
+        EngineError: a runtime was named and cannot run here; or there are GPUs, but not all of those named.
     """
     try:
-        device = open_device(device_index)
+        count_devices()
     except EngineError:
         if wanted == "auto":
             return None
@@ -40,9 +42,11 @@ def find_tensorrt(wanted: str, device_index: int) -> tuple[TrtApi, Device] | Non
     problems = []
     for runtime in RUNTIMES if wanted == "auto" else (wanted,):
         try:
-            return load_api(runtime), device
+            api = load_api(runtime)
         except EngineError as error:
             problems.append(error.message)
+        else:
+            return api, [open_device(index) for index in indices]
     if wanted == "auto":
         logger.warning("a GPU is here, but no TensorRT: %s", "; ".join(problems))
         return None
@@ -80,9 +84,9 @@ class _Arrivals:
 
 
 class TensorRtEngines(LoadedEngines):
-    """The engines of one package on one GPU."""
+    """The engines of one package on the GPUs at hand."""
 
-    def __init__(self, manager: PlanManager, arrivals: _Arrivals, package: Path, manifest: Manifest) -> None:
+    def __init__(self, manager: Plans, arrivals: _Arrivals, package: Path, manifest: Manifest) -> None:
         golden = load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
         ready = manager.ready
         best = manager.best()
@@ -110,19 +114,20 @@ class TensorRtEngines(LoadedEngines):
 
 
 class TensorRtLoader:
-    """One TensorRT package on one GPU.
+    """One TensorRT package on one or several GPUs.
 
     Args:
+        devices: the GPUs; each variant is loaded on all of them.
         builder: builds plans that are missing, in a process of its own.
         cache_of: where plans built on this machine are kept.
-        slots_of: how many slots a model will have.
+        slots_of: how many slots a model will have on each GPU.
         on_event: called for every plan event, from any thread, with the manifest.
     """
 
     def __init__(
         self,
         api: TrtApi,
-        device: Device,
+        devices: Sequence[Device],
         builder: PlanBuilder,
         cache_of: Callable[[Manifest], PlanCache],
         slots_of: Callable[[Manifest], int],
@@ -131,7 +136,7 @@ class TensorRtLoader:
     ) -> None:
         self.runtime = api.runtime
         self._api = api
-        self._device = device
+        self._devices = devices
         self._builder = builder
         self._cache_of = cache_of
         self._slots_of = slots_of
@@ -146,19 +151,26 @@ class TensorRtLoader:
             if event.kind == "refused":
                 arrivals.something.set()
 
-        manager = PlanManager(
-            package,
-            manifest,
-            api=self._api,
-            device=self._device,
-            cache=self._cache_of(manifest),
-            builder=self._builder,
-            rebuild=self._rebuild,
-            wanted=precision,
-            slots=self._slots_of(manifest),
-            on_ready=arrivals.arrived,
-            on_event=on_event,
-        )
+        def plans_of(place: int, on_ready: Callable[[ReadyEngine], None]) -> Plans:
+            return PlanManager(
+                package,
+                manifest,
+                api=self._api,
+                device=self._devices[place],
+                cache=self._cache_of(manifest),
+                builder=self._builder,
+                rebuild=self._rebuild,
+                wanted=precision,
+                slots=self._slots_of(manifest),
+                on_ready=on_ready,
+                on_event=on_event,
+            )
+
+        manager: Plans
+        if len(self._devices) == 1:
+            manager = plans_of(0, arrivals.arrived)
+        else:
+            manager = PlanGroup(plans_of, len(self._devices), precision, arrivals.arrived)
         try:
             manager.start()
             while not manager.ready and manager.pending:
@@ -167,7 +179,7 @@ class TensorRtLoader:
             if not manager.ready:
                 reasons = "; ".join(f"{p}: {r}" for p, r in manager.refused.items())
                 raise EngineError(
-                    f"no variant of {manifest.name} can be served on {self._device.name}: {reasons}"
+                    f"no variant of {manifest.name} can be served on {self._devices[0].name}: {reasons}"
                 )
             return TensorRtEngines(manager, arrivals, package, manifest)
         except BaseException:

@@ -228,7 +228,7 @@ class Repository:
         """A rebuilt engine joins a model that is served; traffic moves to it when it is the better one."""
         precision = ready.executor.precision
         try:
-            await model.scheduler.install(ready.executor)
+            await model.scheduler.install(ready.executor, ready.curve)
         except EngineError as error:
             logger.error(
                 "engine not installed",
@@ -236,6 +236,7 @@ class Repository:
             )
             return
         model.executors[precision] = ready.executor
+        model.engines.curves[precision] = dict(ready.curve)
         best = model.engines.best()
         if best in model.executors and best != model.precision:
             model.scheduler.set_precision(best)

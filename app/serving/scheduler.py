@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import Draining, EngineError, NotReady, QueueFull
+from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher, Policy
 from app.serving.batching import Slots
 from app.serving.execution import Batch
+from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
@@ -49,7 +50,7 @@ class Scheduler:
         name: for messages and logs.
         executors: by precision.
         precision: the variant that new batches take.
-        slots: workers; each has a slot of every variant.
+        slots: workers; each has a slot of every variant, all on one of the devices that the executors span.
         curves: precision → bucket → seconds measured before; what is measured at start wins.
         device: shares the device's workers fairly with other models; None for a device of one's own.
         clock: monotonic, in seconds; the deadlines of requests are on it.
@@ -298,7 +299,9 @@ class Scheduler:
 
     def _settle(self, batch: Batch, now: float) -> None:
         if batch.error is not None:
-            self._crew.failed_execution(batch.error)
+            if isinstance(batch.error, DeviceFailed) and batch.place == INLINE_PLACE:
+                self._inline.close()
+            self._crew.failed_execution(batch.error, batch.place)
         if self._results.settle(batch, now):
             self._want_pump()
 

@@ -4,12 +4,16 @@ A worker posts to the loop once for each batch. When one dies, the batch it held
 fault shows in readiness until its replacement has opened its slots, and a worker that keeps dying
 is given up. After several failed executions in a row a synthetic one asks whether the engine or the
 requests are to blame; while the engine is, readiness says so, and the probe is repeated until it succeeds.
+
+Where the executors span several devices each worker keeps to one, its place. A device that fails takes its
+workers with it; readiness turns red for good, and the other devices still answer what comes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -50,7 +54,7 @@ class Crew:
     """Belongs to the event loop's thread.
 
     Args:
-        size: workers, and so slots for each variant.
+        size: workers, and so slots for each variant; spread evenly over the places.
         warm_up: called on each new worker's thread with its slots; what the first one measures is kept.
         probe: runs a synthetic batch on a worker's slots and raises when that fails.
     """
@@ -70,6 +74,9 @@ class Crew:
         self.curves: Curves = {}
         self._name = name
         self._executors = dict(executors)
+        self._places = max((len(executor.parts) for executor in executors.values()), default=1)
+        self._place: dict[Worker, int] = {}
+        self._lost_places: dict[int, str] = {}
         self._listener = listener
         self._warm_up = warm_up
         self._probe = probe
@@ -87,14 +94,14 @@ class Crew:
         self._timers: set[asyncio.TimerHandle] = set()
         self._calls: dict[Worker, set[asyncio.Future[Any]]] = {}
         self._generation = 0  # of the executors; counts installations
-        for _ in range(size):
-            self._hire()
+        for number in range(size):
+            self._hire(number % self._places)
 
     # --- state ------------------------------------------------------------------------------------
     @property
     def fault(self) -> str | None:
         """Why the model should get no traffic; None when all is well."""
-        return self._lost or self._dying or self._sick
+        return self._lost or next(iter(self._lost_places.values()), None) or self._dying or self._sick
 
     @property
     def gone(self) -> str | None:
@@ -117,8 +124,9 @@ class Crew:
     # --- work -------------------------------------------------------------------------------------
     def run(self, batch: Batch) -> None:
         """Gives the batch to an idle worker; there must be one."""
-        worker = self.idle.pop()
+        worker = self._next()
         self.busy[worker] = batch
+        batch.place = self._place[worker]
 
         def job(slots: Slots) -> None:
             batch.execute(slots[batch.precision])
@@ -126,17 +134,35 @@ class Crew:
 
         worker.submit(job)
 
+    def _next(self) -> Worker:
+        """The one that idles for the shortest time, on the device that has the fewest busy ones."""
+        if self._places == 1:
+            return self.idle.pop()
+        busy = Counter(self._place[worker] for worker in self.busy)
+        worker = min(reversed(self.idle), key=lambda worker: busy[self._place[worker]])
+        self.idle.remove(worker)
+        return worker
+
+    def _rest(self, worker: Worker) -> None:
+        """The worker has nothing to do; on a lost device it never will."""
+        if self._place[worker] in self._lost_places:
+            worker.close()
+        else:
+            self.idle.append(worker)
+
     def _finished(self, worker: Worker, batch: Batch) -> None:
         del self.busy[worker]
-        self.idle.append(worker)
+        if isinstance(batch.error, DeviceFailed):
+            self._lose(batch.place, batch.error)
+        self._rest(worker)
         if batch.error is None:
             self._healthy()
         self._listener.batch_finished(batch)
 
-    def failed_execution(self, error: VernierError) -> None:
+    def failed_execution(self, error: VernierError, place: int = 0) -> None:
         """An execution failed on its own account: its request ran alone, or will be tried alone."""
         if isinstance(error, DeviceFailed):
-            self._give_up(error)
+            self._lose(place, error)
             return
         self._failures += 1
         if self._failures == _SUSPICIOUS_FAILURES:
@@ -169,12 +195,12 @@ class Crew:
 
     def _probed(self, worker: Worker, error: VernierError | None) -> None:
         del self.busy[worker]
-        self.idle.append(worker)
+        if isinstance(error, DeviceFailed):
+            self._lose(self._place[worker], error)
+        self._rest(worker)
         if error is None:
             self._healthy()
-        elif isinstance(error, DeviceFailed):
-            self._give_up(error)
-        else:
+        elif not isinstance(error, DeviceFailed):
             self._sick = f"executions fail: {error.message}"
             logger.error("engine sick", extra={"model": self._name, "error": error.message})
             self._later(self._pause_s, self._start_probe)
@@ -182,8 +208,8 @@ class Crew:
         self._listener.worker_idle()
 
     # --- life and death ---------------------------------------------------------------------------
-    def _hire(self) -> None:
-        if self._closing or self._lost:
+    def _hire(self, place: int) -> None:
+        if self._closing or self._lost or place in self._lost_places:
             return
         self._opening += 1
         self._born += 1
@@ -195,7 +221,8 @@ class Crew:
         def on_exit(worker: Worker, error: BaseException | None) -> None:
             self._post(self._exited, worker, error)
 
-        Worker(f"{self._name}-{self._born}", self._executors.values(), on_open, on_exit)
+        parts = [_part(executor, place) for executor in self._executors.values()]
+        self._place[Worker(f"{self._name}-{self._born}", parts, on_open, on_exit)] = place
 
     def _open(self, worker: Worker, curves: Curves, generation: int) -> None:
         self._opening -= 1
@@ -205,9 +232,9 @@ class Crew:
             return
         if generation != self._generation:  # an executor was replaced in the meantime
             worker.close()
-            self._hire()
+            self._hire(self._place[worker])
             return
-        self.idle.append(worker)
+        self._rest(worker)
         self.curves = self.curves or curves
         if self.failed == 0:
             self._dying = None
@@ -218,6 +245,7 @@ class Crew:
         if worker in self.idle:
             self.idle.remove(worker)
         batch = self.busy.pop(worker, None)
+        place = self._place.pop(worker)
         for future in self._calls.pop(worker, ()):
             _resolve(future, None, EngineError("the worker ended"))
         if error is None:
@@ -236,15 +264,28 @@ class Crew:
         logger.error("worker died", extra={"model": self._name, "error": _describe(error)}, exc_info=error)
         self._dying = reason
         if isinstance(error, DeviceFailed):
-            self._give_up(error)
+            self._lose(place, error)
         elif self._deaths <= MOST_DEATHS:
-            self._later(self._pause_s if self._deaths > 1 else 0.0, self._hire)
+            self._later(self._pause_s if self._deaths > 1 else 0.0, partial(self._hire, place))
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         elif not self.idle and not self.busy and not self._opening:
             self._give_up(EngineError(f"every slot has failed; the last one: {reason}"))
         if batch is not None:
             self._listener.batch_lost(batch, EngineError(f"{reason} while it ran the batch"))
         self._listener.worker_idle()
+
+    def _lose(self, place: int, error: VernierError) -> None:
+        """The device of this place runs nothing any more; when it was the last one, nothing will run at all."""
+        if place in self._lost_places:
+            return
+        self._lost_places[place] = error.message
+        if len(self._lost_places) == self._places:
+            self._give_up(error)
+            return
+        logger.critical("device lost", extra={"model": self._name, "error": error.message})
+        for worker in [worker for worker in self.idle if self._place[worker] == place]:
+            self.idle.remove(worker)
+            worker.close()
 
     def _give_up(self, error: VernierError) -> None:
         if self._lost is None:
@@ -262,7 +303,7 @@ class Crew:
         precision = executor.precision
         workers = [*self.idle, *self.busy]
         opened = await asyncio.gather(
-            *(self._call(worker, lambda slots: executor.open_slot()) for worker in workers),
+            *(self._call(worker, partial(_open_slot, self._part_of(executor, worker))) for worker in workers),
             return_exceptions=True,
         )
         failed = [slot for slot in opened if isinstance(slot, BaseException)]
@@ -271,7 +312,7 @@ class Crew:
             self._executors[precision] = executor
             self._generation += 1
             for worker in {*self.idle, *self.busy} - set(workers):  # born while the slots were opened
-                worker.submit(lambda slots: _swap(precision, executor.open_slot(), slots))
+                worker.submit(partial(_replace, precision, self._part_of(executor, worker)))
         done = [
             self._call(worker, partial(swap, slot))
             for worker, slot in zip(workers, opened, strict=True)
@@ -280,6 +321,9 @@ class Crew:
         await asyncio.gather(*done, return_exceptions=True)  # a worker that dies now is replaced anyway
         if failed:
             raise EngineError(f"a slot of the new engine cannot be opened: {_describe(failed[0])}")
+
+    def _part_of(self, executor: Executor, worker: Worker) -> Executor:
+        return _part(executor, self._place[worker])
 
     # --- the way between the threads ----------------------------------------------------------------
     async def hand_over_s(self, times: int = 7) -> float:
@@ -333,12 +377,25 @@ class Crew:
         self._closing = True
         for handle in self._timers:
             handle.cancel()
-        workers = [*self.idle, *self.busy]
+        workers = list(self._place)  # those of a lost device and those that are being born too
         for worker in workers:
             worker.close()
         ended = await asyncio.gather(*(asyncio.to_thread(worker.join, timeout_s) for worker in workers))
         if not all(ended):
             logger.error("a worker still runs", extra={"model": self._name, "workers": ended.count(False)})
+
+
+def _part(executor: Executor, place: int) -> Executor:
+    """What of the executor lies on the device of this place."""
+    return executor.parts[place % len(executor.parts)]
+
+
+def _open_slot(executor: Executor, slots: Slots) -> Slot:
+    return executor.open_slot()
+
+
+def _replace(precision: str, executor: Executor, slots: Slots) -> None:
+    _swap(precision, executor.open_slot(), slots)
 
 
 def _swap(precision: str, slot: Slot, slots: Slots) -> None:

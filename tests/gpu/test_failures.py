@@ -53,16 +53,8 @@ for slot in slots:
 device = open_device()
 assert device.failed is None
 
-# A kernel that writes where there is no memory: the context is lost for good.
-PTX = b'''
-.version 7.0
-.target sm_70
-.address_size 64
-.visible .entry lose() { .reg .u64 %rd; .reg .u32 %r; mov.u64 %rd, 64; mov.u32 %r, 1; st.global.u32 [%rd], %r; ret; }
-'''
-import pycuda.driver as pycuda
-with device:
-    pycuda.module_from_buffer(PTX).get_function("lose")(block=(1, 1, 1), grid=(1, 1))
+from tests.gpu.losing import lose
+lose(device)
 
 outcomes = []
 def use(slot):

@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Where the service is started: here, or in the copy that scripts.backport made for this Python.
+APP = Path(os.environ.get("VERNIER_TEST_APP", ROOT))
 _LINE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -93,6 +95,7 @@ def serve(
     *,
     ready: bool = True,
     uvicorn: bool = False,
+    module: str = "app",
     health_port: int | None = None,
     **environment: str,
 ) -> Iterator[Server]:
@@ -101,20 +104,22 @@ def serve(
     Args:
         ready: wait until readiness is green; else only until the process answers.
         uvicorn: start it as `uvicorn app.main:app` instead of `python -m app`.
+        module: what `python -m` runs, a wrapper of the service for example.
         health_port: where health and metrics answer, when not on the service's port.
         environment: VERNIER_… variables without their prefix, in lower case.
     """
     port = free_port()
-    own = [sys.executable, "-m", "app"]
+    own = [sys.executable, "-m", module]
     plain = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
     settings = {f"VERNIER_{name.upper()}": value for name, value in environment.items()}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERNIER_")}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             plain if uvicorn else own,
-            cwd=ROOT,
+            cwd=APP,
             env={
                 **inherited,
+                "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])),
                 "VERNIER_HOST": "127.0.0.1",
                 "VERNIER_PORT": str(port),
                 "VERNIER_ENGINES_DIR": str(engines),

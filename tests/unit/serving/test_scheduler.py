@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.engine.base import default_buckets
 from app.errors import (
     DeadlineExceeded,
     DeviceFailed,
@@ -28,18 +26,9 @@ from app.serving.padding import BatchLayout
 from app.serving.scheduler import Answer, PendingRequest, Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
+from tests.support.scheduling import serving, until, x, z_of
 
 Start = Callable[..., Awaitable[Scheduler]]
-
-
-def x(rows: int = 1, start: float = 0.0) -> dict[str, np.ndarray]:
-    return {"x": np.arange(start, start + 2 * rows, dtype=np.float32).reshape(rows, 2)}
-
-
-def z_of(inputs: dict[str, np.ndarray], precision: str = "fp32") -> np.ndarray:
-    z = inputs["x"] + 1
-    z[:, 1] = sum(map(ord, precision))
-    return z
 
 
 class Recorded(PendingRequest):
@@ -51,55 +40,6 @@ class Recorded(PendingRequest):
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         self.ends.append((answer, error))
-
-
-@asynccontextmanager
-async def serving(
-    *executors: ArithmeticExecutor,
-    precision: str | None = None,
-    policy: Policy | None = None,
-    slots: int = 1,
-    inline: bool = False,
-    largest: int = 8,
-    device: Device | None = None,
-) -> AsyncIterator[Scheduler]:
-    """A started scheduler; at the end everything is drained and every slot closed."""
-    first = executors[0]
-    layout = BatchLayout("dynamic", default_buckets(largest), first.inputs, first.outputs, "batch")
-    metrics = ModelMetrics("m", "1")
-    by_precision = {executor.precision: executor for executor in executors}
-    scheduler = Scheduler(
-        "m",
-        layout,
-        by_precision,
-        precision or first.precision,
-        policy or Policy(),
-        slots,
-        metrics,
-        inline=inline,
-    )
-    await scheduler.started()
-    for executor in executors:
-        executor.begin()
-    try:
-        yield scheduler
-    finally:
-        for executor in executors:
-            executor.gate.set()
-        await scheduler.drain(10)
-        totals = metrics.totals()
-        admitted = totals.pop("admitted")
-        assert admitted == sum(totals.values()), "an admitted request ended twice or never"
-        assert (scheduler.inflight, scheduler.queued) == (0, 0)
-        assert [executor.open_slots for executor in executors] == [0] * len(executors)
-        for executor in executors:
-            executor.close()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the condition is anything
-            await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("inline", [True, False])

@@ -1,0 +1,46 @@
+"""The copy of the service for Python 3.9, as far as a newer Python can judge it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.backport import backport, backport_app
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ("def f(x: int | None) -> str | bytes: ...", "def f(x: _typing.Union[int, None]) -> _typing.Union[str, bytes]:"),
+        ("Body = bytes | bytearray | memoryview", "Body = _typing.Union[bytes, bytearray, memoryview]"),
+        ("x: list[int | None] | None", "x: _typing.Union[list[_typing.Union[int, None]], None]"),
+        ("flags = re.I | re.M", "flags = re.I | re.M"),
+        ("merged = options | {'a': 1}", "merged = options | {'a': 1}"),
+        ("isinstance(x, Late | Early)", "isinstance(x, (Late, Early))"),
+        ("zip(a, b, strict=True)", "zip(a, b)"),
+        ("@dataclass(frozen=True, slots=True)\nclass A: ...", "@dataclass(frozen=True)\nclass A:"),
+        ("import tomllib", "import tomli as tomllib"),
+        ("from typing import Any, Self", "from typing_extensions import Self\nfrom typing import Any"),
+    ],
+)  # fmt: skip
+def test_newer_syntax_becomes_older(new: str, old: str) -> None:
+    assert old in backport(new)
+
+
+def test_what_python_3_9_cannot_parse_is_an_error() -> None:
+    with pytest.raises(SyntaxError):
+        backport("match x:\n    case 1: pass\n")
+
+
+def test_every_module_of_the_service_has_a_copy_that_python_3_9_parses(tmp_path: Path) -> None:
+    backport_app(tmp_path)
+    copies = list((tmp_path / "app").rglob("*.py"))
+    assert len(copies) > 100
+    for copy in copies:
+        text = copy.read_text()
+        ast.parse(text, feature_version=(3, 9))
+        assert not re.search(r"slots=True|strict=True\)|asyncio\.timeout\(|\| None", text), copy
+    assert (tmp_path / "app/build/templates/report.html.j2").is_file()
