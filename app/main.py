@@ -82,9 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
-    on_cpu = loader.runtime == OnnxRuntimeLoader.runtime
-    at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, settings.slots or 1)
-    device = Device(at_once * (1 if on_cpu else len(settings.devices)))
+    device = shared_device(settings, loader.runtime)
     repository = Repository(
         settings.engines_dir,
         loader,
@@ -136,6 +134,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def shared_device(settings: Settings, runtime: str) -> Device:
+    """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
+    on_cpu = runtime == OnnxRuntimeLoader.runtime
+    asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
+    at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, *asked)
+    return Device(at_once * (1 if on_cpu else len(settings.devices)))
+
+
 def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
     """TensorRT where there is a GPU (or where it is asked for), else ONNX Runtime. Raises SettingsError."""
     if settings.runtime != "onnxruntime":
@@ -160,8 +166,14 @@ def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistr
                 settings.rebuild,
                 lambda m, event: count_plan_event(metrics, m, event),
             )
-    threads = max(1, available_cores() // (settings.slots or available_cores()))
-    return OnnxRuntimeLoader(intra_op_threads=threads)
+    return OnnxRuntimeLoader(
+        lambda m: threads_per_slot(model_settings(settings, m, OnnxRuntimeLoader.runtime))
+    )
+
+
+def threads_per_slot(options: ModelSettings) -> int:
+    """Cores that one execution on the CPU may use: the model's slots share all of them."""
+    return max(1, available_cores() // (options.slots or available_cores()))
 
 
 def count_plan_event(metrics: Metrics, manifest: Manifest, event: PlanEvent) -> None:
@@ -177,6 +189,29 @@ def model_settings(settings: Settings, manifest: Manifest, runtime: str) -> Mode
     packaged = ModelSettings.model_validate(manifest.serve).model_dump(exclude_none=True)
     general = settings.model_dump(include=set(ModelSettings.model_fields), exclude_none=True)
     return ModelSettings.model_validate({"slots": slots, **general, **packaged, **own})
+
+
+def batch_layout(manifest: Manifest, options: ModelSettings) -> BatchLayout:
+    """The shapes of the model's batches. Raises SettingsError for buckets that the package has no room for."""
+    name = manifest.name
+    if options.buckets and manifest.batching.kind != "dynamic":
+        raise SettingsError(f"models.{name}.buckets is set, but the package's batch is fixed; take it out")
+    if options.buckets and options.buckets[-1] > manifest.max_batch:
+        raise SettingsError(
+            f"models.{name}.buckets goes up to {options.buckets[-1]}, but the package takes batches up to "
+            f"{manifest.max_batch}; lower it, or build with --max-batch {options.buckets[-1]}"
+        )
+    padded = {rule.dim for rule in manifest.sequence}
+    for dim, sizes in (options.sequence_buckets or {}).items():
+        if dim not in padded:
+            raise SettingsError(
+                f"models.{name}.sequence_buckets names '{dim}', but the package pads "
+                f"{', '.join(sorted(padded)) or 'no dimension'}"
+            )
+        low, high = manifest.input_dims()[dim]
+        if not low <= sizes[0] <= sizes[-1] <= high:
+            raise SettingsError(f"models.{name}.sequence_buckets.{dim} must lie in {low} to {high}")
+    return BatchLayout.of(manifest, options.max_batch, options.buckets, options.sequence_buckets)
 
 
 async def start_scheduler(
@@ -196,7 +231,7 @@ async def start_scheduler(
     )
     scheduler = Scheduler(
         manifest.name,
-        BatchLayout.of(manifest, options.max_batch),
+        batch_layout(manifest, options),
         engines.executors,
         engines.active,
         policy,

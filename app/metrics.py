@@ -192,6 +192,10 @@ class ModelMetrics:
         self._useful += useful_elements
         self._padded += padded_elements
 
+    def elements(self) -> Tuple[int, int]:
+        """Input elements sent so far, and computed after padding."""
+        return self._useful, self._padded
+
     def set_queue_depth(self, n: int) -> None:
         self._queue_depth = n
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -32,6 +32,18 @@ DEFAULT_CONFIG = Path("vernier.toml")
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8-fp32", "int8", "fp8"]
 
 
+def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
+        raise ValueError(
+            "buckets must be one or more sizes from 1 on, in ascending order, such as [1, 8, 32]"
+        )
+    return sizes
+
+
+#: Allowed sizes, ascending.
+Buckets = Annotated[tuple[int, ...], AfterValidator(_ascending)]
+
+
 class SettingsError(VernierError):
     """The service cannot start with these settings."""
 
@@ -47,6 +59,8 @@ class ModelSettings(BaseModel):
     latency_objective_ms: float | None = Field(None, gt=0)
     queue_limit: int | None = Field(None, ge=1)
     precision: Precision | None = None
+    buckets: Buckets | None = None
+    sequence_buckets: dict[str, Buckets] | None = None
 
 
 class Settings(BaseSettings):

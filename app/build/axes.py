@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -41,6 +41,7 @@ class Wishes:
     max_batch: int | None = None
     sequence: Mapping[str, Sequence[int]] | None = None
     example: Arrays | None = None
+    pad_values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def examine(
             f"requests cannot share a batch of {fixed}: a row's answer depends on its place or on other rows"
         )
     outputs = _name_outputs(model, probe, dims, batching.dim)
-    sequence = find_sequences(probe, inputs, outputs, dims, batching, wishes.sequence, notes)
+    sequence = find_sequences(
+        probe, inputs, outputs, dims, batching, wishes.sequence, wishes.pad_values, notes
+    )
     return Axes(model, inputs, outputs, dims, batching, sequence)
 
 

@@ -24,6 +24,7 @@ from app.build.request import (
     BuildRequest,
     PlanWishes,
     default_precisions,
+    parse_pad_values,
     parse_precisions,
     parse_sequence,
 )
@@ -78,6 +79,9 @@ def build(
     sequence: Annotated[
         list[str] | None,
         typer.Option(help="Length buckets of a dimension, such as frames=64,128,256, or none."),
+    ] = None,
+    pad_value: Annotated[
+        list[str] | None, typer.Option(help="What an input is padded with instead of 0, such as ids=1.")
     ] = None,
     label_key: _LabelKey = "label",
     calibration_method: Annotated[
@@ -157,6 +161,7 @@ def build(
         shapes=dict(parse_shape(text) for text in shape or ()),
         max_batch=max_batch,
         sequence=parse_sequence(sequence or ()),
+        pad_values=parse_pad_values(pad_value or ()),
         budget=budget,
         strict=strict,
         calibration_method=calibration_method,

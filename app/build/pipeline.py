@@ -185,6 +185,7 @@ class _Build:
                 self._work,
                 max_batch=request.max_batch,
                 sequence=request.sequence,
+                pad_values=request.pad_values,
                 example=example,
             )
         found: list[ArraySamples | None] = []

@@ -63,6 +63,7 @@ def prepare(
     *,
     max_batch: int | None = None,
     sequence: Mapping[str, Sequence[int]] | None = None,
+    pad_values: Mapping[str, float] | None = None,
     example: Arrays | None = None,
 ) -> PreparedModel:
     """Reads, cleans and examines the model at `path`.
@@ -73,6 +74,7 @@ def prepare(
         max_batch: the largest batch, where the model's batch is dynamic and no shape says so.
         sequence: the buckets wanted per sequence dimension; an empty mapping wants none, None lets
             every dimension be padded whose padding proves harmless.
+        pad_values: what inputs of dynamic length are padded with, by input name; 0 for the others.
         example: some rows of real data by input name; the model is examined on them rather than on
             random numbers, and unnamed sizes are learned from them.
 
@@ -83,7 +85,7 @@ def prepare(
     notes: list[str] = []
     model = clean(model, shapes_given, notes)
     _require_known_operators(model)
-    wishes = Wishes(shapes_given, max_batch, sequence, example)
+    wishes = Wishes(shapes_given, max_batch, sequence, example, pad_values or {})
     axes = examine(model, path, work, wishes, notes, HALF_TOLERANCE if WIDENED in notes else TOLERANCE)
     return PreparedModel(
         model=axes.model,

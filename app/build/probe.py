@@ -22,6 +22,9 @@ from app.tensors import Array, Arrays, TensorSpec, numpy_dtype
 #: choose other kernels, which round differently.
 TOLERANCE = 1e-4
 
+#: Made-up ids are below the first of these that the model takes.
+_MORE_IDS = (97, 11)
+
 
 class RunFailed(Exception):
     """ONNX Runtime refused to load or run the model; the text is its first line."""
@@ -70,6 +73,7 @@ class Probe:
         self._inputs = inputs
         self._example = example if example and all(s.name in example for s in inputs) else None
         self.has_example = self._example is not None
+        self._ids: dict[str, int] = {}
         self.output_names = [o.name for o in session.get_outputs()]
 
     def inputs(self, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
@@ -96,7 +100,7 @@ class Probe:
         if dtype.kind == "b" or "mask" in spec.name.lower():
             return np.ones(shape, dtype)
         # Indices, ids and lengths: 1 lies inside nearly every table and every sequence.
-        low, high = (1, 2) if "len" in spec.name.lower() else (0, 2)
+        low, high = (1, 2) if "len" in spec.name.lower() else (0, self._ids.get(spec.name, 2))
         return rng.integers(low, high, shape).astype(dtype)
 
     def _capped(self, spec: TensorSpec, values: Array, sizes: Mapping[str, int]) -> Array:
@@ -106,13 +110,27 @@ class Probe:
         longest = [sizes[d] for s in self._inputs for d in s.shape[1:] if isinstance(d, str)]
         return np.minimum(values, np.asarray(max(longest), values.dtype)) if longest else values
 
-    def pad(self, feeds: Arrays, dim: str, size: int) -> Arrays:
-        """`feeds` with zeros appended along `dim` up to `size`."""
+    def widen_ids(self, sizes: Mapping[str, int]) -> None:
+        """From now on, made-up whole numbers take more values than 0 and 1, as far as each input allows.
+
+        Where padding is a value like any other, rows that hold little else do not show what it does.
+        """
+        for spec in self._inputs if self._example is None else ():
+            if numpy_dtype(spec.dtype).kind not in "iu":
+                continue
+            for high in _MORE_IDS:
+                self._ids[spec.name] = high
+                if self.runs(sizes):
+                    break
+                del self._ids[spec.name]
+
+    def pad(self, feeds: Arrays, dim: str, size: int, values: Mapping[str, float]) -> Arrays:
+        """`feeds` continued along `dim` up to `size`, with an input's value in `values` or zeros."""
         padded = {}
         for spec in self._inputs:
             array = feeds[spec.name]
             widths = [(0, size - n if d == dim else 0) for d, n in zip(spec.shape, array.shape, strict=True)]
-            padded[spec.name] = np.pad(array, widths)
+            padded[spec.name] = np.pad(array, widths, constant_values=values.get(spec.name, 0))
         return padded
 
     def run(self, feeds: Arrays) -> list[Array]:
@@ -199,21 +217,24 @@ def padding_is_harmless(
     lengths_input: str | None,
     crop: Mapping[str, int],
     largest: int,
+    pad_values: Mapping[str, float],
 ) -> bool:
-    """Whether zeros appended along `dim` leave the (cropped) answers as they are.
+    """Whether padding along `dim` leaves the (cropped) answers as they are.
 
     Args:
         crop: output name → axis of `dim` in it.
         largest: the most that `dim` may be.
+        pad_values: input name → what it is padded with, where that is not 0.
     """
     size = sizes[dim]
+    probe.widen_ids(sizes)
     longer_sizes = {min(size + 3, largest), min(2 * size + 1, largest)} - {size}
     for longer in sorted(longer_sizes):
         feeds = probe.inputs(sizes, seed=longer)
         if lengths_input is not None:
             feeds[lengths_input] = np.full_like(feeds[lengths_input], size)
         try:
-            plain, wide = probe.run(feeds), probe.run(probe.pad(feeds, dim, longer))
+            plain, wide = probe.run(feeds), probe.run(probe.pad(feeds, dim, longer, pad_values))
         except RunFailed:
             return False
         for position, name in enumerate(probe.output_names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class BuildRequest:
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     max_batch: int | None = None
     sequence: Mapping[str, Sequence[int]] | None = None
+    pad_values: Mapping[str, float] = field(default_factory=dict)
     budget: str | None = None
     strict: bool = False
     calibration_method: str | None = None
@@ -167,4 +169,18 @@ def parse_sequence(options: Sequence[str]) -> dict[str, list[int]] | None:
         if not name or any(bucket < 1 for bucket in buckets):
             raise BuildError(f"--sequence {option} is not of the form frames=64,128,256 (or frames, or none)")
         found[name] = buckets
+    return found
+
+
+def parse_pad_values(options: Sequence[str]) -> dict[str, float]:
+    """`ids=1` → `{"ids": 1.0}`. Raises BuildError."""
+    found: dict[str, float] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            name = ""
+        if not name or not isfinite(found[name]):
+            raise BuildError(f"--pad-value {option} is not of the form ids=1: an input's name and a number")
     return found

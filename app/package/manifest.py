@@ -77,11 +77,17 @@ class Batching(Model):
 
 
 class SequenceDim(Model):
-    """A named dimension besides the batch that is padded to buckets so that requests can share a batch."""
+    """A named dimension besides the batch that is padded to buckets so that requests can share a batch.
+
+    pad_value: what inputs are padded with; `pad_values` has those that take another one, by name.
+    crop_outputs: whether outputs that have the dimension are cut back to the request's own size.
+    lengths_input, mask_input: the inputs that tell the model what is real; masks are padded with 0.
+    """
 
     dim: str
-    buckets: List[int]
+    buckets: List[int] = Field(min_length=1)
     pad_value: float = 0.0
+    pad_values: Dict[str, float] = Field(default_factory=dict)
     crop_outputs: bool = True
     lengths_input: Optional[str] = None
     mask_input: Optional[str] = None

@@ -98,15 +98,16 @@ class OnnxRuntimeLoader:
 
     runtime = "onnxruntime"
 
-    def __init__(self, intra_op_threads: int) -> None:
+    def __init__(self, intra_op_threads: Callable[[Manifest], int]) -> None:
         self._intra_op_threads = intra_op_threads
 
     def load(self, package: Path, manifest: Manifest, precision: str) -> LoadedEngines:
         golden = golden_of(package, manifest)
+        threads = self._intra_op_threads(manifest)
         engines = LoadedEngines({}, "fp32", golden=golden)
         try:
             for name in sorted(manifest.variants, key=PRECISIONS.index):
-                reason = self._try_variant(package, manifest.variants[name], golden, engines)
+                reason = self._try_variant(package, manifest.variants[name], golden, engines, threads)
                 if reason is not None:
                     if name == "fp32":
                         raise PackageError(
@@ -122,7 +123,12 @@ class OnnxRuntimeLoader:
         return engines
 
     def _try_variant(
-        self, package: Path, variant: VariantEntry, golden: GoldenVectors | None, engines: LoadedEngines
+        self,
+        package: Path,
+        variant: VariantEntry,
+        golden: GoldenVectors | None,
+        engines: LoadedEngines,
+        threads: int,
     ) -> str | None:
         """Loads one variant into `engines`; a sentence when it cannot be trusted here."""
         gate = variant.gates.get(self.runtime)
@@ -132,7 +138,7 @@ class OnnxRuntimeLoader:
             executor = OnnxRuntimeExecutor(
                 resolve_inside(package, variant.files[0]),
                 precision=variant.precision,
-                intra_op_threads=self._intra_op_threads,
+                intra_op_threads=threads,
             )
         except EngineError as error:
             return error.message

@@ -102,23 +102,43 @@ class BatchLayout:
         self.typical = tuple(self._padded(dim, (typical or {}).get(dim, 1)) for dim in self.dims)
 
     @classmethod
-    def of(cls, manifest: Manifest, max_batch: int | None = None) -> BatchLayout:
-        """The layout of a package, with no batch above `max_batch` where the model leaves a choice."""
+    def of(
+        cls,
+        manifest: Manifest,
+        max_batch: int | None = None,
+        buckets: Sequence[int] | None = None,
+        sequence_buckets: Mapping[str, Sequence[int]] | None = None,
+    ) -> BatchLayout:
+        """The layout of a package, with the operator's limits where the model leaves a choice.
+
+        Args:
+            max_batch: no batch above it.
+            buckets: batch sizes instead of the package's; the last one is the largest batch.
+            sequence_buckets: sizes instead of the package's, for some of its padded dimensions.
+        """
         batching = manifest.batching
         inputs, outputs = manifest.input_specs(), manifest.output_specs()
         typical = {name: sizes.opt for name, sizes in manifest.dims.items()}
+        own = sequence_buckets or {}
+        sequence = [
+            rule.model_copy(update={"buckets": list(own[rule.dim])}) if rule.dim in own else rule
+            for rule in manifest.sequence
+        ]
         if batching.kind == "dynamic":
-            largest = min(manifest.max_batch, max_batch or manifest.max_batch)
-            smaller = [b for b in batching.buckets if b < largest]
-            buckets = [*smaller, largest] if smaller else default_buckets(largest)
-            return cls("dynamic", buckets, inputs, outputs, str(batching.dim), manifest.sequence, typical)
-        return cls(batching.kind, [manifest.max_batch], inputs, outputs, None, manifest.sequence, typical)
+            allowed = list(buckets or batching.buckets)
+            most = buckets[-1] if buckets else manifest.max_batch
+            largest = min(manifest.max_batch, most, max_batch or most)
+            smaller = [b for b in allowed if b < largest]
+            sizes = [*smaller, largest] if smaller or buckets else default_buckets(largest)
+            return cls("dynamic", sizes, inputs, outputs, str(batching.dim), sequence, typical)
+        return cls(batching.kind, [manifest.max_batch], inputs, outputs, None, sequence, typical)
 
     def _describe(self, spec: TensorSpec) -> _Input:
         named = tuple((a, self.dims.index(d)) for a, d in enumerate(spec.shape) if d in self.dims)
         rules = [self._sequence[d] for d in spec.shape if d in self._sequence]
         mask = any(rule.mask_input == spec.name for rule in rules)
-        return _Input(spec.name, spec, named, 0.0 if mask or not rules else rules[0].pad_value, bool(rules))
+        value = 0.0 if mask or not rules else rules[0].pad_values.get(spec.name, rules[0].pad_value)
+        return _Input(spec.name, spec, named, value, bool(rules))
 
     def _crops_of(self, spec: TensorSpec) -> tuple[tuple[int, int], ...]:
         return tuple(

@@ -60,6 +60,8 @@ class Device:
         self._running += 1
         account.running += 1
         account.used_s += predicted_s
+        # Several executions may have ended before anybody could start one: there may be room for more.
+        self._wake()
 
     def ended(self, member: Member, predicted_s: float, seconds: float) -> None:
         """The same execution took `seconds`."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from app.build.pipeline import build
 from app.build.progress import NoProgress
-from app.build.request import BuildRequest, PlanWishes, parse_precisions, parse_sequence
+from app.build.request import BuildRequest, PlanWishes, parse_pad_values, parse_precisions, parse_sequence
 from app.errors import BuildError
 from app.package.golden import load_golden
 from app.package.integrity import open_package
@@ -278,3 +278,7 @@ def test_sequence_options_are_read_and_malformed_ones_named() -> None:
     for text in ("=3", "t=0", "t=a"):
         with pytest.raises(BuildError, match="--sequence"):
             parse_sequence([text])
+    assert parse_pad_values(["ids=1", "x=-0.5"]) == {"ids": 1.0, "x": -0.5}
+    for text in ("ids", "=1", "ids=one", "ids=nan"):
+        with pytest.raises(BuildError, match="--pad-value"):
+            parse_pad_values([text])

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from app.build.prepare import PreparedModel, prepare
 from app.build.shapes import parse_shape
 from app.errors import BuildError
+from tests.support.transformer import PAD, masked_transformer
 from tests.unit.build.models import check, make_model, mlp, old_cnn, run, save, weights
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
@@ -251,6 +252,21 @@ def test_padding_is_allowed_only_where_it_proves_harmless(tmp_path: Path) -> Non
         prepared(masked_mean(False), tmp_path, sequence={"frames": []})
     with pytest.raises(BuildError, match="the model has frames"):
         prepared(masked_mean(True), tmp_path, sequence={"time": []})
+
+
+def test_what_a_model_takes_for_padding_is_tried_too(tmp_path: Path) -> None:
+    model, shape = masked_transformer(mask_input=False), "ids=1x1:8x24:16x64"
+    assert not prepared(model, tmp_path, shape).sequence
+    (rule,) = prepared(model, tmp_path, shape, pad_values={"ids": PAD}).sequence
+    assert (rule.pad_values, rule.mask_input) == ({"ids": PAD}, None)
+    (rule,) = prepared(masked_transformer(), tmp_path).sequence
+    assert (rule.pad_values, rule.mask_input) == ({}, "attention_mask")
+    with pytest.raises(BuildError, match=r"padding with zeros \(ids with 7\) changes the answers"):
+        prepared(model, tmp_path, shape, pad_values={"ids": 7}, sequence={"tokens": []})
+    with pytest.raises(BuildError, match="the inputs of dynamic length are ids"):
+        prepared(model, tmp_path, shape, pad_values={"words": 1})
+    with pytest.raises(BuildError, match="is no int64"):
+        prepared(model, tmp_path, shape, pad_values={"ids": 0.5})
 
 
 def test_real_rows_teach_the_usual_sizes(tmp_path: Path) -> None:

@@ -178,6 +178,25 @@ def test_the_operator_may_lower_the_largest_batch(max_batch: int | None, buckets
     assert BatchLayout.of(make_manifest(), max_batch).buckets == buckets
 
 
+def test_the_operator_may_choose_the_buckets() -> None:
+    manifest = make_manifest(
+        inputs=[{"name": "x", "dtype": "float32", "shape": ["batch", "frames"]}],
+        dims={"batch": {"min": 1, "opt": 8, "max": 16}, "frames": {"min": 1, "opt": 9, "max": 40}},
+        sequence=[{"dim": "frames", "buckets": [20, 40], "pad_values": {"x": 5.0}}],
+    )
+    layout = BatchLayout.of(manifest, buckets=[2, 12], sequence_buckets={"frames": [10, 30]})
+    assert (layout.buckets, layout.largest, layout.typical) == ([2, 12], 12, (10,))
+    assert BatchLayout.of(manifest, max_batch=7, buckets=[2, 12]).buckets == [2, 7]
+    assert BatchLayout.of(manifest, buckets=[4]).buckets == [4]
+    assert [layout.shape_key({"x": np.zeros((1, n), np.float32)}) for n in (3, 11, 31)] == [
+        (10,),
+        (30,),
+        (31,),
+    ]
+    view = staged(layout, [part({"x": np.zeros((1, 3), np.float32)}, 1)], 1, 2, (10,))["x"]
+    np.testing.assert_array_equal(view, [[0.0] * 3 + [5.0] * 7] * 2)
+
+
 def test_examples_are_valid_inputs() -> None:
     example = SPEECH.example(SPEECH.typical, 4)
     assert SPEECH.typical == (16,)

@@ -81,6 +81,24 @@ def test_a_denied_member_is_woken_and_one_that_changed_its_mind_blocks_nobody() 
     assert device.may_run(third)
 
 
+def test_room_for_two_wakes_two() -> None:
+    """Two executions end before either of those that wait has asked again; each has one batch to run."""
+    device = Device(2)
+    first, second, third = (Model(device, 1.0) for _ in range(3))
+    for _ in range(2):
+        assert device.may_run(first)
+        device.started(first, 1.0)
+    assert not device.may_run(second)
+    assert not device.may_run(third)
+    device.ended(first, 1.0, 1.0)
+    device.ended(first, 1.0, 1.0)
+    assert device.may_run(second)
+    device.started(second, 1.0)
+    device.nothing_to_run(second)
+    assert third.wake_ups == 1
+    assert device.may_run(third)
+
+
 def test_a_member_that_has_left_for_good_blocks_nobody() -> None:
     device = Device(1)
     first, second = Model(device, 1.0), Model(device, 1.0)

@@ -1,0 +1,19 @@
+"""`python -m benchmarks.scheduler.fixed_delay 2`: the service with the usual policy in the place of its own.
+
+Full batches leave at once, others when the oldest request has waited so many milliseconds. Everything else is
+the same service: queue, admission, workers, HTTP.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from app import __main__ as service
+from app.serving import scheduler
+from app.serving.batcher import Batcher
+from app.serving.simulate import fixed_delay
+
+if __name__ == "__main__":
+    scheduler.Batcher = partial(Batcher, decide=fixed_delay(float(sys.argv[1]) / 1e3))  # type: ignore[misc]
+    service.main()

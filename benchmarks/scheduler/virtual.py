@@ -1,0 +1,49 @@
+"""The same loads in virtual time: the service's own batcher, with the bare session's latency curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from app.engine.base import default_buckets
+from app.serving.batcher import Batcher, Policy
+from app.serving.batching import decide
+from app.serving.latency import LatencyCurve
+from app.serving.padding import BatchLayout
+from app.serving.simulate import Arrival, Simulation, fixed_delay
+from app.tensors import TensorSpec
+from benchmarks.load import poisson
+
+POLICIES = {"vernier": decide, "fixed 2 ms": fixed_delay(0.002)}
+
+
+def simulate(
+    curve: Mapping[int, float],
+    rate: float,
+    seconds: float,
+    seed: int,
+    objective_s: float,
+    policy: str,
+    max_batch: int,
+) -> dict[str, float]:
+    """Milliseconds at the median and the 99th percentile of one load, and the share refused."""
+    row = TensorSpec("x", "float32", ("batch",))
+    layout = BatchLayout("dynamic", default_buckets(max_batch), [row], [row], "batch")
+    batcher = Batcher(
+        layout,
+        {"fp32": True},
+        "fp32",
+        Policy(objective_s=objective_s),
+        {"fp32": curve},
+        decide=POLICIES[policy],
+    )
+    service = LatencyCurve(layout.buckets, True, curve)
+    arrivals = [Arrival(float(at)) for at in poisson(rate, seconds, seed=seed)]
+    trace = Simulation(batcher, 1, service.seconds).run(arrivals)
+    latencies = trace.latencies() * 1e3
+    return {
+        "p50_ms": float(np.quantile(latencies, 0.5)),
+        "p99_ms": float(np.quantile(latencies, 0.99)),
+        "refused": len(trace.of("refused")) / len(arrivals),
+    }
