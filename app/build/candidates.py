@@ -18,7 +18,7 @@ from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
 from app.build.progress import Progress
-from app.build.request import AUTO, QUANTIZED, BuildRequest
+from app.build.request import QUANTIZED, BuildRequest
 from app.build.search import SearchResult, search
 from app.build.store import write_model
 from app.build.tf32 import emulate_tf32
@@ -35,6 +35,8 @@ EMULATED = "emulated"
 GPU_ONLY = ("tf32", "bf16", "fp8")
 #: A variant that uses up less of its budget is taken as it is.
 _AMPLE = 0.5
+#: A runtime that uses up so many times what a GPU does computes something else than what the search accepted.
+_FARTHER = 1.1
 #: When FP32 takes no longer for all samples, two searches are affordable.
 _CHEAP_SECONDS = 5.0
 #: Without this many samples of its own a search selects and verifies on the same ones.
@@ -94,6 +96,7 @@ class Judging:
         self._seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
+        self._cautious = CautiousJudge(self.judge)
 
     def build(self, precision: str, folder: Path) -> Candidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
@@ -115,7 +118,17 @@ class Judging:
 
     def _used(self, candidate: Candidate) -> float:
         """The part of the budget that is used up; above 1 it is missed, or may be on the next samples."""
-        return CautiousJudge(self.judge).used(candidate.outputs or {})
+        return self._used_by(candidate.outputs or {})
+
+    def _used_by(self, outputs: Arrays) -> float:
+        return self._cautious.used(outputs)
+
+    @property
+    def _doubt(self) -> str:
+        return (
+            f"it passes on these {len(self.samples)} samples, but so few cannot show that it will on the next: "
+            f"evaluate on more, or take the budget at its word with --no-search"
+        )
 
     def _improved(self, candidate: Candidate) -> Candidate:
         """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both.
@@ -141,20 +154,17 @@ class Judging:
         assert candidate.recipe is not None
         found = self._search(candidate.recipe)
         if candidate.precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
-            doubt = f"it passes on these {len(self.samples)} samples, but it may not on the next: evaluate on more"
-            if candidate.gate.passed and self._request.precisions != (AUTO,):
-                # Whoever asked for this very precision gets the budget's literal meaning.
-                return replace(candidate, reason=doubt, found=found)
-            missed = candidate.gate.reason or doubt
+            missed = candidate.gate.reason or self._doubt
             reason = f"no node can stay quantized inside the budget; with all of them {missed}"
-            gate = candidate.gate.model_copy(update={"passed": False, "reason": reason})
-            return replace(candidate, gates={EMULATED: gate}, found=found)
+            return replace(_refused(candidate, EMULATED, reason), found=found)
         return replace(self._candidate(candidate.precision, found.recipe), found=found)
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
         outputs = Evaluator(emulate_tf32(self.workshop.prepared.model), as_on_gpu=False).run(self.samples)
         gate = gate_with(self.judge, outputs)
+        if gate.passed and self._request.search and self._used_by(outputs) > 1:
+            gate = gate.model_copy(update={"passed": False, "reason": self._doubt})
         nowhere = gate.model_copy(update={"passed": False, "reason": "a CPU has no TF32"})
         return Candidate(
             "tf32",
@@ -176,11 +186,8 @@ class Judging:
             raise BuildError(
                 f"FP32 fails its own self-test, {reason}: the model's answers are not reproducible"
             )
-        gates = dict(candidate.gates or {})
-        gates[RUNTIME] = gates[RUNTIME].model_copy(update={"passed": False, "reason": reason})
-        return replace(
-            candidate, status="refused", reason=f"kept for GPUs, where it passes; {reason}", gates=gates
-        )
+        refused = _refused(candidate, RUNTIME, reason)
+        return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
 
     def _emulated(self, recipe: Recipe) -> Arrays:
         with self._progress.task("running the variant", len(self.samples)) as advance:
@@ -223,7 +230,9 @@ class Judging:
         )
 
     def _serve(self, candidate: Candidate, folder: Path) -> Candidate:
-        """Judges the file as ONNX Runtime serves it."""
+        """Judges the file as ONNX Runtime serves it; where that strays farther than a GPU, the doubt counts again."""
+        assert candidate.outputs is not None
+        beside = candidate.outputs
         try:
             outputs = Evaluator(folder / candidate.files[0], as_on_gpu=False, optimize=True).run(self.samples)
         except BuildError as error:
@@ -231,12 +240,21 @@ class Judging:
                 raise
             return replace(candidate, reason=f"kept for GPUs; {RUNTIME} cannot run it: {error.message}")
         gate = gate_with(self.judge, outputs, RUNTIME)
+        judged = gate.passed and candidate.precision != "fp32" and self._request.search
+        if judged and self._used_by(outputs) > max(1.0, _FARTHER * self._used_by(beside)):
+            gate = gate.model_copy(update={"passed": False, "reason": f"on {RUNTIME}: {self._doubt}"})
         gates = {**(candidate.gates or {}), RUNTIME: gate}
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)
         reason = f"kept for GPUs, where it passes; {gate.reason}"
         status = "pass" if candidate.precision in GPU_ONLY else "refused"
         return replace(candidate, status=status, reason=reason, gates=gates, outputs=outputs)
+
+
+def _refused(candidate: Candidate, runtime: str, reason: str) -> Candidate:
+    gates = dict(candidate.gates or {})
+    gates[runtime] = gates[runtime].model_copy(update={"passed": False, "reason": reason})
+    return replace(candidate, gates=gates)
 
 
 def lowerings_of(candidate: Candidate) -> dict[str, list[str]]:

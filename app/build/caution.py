@@ -6,9 +6,9 @@ metric's loss as lost too: by the paired jackknife (Efron and Stein 1981) over b
 takes any metric, and for decisions not below what their margins let expect.
 
 The worst of many samples is worse than the worst of a few. A bound on single answers is therefore held
-against the worst that ten times as many samples would show, taking the tail for exponential: each
-doubling then adds log 2 times the mean by which the largest values exceed a threshold, whichever of
-several thresholds says most.
+against what the worst of ten times as many samples will pass with one chance in ten, taking the tail for
+exponential: each doubling of the samples, and each halving of the chance, then adds log 2 times the mean by
+which the largest values exceed a threshold, whichever of several thresholds says most.
 
 The gate itself takes the budget at its word.
 """
@@ -24,8 +24,8 @@ from app.budget import Finding, Judge, Metric, Term
 from app.errors import AccuracyError
 from app.tensors import Array, Arrays
 
-#: The worst sample is extrapolated to so many times as many samples.
-_AS_MANY_AGAIN = 10.0
+#: The worst sample is extrapolated to so many times as many samples, and passed with this chance.
+_AS_MANY_AGAIN, _CHANCE = 10.0, 0.1
 
 _STANDARD_ERRORS = 2.0
 
@@ -67,17 +67,18 @@ class CautiousJudge:
         lost = max(
             0.0, reference - finding.value if finding.limit <= reference else finding.value - reference
         )
-        return max(finding.used, (lost + _STANDARD_ERRORS * self._standard_error(term, candidate)) / allowed)
+        error = max(self._standard_error(term, candidate), self._error_of_flips(term, candidate))
+        return max(finding.used, (lost + _STANDARD_ERRORS * error) / allowed)
 
     def _farther(self, term: Term, candidate: Arrays) -> float:
-        """How much worse the worst of ten times as many samples would be, with the sign of worse."""
+        """How much worse the worst of ten times as many samples may well be, with the sign of worse."""
         values = self.judge.per_sample(term, candidate)
         direction = -1.0 if term.at_least else 1.0
         ordered = np.sort(direction * values)
         lengths = [2**i for i in range(1, 16) if 4**i <= len(ordered)]
         # What happens rarely (a value that clips) shows in the few largest, the rest in many.
         excesses = [float(np.mean(ordered[-n:]) - ordered[-n - 1]) for n in lengths]
-        return direction * max(excesses, default=0.0) * math.log(_AS_MANY_AGAIN)
+        return direction * max(excesses, default=0.0) * math.log(_AS_MANY_AGAIN / _CHANCE)
 
     def _standard_error(self, term: Term, candidate: Arrays) -> float:
         metric = self.judge.metric_of(term)

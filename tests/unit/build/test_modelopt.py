@@ -5,6 +5,7 @@ The worker runs for real where an environment with ModelOpt is named (VERNIER_MO
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -15,13 +16,16 @@ import pytest
 from app.build.evaluate import run_model
 from app.build.lower import Recipe, lower
 from app.build.modelopt import PYTHON_VARIABLE, find_python, propose
+from app.build.pipeline import build
 from app.build.placement import quantizable_nodes
+from app.build.progress import NoProgress
 from app.build.rehearsal import damage
+from app.build.request import BuildRequest
 from app.errors import BuildError
 from tests.support.quantized_graphs import full_recipe
 from tests.unit.build import architectures
 from tests.unit.build.architectures import data
-from tests.unit.build.models import check
+from tests.unit.build.models import check, save
 
 installed = pytest.mark.skipif(
     PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} names no environment"
@@ -50,6 +54,57 @@ def test_a_python_without_modelopt_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         BuildError, match=r"could not make int8: .*No module named 'modelopt'.*quantizer vernier"
     ):
         propose(model, quantizable_nodes(model), data(model), "int8")
+
+
+def wanted(folder: Path, *precisions: str) -> BuildRequest:
+    model = architectures.residual_cnn()
+    save(model, folder / "model.onnx")
+    samples = data(model, 96)
+    np.savez(folder / "data.npz", **samples.take(range(96)))  # type: ignore[arg-type]
+    return BuildRequest(
+        model=folder / "model.onnx",
+        name="given",
+        out=folder / "engines",
+        precisions=("fp32", *precisions),
+        calibration=str(folder / "data.npz"),
+        quantizer="modelopt",
+        max_batch=4,
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
+
+
+def test_whatever_modelopt_does_to_its_files_it_does_to_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = wanted(tmp_path, "bf16")
+    vandal = tmp_path / "vandal.py"
+    vandal.write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys\n"
+        "request = json.load(open(sys.argv[-1]))\n"
+        "for name in ('model', 'data'):\n"
+        "    open(request[name], 'w').write('spoiled')\n"
+        "json.dump({'nodes': [], 'ranges': {}, 'fp32': request['all_nodes'][:1]}, open(request['out'], 'w'))\n"
+    )
+    vandal.chmod(0o755)
+    monkeypatch.setenv(PYTHON_VARIABLE, str(vandal))
+    before = digests(tmp_path)
+    outcome = build(request, NoProgress())
+    assert outcome.manifest.variants["bf16"].gates["emulated"].passed
+    assert digests(tmp_path) == before
+
+
+@installed
+@pytest.mark.timeout(300)
+def test_modelopt_leaves_what_it_was_given_as_it_was(tmp_path: Path) -> None:
+    request = wanted(tmp_path, "bf16", "fp16", "int8")
+    before = digests(tmp_path)
+    outcome = build(request, NoProgress())
+    assert {"bf16", "fp16", "int8"} == {v.precision for v in outcome.variants} - {"fp32"}
+    assert digests(tmp_path) == before
 
 
 @installed

@@ -115,6 +115,21 @@ def test_a_search_gives_nodes_back_instead_of_refusing(request_: BuildRequest) -
     assert int8.status == "refused" or int8.assignment.get("fp16", 0) >= 1
 
 
+def test_what_so_few_samples_cannot_prove_is_refused_unless_the_budget_is_taken_at_its_word(
+    request_: BuildRequest,
+) -> None:
+    wide = build(change(request_, precisions=("fp32", "int8"), budget="max_abs<=0.9"), NoProgress())
+    gates = wide.manifest.variants["int8"].gates
+    barely = f"max_abs<={max(gate.metrics['max_abs'] for gate in gates.values()) * 1.01:.6f}"
+    narrow = change(request_, precisions=("fp32", "int8"), budget=barely)
+    at_its_word = build(change(narrow, search=False), NoProgress())
+    assert at_its_word.manifest.variants["int8"].assignment == {"int8": 2}
+    doubtful = next(v for v in build(narrow, NoProgress()).variants if v.precision == "int8")
+    assert doubtful.assignment.get("int8", 0) < 2 or doubtful.status == "refused"
+    if doubtful.status == "refused":
+        assert "evaluate on more" in doubtful.reason
+
+
 def test_auto_takes_the_fastest_inside_the_budget_and_tells_about_the_others(request_: BuildRequest) -> None:
     outcome = build(change(request_, precisions=("auto",)), NoProgress())
     assert outcome.exit_code == 0
