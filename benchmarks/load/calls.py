@@ -72,18 +72,16 @@ class JsonOutput:
 
 @dataclass(frozen=True)
 class FloatOutput:
-    """Checks an answer that is the little-endian bytes of float32 numbers, behind `skip` other bytes."""
+    """Checks an answer that ends with the little-endian bytes of float32 numbers, whatever stands before them."""
 
     values: Sequence[float]
     tolerance: float = 1e-4
-    skip: int = 0
 
     def __call__(self, body: bytes) -> bool:
-        try:
-            numbers = np.frombuffer(body, "<f4", offset=self.skip)
-        except ValueError:
-            return False
-        return _close(numbers, self.values, self.tolerance)
+        size = 4 * len(self.values)
+        return len(body) >= size and _close(
+            np.frombuffer(body[len(body) - size :], "<f4"), self.values, self.tolerance
+        )
 
 
 def _close(found: np.ndarray, values: Sequence[float], tolerance: float) -> bool:

@@ -1,0 +1,125 @@
+"""The generated part of benchmarks/PEERS.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.goals import GOALS, is_met, ratio
+from benchmarks.peers.peers import PEERS
+
+BEGIN, END = "<!-- generated: make bench-peers -->", "<!-- end of what is generated -->"
+TITLES = {peer.name: peer.title for peer in PEERS}
+
+
+def update(page: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replaces what stands between the marks of `page`. Raises ValueError when it has none."""
+    text = page.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} lacks the marks {BEGIN} and {END}; put them where the tables belong")
+    page.write_text(f"{head}{BEGIN}\n\n{render(parts)}\n\n{END}{tail}", encoding="utf-8")
+
+
+def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown of all parts that were measured."""
+    sections = [_goals(parts)]
+    sections += [_part(parts[name]) for name in ("json", "binary", "large") if name in parts]
+    if "decode" in parts:
+        sections.append(_decode(parts["decode"]))
+    sections.append(_versions(parts))
+    return "\n\n".join(sections)
+
+
+def _goals(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for goal in GOALS:
+        reached = ratio(parts[goal.part], goal.peer, goal.figure) if goal.part in parts else None
+        sign = "≤" if goal.figure == "p99_ms" else "≥"
+        if reached is None:
+            rows.append((goal.text, f"{sign} {goal.limit:g}", "not measured", "", ""))
+            continue
+        spread = f"{reached.low:.2f} – {reached.high:.2f}"
+        met = "met" if is_met(goal, reached) else "**missed**"
+        rows.append((goal.text, f"{sign} {goal.limit:g}", f"{reached.median:.2f}", spread, met))
+    return "## Goals\n\n" + _table(("ratio", "goal", "median", "of the rounds", ""), rows)
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    rows = []
+    names = sorted(part["rounds"], key=lambda name: -_median(part, name, "rate"))
+    for name in names:
+        rates = [summary["rate"] for summary in part["rounds"][name]]
+        reached = ratio(part, name, "rate")
+        rows.append(
+            (
+                TITLES.get(name, name),
+                part["formats"][name],
+                f"{_median(part, name, 'rate'):,.0f}",
+                f"{min(rates):,.0f} – {max(rates):,.0f}",
+                f"{_median(part, name, 'p50_ms'):.2f}",
+                f"{_median(part, name, 'p99_ms'):.2f}",
+                "" if name == "vernier" or reached is None else f"{reached.median:.2f}",
+            )
+        )
+    count = max((len(found) for found in part["rounds"].values()), default=0)
+    head = (
+        f"## {part['title'][0].upper()}{part['title'][1:]}\n\n"
+        f"Closed loop of {part['connections']} connections by `{part['driver']}`; medians of {count} rounds of "
+        f"{part['seconds']:g} s, the servers in turns; {_machine(part)}.\n\n"
+    )
+    columns = ("server", "format", "requests/s", "of the rounds", "p50 ms", "p99 ms", "Vernier ÷ it")
+    return head + _table(columns, rows) + _failed(part)
+
+
+def _failed(part: Mapping[str, Any]) -> str:
+    if not part["failed"]:
+        return ""
+    lines = [f"- {TITLES.get(name, name)}: {reason}" for name, reason in part["failed"].items()]
+    return "\n\nNot measured:\n\n" + "\n".join(lines)
+
+
+def _decode(part: Mapping[str, Any]) -> str:
+    times = {name: statistics.median(found) for name, found in part["times_ms"].items()}
+    rows = [
+        ("Vernier's decoder" if name == "vernier" else name, f"{ms:.2f}", f"{ms / times['vernier']:.2f}")
+        for name, ms in times.items()
+    ]
+    count = len(part["times_ms"]["vernier"])
+    return (
+        "## JSON decoding of a 3×224×224 array\n\n"
+        f"One process, no server; medians of {count} rounds in turns; {_machine(part)}.\n\n"
+        + _table(("decoder", "ms", "÷ Vernier"), rows)
+    )
+
+
+def _versions(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    found: dict[str, Mapping[str, str]] = {}
+    for part in parts.values():
+        found |= part.get("versions", {})
+    rows = [
+        (TITLES.get(name, name), ", ".join(f"{package} {version}" for package, version in packages.items()))
+        for name, packages in found.items()
+    ]
+    drivers = sorted({part["wrk"] for part in parts.values() if part.get("wrk")})
+    if drivers:
+        rows.append(("load", ", ".join(drivers)))
+    return "## Versions\n\n" + _table(("", "installed"), rows)
+
+
+def _machine(part: Mapping[str, Any]) -> str:
+    machine = part["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {part['date']}"
+
+
+def _median(part: Mapping[str, Any], name: str, figure: str) -> float:
+    return statistics.median(summary[figure] or 0.0 for summary in part["rounds"][name])
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)

