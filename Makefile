@@ -8,7 +8,7 @@ ENGINES := engines
 GPU_PACKAGES ?= build/gpu
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test check format bench bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
+.PHONY: help serve engines test check format bench bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -53,6 +53,9 @@ format: $(DEV)/ready ## format and mend what can be mended by itself
 
 bench: $(DEV)/ready engines ## requests per second and latency on this machine
 	$(DEV)/bin/python -m benchmarks.serving --engines $(ENGINES)
+
+bench-peers: $(DEV)/ready ## the service beside MOSEC, Triton, FastAPI … → benchmarks/PEERS.md (wants Debian's wrk and python3)
+	$(DEV)/bin/python -m benchmarks.peers
 
 bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/PRECISION.md (needs torch: see there)
 	$(DEV)/bin/python -m benchmarks.precision

@@ -50,7 +50,8 @@ class Summary:
     lag_p99_ms: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON would have it."""
+        return {**asdict(self), "statuses": {str(status): count for status, count in self.statuses.items()}}
 
 
 @dataclass(frozen=True)

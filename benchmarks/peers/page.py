@@ -30,7 +30,8 @@ def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
     sections += [_part(parts[name]) for name in ("json", "binary", "large") if name in parts]
     if "decode" in parts:
         sections.append(_decode(parts["decode"]))
-    sections.append(_versions(parts))
+    if parts:
+        sections.append(_versions(parts))
     return "\n\n".join(sections)
 
 
@@ -50,7 +51,8 @@ def _goals(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _part(part: Mapping[str, Any]) -> str:
     rows = []
-    names = sorted(part["rounds"], key=lambda name: -_median(part, name, "rate"))
+    measured = (name for name, found in part["rounds"].items() if found)
+    names = sorted(measured, key=lambda name: -_median(part, name, "rate"))
     for name in names:
         rates = [summary["rate"] for summary in part["rounds"][name]]
         reached = ratio(part, name, "rate")
@@ -62,6 +64,7 @@ def _part(part: Mapping[str, Any]) -> str:
                 f"{min(rates):,.0f} – {max(rates):,.0f}",
                 f"{_median(part, name, 'p50_ms'):.2f}",
                 f"{_median(part, name, 'p99_ms'):.2f}",
+                f"{_refused(part, name):.1%}" if _refused(part, name) else "",
                 "" if name == "vernier" or reached is None else f"{reached.median:.2f}",
             )
         )
@@ -71,7 +74,16 @@ def _part(part: Mapping[str, Any]) -> str:
         f"Closed loop of {part['connections']} connections by `{part['driver']}`; medians of {count} rounds of "
         f"{part['seconds']:g} s, the servers in turns; {_machine(part)}.\n\n"
     )
-    columns = ("server", "format", "requests/s", "of the rounds", "p50 ms", "p99 ms", "Vernier ÷ it")
+    columns = (
+        "server",
+        "format",
+        "requests/s",
+        "of the rounds",
+        "p50 ms",
+        "p99 ms",
+        "refused",
+        "Vernier ÷ it",
+    )
     return head + _table(columns, rows) + _failed(part)
 
 
@@ -79,7 +91,7 @@ def _failed(part: Mapping[str, Any]) -> str:
     if not part["failed"]:
         return ""
     lines = [f"- {TITLES.get(name, name)}: {reason}" for name, reason in part["failed"].items()]
-    return "\n\nNot measured:\n\n" + "\n".join(lines)
+    return "\n\nNot measured, or not to the end:\n\n" + "\n".join(lines)
 
 
 def _decode(part: Mapping[str, Any]) -> str:
@@ -117,6 +129,13 @@ def _machine(part: Mapping[str, Any]) -> str:
 
 def _median(part: Mapping[str, Any], name: str, figure: str) -> float:
     return statistics.median(summary[figure] or 0.0 for summary in part["rounds"][name])
+
+
+def _refused(part: Mapping[str, Any], name: str) -> float:
+    """Share of answers that are no answers: a status other than 200."""
+    counts = [summary["statuses"] for summary in part["rounds"][name]]
+    every = sum(sum(count.values()) for count in counts)
+    return 1 - sum(count.get("200", 0) for count in counts) / every if every else 0.0
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

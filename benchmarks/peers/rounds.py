@@ -91,7 +91,7 @@ def measure_part(name: str, rounds: int, seconds: float, only: set[str], say: Sa
                     summary = measure_once(server, calls, seconds)
                 except (StartError, ConnectionError, RuntimeError) as error:
                     part.failed[peer_name] = f"round {turn + 1}: {error}"
-                    del running[peer_name], part.rounds[peer_name]
+                    del running[peer_name]
                     continue
                 part.rounds[peer_name].append(summary.as_dict())
     return part
@@ -109,7 +109,10 @@ def start(peer: Peer, load: Workload, engines: Path) -> ServerProcess:
 
 
 def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> Summary:
-    """Wakes the server, checks its answers, measures it, and lets it rest. Raises StartError on a wrong answer."""
+    """Wakes the server, checks its answers, measures it, and lets it rest.
+
+    Raises StartError when an answer is wrong or a connection breaks.
+    """
     server.resume()
     try:
         plan = ClosedLoop(port=server.port, calls=calls, connections=CONNECTIONS, seconds=seconds)
@@ -119,9 +122,10 @@ def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> Su
             raise StartError(
                 f"{checked.wrong} of {checked.checked} answers wrong, statuses {checked.statuses}, {checked.errors}"
             )
-        if wrk.is_installed():
-            return wrk.drive(plan, LOAD_CORE)
-        return measure(plan, LOAD_CORE).summary()
+        summary = wrk.drive(plan, LOAD_CORE) if wrk.is_installed() else measure(plan, LOAD_CORE).summary()
+        if summary.errors:
+            raise StartError(f"connections failed under load: {summary.errors}")
+        return summary
     finally:
         server.pause()
 

@@ -67,7 +67,10 @@ def test_both_decoders_are_timed() -> None:
 # --- ratios and page ------------------------------------------------------------------------------
 def part_of(rates: dict[str, list[float]], **more: Any) -> dict[str, Any]:
     rounds = {
-        name: [{"rate": rate, "p50_ms": 1.0, "p99_ms": 1e5 / rate} for rate in found]
+        name: [
+            {"rate": rate, "p50_ms": 1.0, "p99_ms": 1e5 / rate, "statuses": {"200": 3, "400": 1}}
+            for rate in found
+        ]
         for name, found in rates.items()
     }
     return {
@@ -114,7 +117,7 @@ def test_the_page_tells_what_was_met_and_missed_and_not_measured(tmp_path: Path)
         in rows
     )
     assert sum("not measured" in row for row in rows) == len(GOALS) - 3
-    assert "| Vernier | JSON | 90,000 | 80,000 – 100,000 | 1.00 | 1.11 |  |" in rows
+    assert "| Vernier | JSON | 90,000 | 80,000 – 100,000 | 1.00 | 1.11 | 25.0% |  |" in rows
     assert "- Ray Serve: it does not fit" in text
 
 
