@@ -72,7 +72,8 @@ def _part(part: Mapping[str, Any]) -> str:
     head = (
         f"## {part['title'][0].upper()}{part['title'][1:]}\n\n"
         f"Closed loop of {part['connections']} connections by `{part['driver']}`; medians of {count} rounds of "
-        f"{part['seconds']:g} s, the servers in turns; {_machine(part)}.\n\n"
+        f"{part['seconds']:g} s, the servers in turns; {_machine(part)}; "
+        f"the hypervisor took {_stolen(part):.1%} of the cores' time in the worst round.\n\n"
     )
     columns = (
         "server",
@@ -136,6 +137,10 @@ def _refused(part: Mapping[str, Any], name: str) -> float:
     counts = [summary["statuses"] for summary in part["rounds"][name]]
     every = sum(sum(count.values()) for count in counts)
     return 1 - sum(count.get("200", 0) for count in counts) / every if every else 0.0
+
+
+def _stolen(part: Mapping[str, Any]) -> float:
+    return max((summary["stolen"] for found in part["rounds"].values() for summary in found), default=0.0)
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -247,10 +247,9 @@ PEERS = (
         title="Ray Serve",
         requirements=("ray[serve]==2.60.0", "onnxruntime==1.32.0"),
         package="ray",
-        says={"json": _json("/", lambda x: {"x": x}, "y")},
-        formats={"json": "JSON"},
+        says={"json": _json("/", lambda x: {"x": x}, "y"), "binary": _raw("/"), "large": _raw("/")},
+        formats={"json": "JSON", "binary": "raw float32", "large": "raw float32"},
         command=_script("ray_serve.py"),
-        why_not=dict.fromkeys(("binary", "large"), "measured in JSON only"),
     ),
     Peer(
         name="uvicorn",

@@ -30,7 +30,7 @@ class Part:
     """What became of a workload.
 
     Attributes:
-        rounds: by server, its summaries in the order of the rounds.
+        rounds: by server, its summaries in the order of the rounds; `stolen` is what `stolen` gives.
         failed: by server, why there are none.
         versions: by server, what is installed.
         formats: by server, how it was spoken to.
@@ -87,13 +87,14 @@ def measure_part(name: str, rounds: int, seconds: float, only: set[str], say: Sa
         for turn in range(rounds):
             for peer_name, (server, calls) in list(running.items()):
                 say(f"{name}: round {turn + 1} of {rounds}, {peer_name}")
+                before = cpu_ticks()
                 try:
                     summary = measure_once(server, calls, seconds)
                 except (StartError, ConnectionError, RuntimeError) as error:
                     part.failed[peer_name] = f"round {turn + 1}: {error}"
                     del running[peer_name]
                     continue
-                part.rounds[peer_name].append(summary.as_dict())
+                part.rounds[peer_name].append({**summary.as_dict(), "stolen": stolen(before, cpu_ticks())})
     return part
 
 
@@ -128,6 +129,18 @@ def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> Su
         return summary
     finally:
         server.pause()
+
+
+def cpu_ticks() -> list[int]:
+    """What the cores did since the machine started, in ticks; see proc_stat(5)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return [int(ticks) for ticks in file.readline().split()[1:9]]
+
+
+def stolen(before: list[int], after: list[int]) -> float:
+    """The share of the cores' time that a hypervisor gave to other machines meanwhile, 0 to 1."""
+    spent = [b - a for a, b in zip(before, after, strict=True)]
+    return spent[7] / sum(spent) if sum(spent) else 0.0
 
 
 def build_package(load: Workload) -> Path:

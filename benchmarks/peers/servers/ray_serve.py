@@ -10,6 +10,7 @@ import ray
 from common import MAX_BATCH, Model, arguments
 from ray import serve
 from starlette.requests import Request
+from starlette.responses import Response
 
 PORT, PATH, WORKLOAD = arguments()
 
@@ -21,10 +22,13 @@ class Rows:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.001)
     async def predict(self, rows: list[Any]) -> list[Any]:
-        return self.model(np.asarray(rows, np.float32)).tolist()
+        return list(self.model(np.asarray(rows, np.float32)))
 
-    async def __call__(self, request: Request) -> dict[str, Any]:
-        return {"y": await self.predict((await request.json())["x"])}
+    async def __call__(self, request: Request) -> Any:
+        if WORKLOAD == "json":
+            return {"y": (await self.predict((await request.json())["x"])).tolist()}
+        y = await self.predict(np.frombuffer(await request.body(), np.float32))
+        return Response(y.tobytes(), media_type="application/octet-stream")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from benchmarks.peers.decoding import decoding
 from benchmarks.peers.environments import InstallError, install
 from benchmarks.peers.goals import GOALS, Goal, is_met, ratio
 from benchmarks.peers.peers import PEERS, Peer
-from benchmarks.peers.rounds import measure_once
+from benchmarks.peers.rounds import measure_once, stolen
 from benchmarks.peers.workloads import IMAGE, workload
 from benchmarks.processes import ServerProcess, StartError, free_port
 
@@ -66,11 +66,9 @@ def test_both_decoders_are_timed() -> None:
 
 # --- ratios and page ------------------------------------------------------------------------------
 def part_of(rates: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    same = {"p50_ms": 1.0, "statuses": {"200": 3, "400": 1}, "stolen": 0.02}
     rounds = {
-        name: [
-            {"rate": rate, "p50_ms": 1.0, "p99_ms": 1e5 / rate, "statuses": {"200": 3, "400": 1}}
-            for rate in found
-        ]
+        name: [{"rate": rate, "p99_ms": 1e5 / rate, **same} for rate in found]
         for name, found in rates.items()
     }
     return {
@@ -118,6 +116,7 @@ def test_the_page_tells_what_was_met_and_missed_and_not_measured(tmp_path: Path)
     )
     assert sum("not measured" in row for row in rows) == len(GOALS) - 3
     assert "| Vernier | JSON | 90,000 | 80,000 – 100,000 | 1.00 | 1.11 | 25.0% |  |" in rows
+    assert "took 2.0% of the cores' time" in text
     assert "- Ray Serve: it does not fit" in text
 
 
@@ -141,6 +140,11 @@ def test_the_committed_page_follows_from_the_committed_figures() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert results.is_file()
     assert page.render(json.loads(results.read_text())) in text
+
+
+def test_time_that_a_hypervisor_took() -> None:
+    assert stolen([0] * 8, [5, 0, 2, 1, 0, 0, 0, 2]) == 0.2
+    assert stolen([1] * 8, [1] * 8) == 0
 
 
 # --- processes ------------------------------------------------------------------------------------
