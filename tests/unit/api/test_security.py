@@ -61,10 +61,16 @@ def test_requests_at_once_are_limited_and_ended_ones_make_room() -> None:
 
 
 def test_requests_per_second_are_limited_for_each_key() -> None:
+    now = 100.0
     limited = guard(requests_per_s=5)
-    with pytest.raises(RateLimited, match="5 requests in a second"):
-        for _ in range(50):
+    limited.clock = lambda: now
+    for start in (100.0, 101.0, 200.0):
+        for step in range(5):
+            now = start + 0.1 * step
             limited.admit("secret").release()
+        now = start + 0.99
+        with pytest.raises(RateLimited, match="5 requests in a second"):
+            limited.admit("secret")
     limited.admit("other").release()
 
 
