@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.fast.protocol import fast_protocol
+from app.api.punctual import punctual_protocol
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
@@ -41,7 +42,7 @@ def tls_options(settings: Settings) -> dict[str, Any]:
 def protocol_of(app: FastAPI, settings: Settings) -> Any:
     """uvicorn's `http` option."""
     if not settings.fast_path:
-        return "httptools"
+        return punctual_protocol(settings.body_timeout_s)
     state = app.state
     return fast_protocol(state.predictions, state.metrics, state.guard, settings)
 

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api import health
+from app.api.punctual import punctual_protocol
 
 
 class _SideServer(uvicorn.Server):
@@ -29,8 +30,16 @@ async def side_server(main: FastAPI, host: str, port: int | None) -> AsyncIterat
     app = FastAPI(title="Vernier operations", docs_url=None, redoc_url=None, openapi_url=None)
     app.state = main.state
     app.include_router(health.router)
-    access_log = main.state.settings.access_log  # of all servers in a process, the last one's word counts
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=access_log, lifespan="off")
+    settings = main.state.settings
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=settings.access_log,  # of all servers in a process, the last one's word counts
+        lifespan="off",
+        http=punctual_protocol(settings.body_timeout_s),
+    )
     server = _SideServer(config)
     serving = asyncio.create_task(server.serve())
     try:

@@ -14,7 +14,6 @@ from math import inf
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.api.body import body_timed_out, disconnected_early
@@ -22,6 +21,7 @@ from app.api.codecs import Body
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
 from app.api.fast.response import ResponseHeads
+from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
 from app.api.service import Predictions
 from app.errors import VernierError
@@ -51,7 +51,7 @@ class _Arriving:
         self.due = due  # when it must be complete, on the loop's clock
 
 
-class FastProtocol(HttpToolsProtocol):
+class FastProtocol(PunctualProtocol):
     """uvicorn's protocol with a fast path. `fast_protocol` makes the class that a service uses."""
 
     exchanges: ClassVar[Exchanges]
@@ -316,7 +316,7 @@ def fast_protocol(
         exchanges = Exchanges(predictions, metrics)
         heads = Heads(settings.max_body_bytes)
         responses = ResponseHeads()
-        body_timeout_s = settings.body_timeout_s
+        body_timeout_s = head_timeout_s = settings.body_timeout_s
 
     ServiceProtocol.guard = None if guard.open else guard
     return ServiceProtocol
