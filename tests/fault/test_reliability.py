@@ -6,28 +6,16 @@ import asyncio
 import resource
 import shutil
 import socket
-import threading
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.load import ROW, Load, settled
 from tests.support.packages import slow_model, write_package
-from tests.support.server import Server, serve
+from tests.support.server import serve
 
-ROW = [[0.1, 0.2, 0.3, 0.4]]
-
-
-def settled(server: Server, model: str) -> None:
-    """admitted = answered + failed + expired + cancelled, and nothing in flight."""
-    limit = time.monotonic() + 10
-    while server.metric("vernier_inflight_requests", model=model) and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert server.metric("vernier_inflight_requests", model=model) == 0
-    assert server.metric("vernier_requests_admitted_total", model=model) == server.metric(
-        "vernier_requests_ended_total", model=model
-    )
+X = ROW["x"]
 
 
 def test_a_killed_service_starts_again_from_the_same_packages(engines: Path, tmp_path: Path) -> None:
@@ -37,13 +25,13 @@ def test_a_killed_service_starts_again_from_the_same_packages(engines: Path, tmp
         server.process.kill()
         server.process.wait()
     with serve(engines, tmp_path / "log2") as server:
-        assert server.predict({"x": ROW}).status_code == 200
+        assert server.predict(ROW).status_code == 200
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(engines: Path, tmp_path: Path) -> None:
     write_package(engines, "slow", model=slow_model())
     with serve(engines, tmp_path / "log", queue_limit="4", slots="1") as server:
-        body = {"model": "slow", "inputs": {"x": ROW * 16}}
+        body = {"model": "slow", "inputs": {"x": X * 16}}
         limits = httpx.Limits(max_connections=64)
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
             responses = await asyncio.gather(*(client.post("/v1/predict", json=body) for _ in range(64)))
@@ -65,7 +53,7 @@ async def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
 
             async def impatient(seconds: float) -> None:
-                body = {"model": "slow", "inputs": {"x": ROW * 16}}
+                body = {"model": "slow", "inputs": {"x": X * 16}}
                 try:
                     async with asyncio.timeout(seconds):
                         await client.post("/v1/predict", json=body)
@@ -76,7 +64,7 @@ async def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(
             expired = await asyncio.gather(
                 *(
                     client.post(
-                        "/v1/predict", json={"model": "slow", "inputs": {"x": ROW * 16}, "timeout_ms": 1 + i}
+                        "/v1/predict", json={"model": "slow", "inputs": {"x": X * 16}, "timeout_ms": 1 + i}
                     )
                     for i in range(40)
                 )
@@ -86,36 +74,6 @@ async def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(
         settled(server, "slow")
         assert server.metric("vernier_requests_ended_total", outcome="cancelled") > 0
         assert server.metric("vernier_requests_ended_total", outcome="failed") == 0
-
-
-def test_a_body_that_trickles_in_is_given_up(engines: Path, tmp_path: Path) -> None:
-    write_package(engines)
-    with (
-        serve(engines, tmp_path / "log", body_timeout_s="1") as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
-    ):
-        connection.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
-        )
-        stop = threading.Event()
-
-        def trickle() -> None:
-            while not stop.wait(0.1):
-                try:
-                    connection.sendall(b" ")
-                except OSError:
-                    return
-
-        sender = threading.Thread(target=trickle)
-        sender.start()
-        answer = b""
-        while b"request_timeout" not in answer and (chunk := connection.recv(65536)):
-            answer += chunk
-        stop.set()
-        sender.join()
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b"request_timeout" in answer
-        assert server.predict({"x": ROW}).status_code == 200
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -130,11 +88,11 @@ def test_idle_connections_do_not_keep_others_waiting(engines: Path, tmp_path: Pa
             idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
             try:
                 for _ in range(20):
-                    assert server.predict({"x": ROW}).status_code == 200
+                    assert server.predict(ROW).status_code == 200
             finally:
                 for connection in idle:
                     connection.close()
-            assert server.predict({"x": ROW}).status_code == 200
+            assert server.predict(ROW).status_code == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -144,9 +102,36 @@ def test_a_package_that_changes_on_disk_while_it_is_served_goes_on_serving(
 ) -> None:
     package = write_package(engines)
     with serve(engines, tmp_path / "log") as server:
-        before = server.predict({"x": ROW}, outputs=["y"]).json()["outputs"]
+        before = server.predict(ROW, outputs=["y"]).json()["outputs"]
         shutil.rmtree(package)
         for _ in range(50):
-            response = server.predict({"x": ROW}, outputs=["y"])
+            response = server.predict(ROW, outputs=["y"])
             assert response.status_code == 200
             assert response.json()["outputs"] == before
+
+
+def test_a_model_is_unloaded_under_load_and_no_admitted_request_is_lost(
+    engines: Path, tmp_path: Path
+) -> None:
+    write_package(engines, "leaving", model=slow_model(layers=10))
+    write_package(engines, "staying")
+    token = tmp_path / "token"
+    token.write_text("administrators-token")
+    admin = {"authorization": "Bearer administrators-token"}
+    with serve(engines, tmp_path / "log", admin_token_file=str(token)) as server:
+        url = f"{server.url}/v2/repository/models/leaving"
+        leaving, staying = Load(server, "leaving", clients=6), Load(server, "staying", clients=2)
+        for _ in range(3):
+            leaving.wait_for(30)
+            assert httpx.post(f"{url}/unload", headers=admin, timeout=30).status_code == 204
+            leaving.wait_for(10)
+            assert httpx.post(f"{url}/load", headers=admin, timeout=30).status_code == 200
+        leaving.wait_for(30)
+        leaving.stop()
+        staying.stop()
+        assert leaving.broken == staying.broken == []
+        assert set(staying.statuses) == {200}
+        assert {body["code"] for body in leaving.bodies} <= {"unknown_model", "draining"}
+        assert leaving.statuses.count(404) > 0
+        settled(server, "leaving")
+        settled(server, "staying")

@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
+from tests.support.load import ROW, Load
 from tests.support.packages import slow_model, write_package
 from tests.support.server import Server, serve
-
-ROW = {"model": "slow", "inputs": {"x": [[0.1, 0.2, 0.3, 0.4]]}}
-
-
-class Load:
-    """Closed-loop clients on kept-alive connections that stop at the first refusal."""
-
-    def __init__(self, server: Server, clients: int) -> None:
-        self.statuses: list[int] = []
-        self.bodies: list[dict[str, Any]] = []
-        self._url = server.url
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30) as client:
-            while True:
-                try:
-                    response = client.post("/v1/predict", json=ROW)
-                except httpx.TransportError:
-                    return
-                self.statuses.append(response.status_code)
-                if response.status_code != 200:
-                    self.bodies.append(response.json())
-                    return
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join(30)
 
 
 def final_totals(server: Server) -> dict[str, int]:
@@ -67,9 +35,8 @@ def test_no_admitted_request_fails_and_the_process_ends_in_time(
     with serve(
         engines, tmp_path / "log", uvicorn=uvicorn, drain_timeout_s="20", fast_path=fast_path
     ) as server:
-        load = Load(server, clients=16)
-        while len(load.statuses) < 50:
-            time.sleep(0.01)
+        load = Load(server, "slow", clients=16, stop_at_refusal=True)
+        load.wait_for(50)
         began = time.monotonic()
         server.terminate()
         load.join()
@@ -91,7 +58,7 @@ def test_readiness_is_red_while_requests_are_still_taken(
         server.terminate()
         response = server.wait_until("/v2/health/ready", 503, timeout_s=1.5)
         assert response.json()["code"] == "draining"
-        assert server.predict(ROW["inputs"]).status_code == 200  # type: ignore[arg-type]
+        assert server.predict(ROW).status_code == 200
         assert server.wait(20) == 0
 
 

@@ -12,11 +12,12 @@ import pytest
 
 from app.api.security import digest_of
 from tests.support.certificates import Authority
-from tests.support.packages import mlp_model, run_reference, write_package
+from tests.support.load import Load, settled
+from tests.support.packages import mlp_model, run_reference, slow_model, write_package
 from tests.support.server import Server, free_port, serve
 
 BODY = {"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}}
-KEY, ADMIN = "front-ends-key", "administrators-token"
+KEY, FEW, ADMIN = "front-ends-key", "few-at-once", "administrators-token"
 
 
 @pytest.fixture
@@ -24,7 +25,10 @@ def guarded(engines: Path, tmp_path: Path) -> dict[str, str]:
     """Settings of a service with one key and an administration token."""
     write_package(engines)
     keys = tmp_path / "keys.toml"
-    keys.write_text(f'[[key]]\nname = "front"\nsha256 = "{digest_of(KEY)}"\nrequests_per_s = 20\n')
+    keys.write_text(
+        f'[[key]]\nname = "front"\nsha256 = "{digest_of(KEY)}"\nrequests_per_s = 20\n'
+        f'[[key]]\nname = "few"\nsha256 = "{digest_of(FEW)}"\nconcurrent = 2\n'
+    )
     token = tmp_path / "token"
     token.write_text(ADMIN)
     return {"api_keys_file": str(keys), "admin_token_file": str(token)}
@@ -33,6 +37,7 @@ def guarded(engines: Path, tmp_path: Path) -> dict[str, str]:
 def test_predictions_need_the_key_and_probes_do_not(
     engines: Path, tmp_path: Path, guarded: dict[str, str]
 ) -> None:
+    write_package(engines, "slow", model=slow_model(layers=10))
     with serve(engines, tmp_path / "log", **guarded) as server:
         url = server.url + "/v1/predict"
         refused = httpx.post(url, json=BODY)
@@ -50,6 +55,14 @@ def test_predictions_need_the_key_and_probes_do_not(
         assert limited[0].json()["code"] == "rate_limited"
         assert int(limited[0].headers["retry-after"]) >= 1
         assert KEY not in server.log
+        # two at once: of eight that come together most are refused at once, and afterwards there is room again
+        load = Load(server, "slow", clients=8, headers={"x-api-key": FEW})
+        load.wait_for(40)
+        load.stop()
+        assert set(load.statuses) == {200, 429}
+        assert {body["code"] for body in load.bodies} == {"rate_limited"}
+        assert httpx.post(url, json=BODY, headers={"x-api-key": FEW}).status_code == 200
+        settled(server, "slow")
 
 
 def test_only_the_administrator_loads_and_unloads(

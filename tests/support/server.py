@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ def serve(
     uvicorn: bool = False,
     module: str = "app",
     health_port: int | None = None,
+    prefix: Sequence[str] = (),
     **environment: str,
 ) -> Iterator[Server]:
     """Runs the service over `engines` until the block ends.
@@ -106,6 +107,7 @@ def serve(
         uvicorn: start it as `uvicorn app.main:app` instead of `python -m app`.
         module: what `python -m` runs, a wrapper of the service for example.
         health_port: where health and metrics answer, when not on the service's port.
+        prefix: a command that ends by becoming the one it is given, such as `env`.
         environment: VERNIER_… variables without their prefix, in lower case.
     """
     port = free_port()
@@ -115,7 +117,7 @@ def serve(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERNIER_")}
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            plain if uvicorn else own,
+            [*prefix, *(plain if uvicorn else own)],
             cwd=APP,
             env={
                 **inherited,
