@@ -2,13 +2,14 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PORT ?= 8000
+MINUTES ?= 20
 SERVE := .venv-serve
 DEV := .venv
 ENGINES := engines
 GPU_PACKAGES ?= build/gpu
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
+.PHONY: help serve engines test test-slow check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -76,8 +77,11 @@ image-check: $(DEV)/ready engines ## run the CPU image's steps for real in a cle
 pin-images: ## pin the container images by digest (needs a registry)
 	scripts/pin_images.sh
 
-soak: $(DEV)/ready ## the tests that take minutes
+test-slow: $(DEV)/ready ## the tests that take minutes
 	$(DEV)/bin/python -m pytest -q -m slow
+
+soak: $(DEV)/ready engines ## MINUTES (20) at 80 % of capacity with reloads: leaks, errors, latency → benchmarks/SOAK.md
+	$(DEV)/bin/python -m benchmarks.soak --minutes $(MINUTES) --engines $(ENGINES)
 
 lock: $(DEV)/ready ## renew the lock files in requirements/ from pyproject.toml
 	PYTHON=$(DEV)/bin/python scripts/lock.sh

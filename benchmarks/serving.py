@@ -26,7 +26,8 @@ from benchmarks.processes import ROOT, ServerProcess, StartError, free_port
 BODY = json.dumps({k: v for k, v in EXAMPLE.items() if k != "timeout_ms"}).encode()
 
 
-def start(engines: Path, fast: bool, core: int | None) -> ServerProcess:
+def start(engines: Path, fast: bool, core: int | None, **settings: str) -> ServerProcess:
+    """The service. `settings`: VERNIER_… without the prefix, in lower case."""
     port = free_port()
     environment = {
         "VERNIER_PORT": str(port),
@@ -34,6 +35,7 @@ def start(engines: Path, fast: bool, core: int | None) -> ServerProcess:
         "VERNIER_ENGINES_DIR": str(engines),
         "VERNIER_FAST_PATH": str(fast).lower(),
         "VERNIER_LOG_LEVEL": "error",
+        **{f"VERNIER_{name.upper()}": value for name, value in settings.items()},
     }
     log = ROOT / "build" / "bench" / f"{'fast' if fast else 'ordinary'}.log"
     return ServerProcess([sys.executable, "-m", "app"], port, log, core=core, environment=environment)

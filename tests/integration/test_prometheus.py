@@ -46,12 +46,16 @@ class Readings:
 
 
 class Prometheus:
+    """Answers as of `at`, Unix time, however long the tests take: a rate over the last seconds would run dry."""
+
     def __init__(self, url: str) -> None:
         self._url = url
+        self.at = 0.0
 
     def query(self, expression: str) -> list[float]:
         """The values of an instant query; fails the test when the expression is refused."""
-        answer = httpx.post(f"{self._url}/api/v1/query", data={"query": expression}, timeout=20).json()
+        asked = {"query": expression, "time": f"{self.at:.3f}"}
+        answer = httpx.post(f"{self._url}/api/v1/query", data=asked, timeout=20).json()
         assert answer["status"] == "success", (expression, answer.get("error"))
         data = answer["data"]
         found = [data] if data["resultType"] == "scalar" else data["result"]
@@ -171,6 +175,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         ):
             make_everything_happen(server, time.monotonic() + 14)
             time.sleep(2.5)  # one more scrape, and the rules that read recorded series
+            found.at = time.time()
             yield found
     finally:
         exporter.shutdown()

@@ -29,7 +29,7 @@ _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 class Expression:
     where: str
     text: str
-    kind: str  # alert, record, panel, scaler
+    kind: str  # alert, record, panel, variable, scaler
 
 
 def rule_expressions() -> Iterator[Expression]:
@@ -54,6 +54,22 @@ def panel_expressions() -> Iterator[Expression]:
             yield Expression(f"{path.name} {title}", text, "panel")
 
 
+def variable_expressions() -> Iterator[Expression]:
+    """What the dashboards' variables are chosen from: an empty one empties every panel."""
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        for variable in json.loads(path.read_text())["templating"]["list"]:
+            if variable["type"] != "query":
+                continue
+            found = re.fullmatch(r"label_values\((\w+)(?:\{(.*)\})?, (\w+)\)", variable["query"]["query"])
+            assert found is not None, variable["query"]
+            name, matchers, label = found.groups()
+            for placeholder, value in GRAFANA.items():
+                matchers = (matchers or "").replace(placeholder, value)
+            wanted = ", ".join(filter(None, [matchers, f'{label}!=""']))
+            text = f"count by ({label}) ({name}{{{wanted}}})"
+            yield Expression(f"{path.name} ${variable['name']}", text, "variable")
+
+
 def adapter_rules() -> list[dict[str, Any]]:
     values = yaml.safe_load((COMPONENTS / "hpa" / "prometheus-adapter-values.yaml").read_text())
     return list(values["rules"]["custom"])
@@ -76,7 +92,7 @@ def scaler_expressions() -> Iterator[Expression]:
 
 
 def every_expression() -> list[Expression]:
-    return [*rule_expressions(), *panel_expressions(), *scaler_expressions()]
+    return [*rule_expressions(), *panel_expressions(), *variable_expressions(), *scaler_expressions()]
 
 
 def selectors(text: str) -> Iterator[tuple[str, dict[str, str]]]:
