@@ -51,3 +51,18 @@ def test_cuda_libraries_are_named_at_their_boundary_alone() -> None:
         if imported(path) & CUDA and str(path.relative_to(ROOT)) not in MAY_NAME_CUDA
     }
     assert offenders == set()
+
+
+def test_nothing_that_serves_reads_the_wall_clock() -> None:
+    """Deadlines, windows and timeouts must survive a clock that jumps; the builder may write dates."""
+    wall = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
+    offenders = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "app").rglob("*.py")
+        if "build" not in path.relative_to(ROOT / "app").parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in wall
+    }
+    assert offenders == set()
