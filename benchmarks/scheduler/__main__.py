@@ -96,6 +96,10 @@ def loads(options: Options, engines: Path, advance: Callable[[int], None]) -> di
                     real = service.poisson(share * capacity, options.seconds, seed, objective_ms)
                     points.append({"share": share, "seed": seed, "policy": name, **real})
                     advance(1)
+        reasons = {}
+        for name, service in services.items():
+            _only(services, name)
+            reasons[name] = service.dispatched(workload.name)
         bursts = {name: [] for name in services}
         for seed in range(options.rounds):
             for name, service in services.items():
@@ -116,6 +120,7 @@ def loads(options: Options, engines: Path, advance: Callable[[int], None]) -> di
         "capacity": capacity,
         "poisson": points,
         "virtual": virtual,
+        "dispatched": reasons,
         "bursts": bursts,
         "overload": overload,
     }

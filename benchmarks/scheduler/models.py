@@ -32,7 +32,7 @@ class Workload:
 
 
 #: A batch takes a few milliseconds of one core, or some dozens.
-MIDDLE = Workload("middle", layers=6, width=1024, max_batch=8)
+MIDDLE = Workload("middle", layers=14, width=1024, max_batch=8)
 HEAVY = Workload("heavy", layers=24, width=1024, max_batch=16)
 WORKLOADS = (MIDDLE, HEAVY)
 

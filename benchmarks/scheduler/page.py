@@ -139,7 +139,16 @@ def _loads(loads: Mapping[str, Any]) -> str:
         f"`{loads['model']}`, capacity {loads['capacity']:.0f} requests/s (closed loop), objective "
         f"{loads['objective_ms']:g} ms (four batches). Milliseconds a batch of the bare session: {curve}."
     )
-    return f"## Poisson loads\n\n{text} {_measured(loads)}\n\n{_table(head, rows)}"
+    return f"## Poisson loads\n\n{text} {_measured(loads)}\n\n{_table(head, rows)}\n\n{_reasons(loads)}"
+
+
+def _reasons(loads: Mapping[str, Any]) -> str:
+    """Why batches left, by policy."""
+    texts = []
+    for policy, counts in loads["dispatched"].items():
+        total = max(1, sum(counts.values()))
+        texts.append(f"{policy}: " + ", ".join(f"{name} {n / total:.0%}" for name, n in counts.items() if n))
+    return f"Why batches left. {'; '.join(texts)}."
 
 
 def _bursts(loads: Mapping[str, Any]) -> str:

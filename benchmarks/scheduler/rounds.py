@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import onnxruntime
 
+from app.metrics import DISPATCH_REASONS
 from benchmarks.load import Burst, Call, ClosedLoop, JsonOutput, OpenLoop, Record, measure, post
 from benchmarks.processes import ServerProcess, free_port
 from benchmarks.scheduler.models import FEATURES, Workload
@@ -81,6 +82,16 @@ class Service:
         text = httpx.get(f"http://127.0.0.1:{self.process.port}/metrics").text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name)]
         return {labels[len(name) :]: float(value) for labels, value in lines}
+
+    def dispatched(self, model: str) -> dict[str, float]:
+        """Batches so far by why they left."""
+        samples = self.metric("vernier_dispatch_total")
+        return {
+            reason: sum(
+                n for labels, n in samples.items() if f'"{model}"' in labels and f'"{reason}"' in labels
+            )
+            for reason in DISPATCH_REASONS
+        }
 
 
 def recovery(record: Record, objective_ms: float) -> dict[str, float]:
