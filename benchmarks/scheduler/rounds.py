@@ -47,11 +47,11 @@ class Service:
             check_every=_CHECK_EVERY,
         )
 
-    def closed(self, seconds: float, connections: int) -> float:
-        """Right answers per second while so many connections are kept busy."""
+    def closed(self, seconds: float, connections: int, calls: list[Call] | None = None) -> float:
+        """Right answers per second while so many connections are kept busy, by other `calls` if given."""
         plan = ClosedLoop(
             port=self.process.port,
-            calls=self.calls,
+            calls=calls or self.calls,
             seconds=_WARM_UP_S + seconds,
             connections=connections,
             check_every=_CHECK_EVERY,
@@ -138,18 +138,18 @@ def serve(
         yield Service(process, calls)
 
 
-def make_calls(model: Path, workload: Workload, count: int = 32) -> list[Call]:
-    """Requests of one row each, with the answers that ONNX Runtime gives."""
-    rows = np.random.default_rng(2).standard_normal((count, FEATURES)).astype(np.float32)
+def make_calls(model: Path, workload: Workload, rows: int = 1, count: int = 32) -> list[Call]:
+    """Requests of `rows` rows each, with the answers that ONNX Runtime gives."""
+    inputs = np.random.default_rng(2).standard_normal((count, rows, FEATURES)).astype(np.float32)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (answers,) = session.run(None, {"x": rows})
+    answers = [session.run(None, {"x": x})[0] for x in inputs]
     return [
         Call(
             post(
                 "/v1/predict",
-                json.dumps({"model": workload.name, "inputs": {"x": [row.round(4).tolist()]}}).encode(),
+                json.dumps({"model": workload.name, "inputs": {"x": x.round(4).tolist()}}).encode(),
             ),
-            JsonOutput(("outputs", "y"), answer.tolist(), 1e-2),
+            JsonOutput(("outputs", "y"), answer.ravel().tolist(), 1e-2),
         )
-        for row, answer in zip(rows, answers, strict=True)
+        for x, answer in zip(inputs, answers, strict=True)
     ]
