@@ -26,7 +26,7 @@ from benchmarks.processes import ROOT
 from benchmarks.scheduler import page
 from benchmarks.scheduler.bare import BareSession
 from benchmarks.scheduler.models import HEAVY, WORKLOADS, Workload, package
-from benchmarks.scheduler.rounds import SERVER_CORE, Service, serve
+from benchmarks.scheduler.rounds import SERVER_CORE, Service, make_calls, serve
 from benchmarks.scheduler.virtual import POLICIES, simulate
 
 RAW, PAGE = ROOT / "benchmarks/SCHEDULER.json", ROOT / "benchmarks/SCHEDULER.md"
@@ -46,6 +46,8 @@ def throughput(options: Options, engines: Path, advance: Callable[[int], None]) 
         model = engines / workload.name / "1" / "fp32.onnx"
         bare: list[float] = []
         served: list[float] = []
+        whole: list[float] = []
+        whole_calls = make_calls(model, workload, rows)
         log = engines / "throughput.log"
         with BareSession(model, SERVER_CORE) as session, serve(engines, workload, log) as service:
             for _ in range(options.rounds):
@@ -53,6 +55,7 @@ def throughput(options: Options, engines: Path, advance: Callable[[int], None]) 
                 bare.append(rows / session.seconds(rows, options.seconds))
                 service.process.resume()
                 served.append(service.closed(options.seconds, 4 * rows))
+                whole.append(rows * service.closed(options.seconds, 4, whole_calls))
                 advance(1)
             batch = service.metric("vernier_batch_size_sum"), service.metric("vernier_batch_size_count")
         mine = [k for k in batch[0] if f'model="{workload.name}"' in k]
@@ -61,8 +64,10 @@ def throughput(options: Options, engines: Path, advance: Callable[[int], None]) 
             "batch_ms": 1e3 * rows / median(bare),
             "bare": bare,
             "served": served,
+            "whole": whole,
             "mean_batch": sum(batch[0][k] for k in mine) / max(1, sum(batch[1][k] for k in mine)),
             "ratio": median(s / b for s, b in zip(served, bare, strict=True)),
+            "whole_ratio": median(s / b for s, b in zip(whole, bare, strict=True)),
         }
     return found
 
@@ -96,6 +101,10 @@ def loads(options: Options, engines: Path, advance: Callable[[int], None]) -> di
                     real = service.poisson(share * capacity, options.seconds, seed, objective_ms)
                     points.append({"share": share, "seed": seed, "policy": name, **real})
                     advance(1)
+        reasons = {}
+        for name, service in services.items():
+            _only(services, name)
+            reasons[name] = service.dispatched(workload.name)
         bursts = {name: [] for name in services}
         for seed in range(options.rounds):
             for name, service in services.items():
@@ -116,6 +125,7 @@ def loads(options: Options, engines: Path, advance: Callable[[int], None]) -> di
         "capacity": capacity,
         "poisson": points,
         "virtual": virtual,
+        "dispatched": reasons,
         "bursts": bursts,
         "overload": overload,
     }

@@ -35,14 +35,9 @@ def render(results: Mapping[str, Any]) -> str:
 def _goals(results: Mapping[str, Any]) -> str:
     rows = []
     for name, found in _workloads(results.get("throughput", {})):
-        rows.append(
-            _goal(
-                f"`{name}`, batches of {found['batch_ms']:.1f} ms: throughput of the bare session",
-                "≥ 95 %",
-                found["ratio"] >= 0.95,
-                f"{found['ratio']:.1%}",
-            )
-        )
+        text = f"`{name}`, batches of {found['batch_ms']:.1f} ms: throughput of the bare session, "
+        for how, key in (("a row a request", "ratio"), ("a batch a request", "whole_ratio")):
+            rows.append(_goal(text + how, "≥ 95 %", found[key] >= 0.95, f"{found[key]:.1%}"))
     if "loads" in results:
         rows += _load_goals(results["loads"])
     return _table(("goal", "asked", "reached", ""), rows)
@@ -103,13 +98,26 @@ def _throughput(part: Mapping[str, Any]) -> str:
             f"{found['batch_ms']:.1f}",
             f"{median(found['bare']):.0f}",
             f"{median(found['served']):.0f}",
-            f"{found['mean_batch']:.2f}",
+            f"{median(found['whole']):.0f}",
             f"{found['ratio']:.1%}",
+            f"{found['whole_ratio']:.1%}",
         )
         for name, found in _workloads(part)
     ]
-    head = ("model", "batch", "ms a batch", "bare, rows/s", "served, rows/s", "mean batch served", "ratio")
-    text = "Closed loop, one row a request, four times as many connections as rows in a batch."
+    head = (
+        "model",
+        "batch",
+        "ms a batch",
+        "bare, rows/s",
+        "a row a request",
+        "a batch a request",
+        "ratio",
+        "ratio",
+    )
+    text = (
+        "Closed loop, rows per second: requests of one row on four times as many connections as a batch has rows, and "
+        "requests of a whole batch on four connections. The difference is what HTTP costs on the same core."
+    )
     return f"## Throughput\n\n{text} {_measured(part)}\n\n{_table(head, rows)}"
 
 
@@ -139,7 +147,16 @@ def _loads(loads: Mapping[str, Any]) -> str:
         f"`{loads['model']}`, capacity {loads['capacity']:.0f} requests/s (closed loop), objective "
         f"{loads['objective_ms']:g} ms (four batches). Milliseconds a batch of the bare session: {curve}."
     )
-    return f"## Poisson loads\n\n{text} {_measured(loads)}\n\n{_table(head, rows)}"
+    return f"## Poisson loads\n\n{text} {_measured(loads)}\n\n{_table(head, rows)}\n\n{_reasons(loads)}"
+
+
+def _reasons(loads: Mapping[str, Any]) -> str:
+    """Why batches left, by policy."""
+    texts = []
+    for policy, counts in loads["dispatched"].items():
+        total = max(1, sum(counts.values()))
+        texts.append(f"{policy}: " + ", ".join(f"{name} {n / total:.0%}" for name, n in counts.items() if n))
+    return f"Why batches left. {'; '.join(texts)}."
 
 
 def _bursts(loads: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import onnxruntime
 
+from app.metrics import DISPATCH_REASONS
 from benchmarks.load import Burst, Call, ClosedLoop, JsonOutput, OpenLoop, Record, measure, post
 from benchmarks.processes import ServerProcess, free_port
 from benchmarks.scheduler.models import FEATURES, Workload
@@ -46,11 +47,11 @@ class Service:
             check_every=_CHECK_EVERY,
         )
 
-    def closed(self, seconds: float, connections: int) -> float:
-        """Right answers per second while so many connections are kept busy."""
+    def closed(self, seconds: float, connections: int, calls: list[Call] | None = None) -> float:
+        """Right answers per second while so many connections are kept busy, by other `calls` if given."""
         plan = ClosedLoop(
             port=self.process.port,
-            calls=self.calls,
+            calls=calls or self.calls,
             seconds=_WARM_UP_S + seconds,
             connections=connections,
             check_every=_CHECK_EVERY,
@@ -81,6 +82,16 @@ class Service:
         text = httpx.get(f"http://127.0.0.1:{self.process.port}/metrics").text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(name)]
         return {labels[len(name) :]: float(value) for labels, value in lines}
+
+    def dispatched(self, model: str) -> dict[str, float]:
+        """Batches so far by why they left."""
+        samples = self.metric("vernier_dispatch_total")
+        return {
+            reason: sum(
+                n for labels, n in samples.items() if f'"{model}"' in labels and f'"{reason}"' in labels
+            )
+            for reason in DISPATCH_REASONS
+        }
 
 
 def recovery(record: Record, objective_ms: float) -> dict[str, float]:
@@ -127,18 +138,18 @@ def serve(
         yield Service(process, calls)
 
 
-def make_calls(model: Path, workload: Workload, count: int = 32) -> list[Call]:
-    """Requests of one row each, with the answers that ONNX Runtime gives."""
-    rows = np.random.default_rng(2).standard_normal((count, FEATURES)).astype(np.float32)
+def make_calls(model: Path, workload: Workload, rows: int = 1, count: int = 32) -> list[Call]:
+    """Requests of `rows` rows each, with the answers that ONNX Runtime gives."""
+    inputs = np.random.default_rng(2).standard_normal((count, rows, FEATURES)).astype(np.float32)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (answers,) = session.run(None, {"x": rows})
+    answers = [session.run(None, {"x": x})[0] for x in inputs]
     return [
         Call(
             post(
                 "/v1/predict",
-                json.dumps({"model": workload.name, "inputs": {"x": [row.round(4).tolist()]}}).encode(),
+                json.dumps({"model": workload.name, "inputs": {"x": x.round(4).tolist()}}).encode(),
             ),
-            JsonOutput(("outputs", "y"), answer.tolist(), 1e-2),
+            JsonOutput(("outputs", "y"), answer.ravel().tolist(), 1e-2),
         )
-        for row, answer in zip(rows, answers, strict=True)
+        for x, answer in zip(inputs, answers, strict=True)
     ]

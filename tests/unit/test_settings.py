@@ -76,5 +76,4 @@ def test_a_broken_file_and_an_unknown_name_in_it_stop_the_start(
 def test_every_setting_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
-    assert documented == set(Settings.model_fields)
-    assert all(f"`{name}`" in text for name in ModelSettings.model_fields)
+    assert documented == set(Settings.model_fields) | set(ModelSettings.model_fields)
