@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from app.build.store import INLINE_LIMIT_BYTES, weight_bytes, write_model
+from app.engine.onnxruntime import exact_int8
 from app.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
 #: Two runs of the same rows may differ by this share of the output's largest value: other shapes
@@ -39,6 +40,7 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    exact_int8(options)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def render(results: Path) -> str:
         for how in ("ordinary", "strict")
         if (path := results / f"{name}-{how}.json").exists()
     ]
-    parts = [_introduction(), _accuracy(rows), _every_variant(rows)]
+    parts = [_introduction(_measured_on(results)), _accuracy(rows), _every_variant(rows)]
     if (path := results / "traps.json").exists():
         parts.append(_traps(read_traps(path.read_text("utf-8"))))
     if (path := results / "resnet50-ordinary.json").exists():
@@ -32,9 +33,20 @@ def render(results: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _introduction() -> str:
+def _measured_on(results: Path) -> str:
+    """The day, or the days, on which the results were written."""
+    days = sorted({date.fromtimestamp(path.stat().st_mtime).isoformat() for path in results.glob("*.json")})
+    return " to ".join(dict.fromkeys(days[:1] + days[-1:]))
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} cores of a shared virtual machine ({name or platform.machine()})"
+
+
+def _introduction(when: str) -> str:
     tools = ", ".join(f"{name} {version(name)}" for name in ("onnx", "onnxruntime", "numpy"))
-    machine = f"{os.cpu_count()} cores of a shared virtual machine ({platform.machine()})"
     return f"""# Precision, measured
 
 `python -m benchmarks.precision` writes this page. It trains four small networks on synthetic tasks, takes
@@ -45,8 +57,8 @@ the rounding of FP16 and BF16 and every Q/DQ pair are computed as the graph says
 fusions. Beside it stands what a converter without a gate makes: every node in INT8, ranges by min-max,
 weights to the nearest.
 
-Measured on {machine}, Python {platform.python_version()}, {tools}. Accuracy does not depend on the machine;
-times do."""
+Measured {when} on {_machine()}, Python {platform.python_version()}, {tools}. Times depend on the machine, and so does
+what ONNX Runtime answers in INT8: its kernels differ from one CPU to another."""
 
 
 def _accuracy(rows: Sequence[Row]) -> str:

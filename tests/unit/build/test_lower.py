@@ -409,3 +409,12 @@ def test_an_activation_too_small_for_fp16_is_quantized_in_fp32() -> None:
     recipe = recipe_for(model, "fp16")
     lowered = lower(model, replace(recipe, ranges={**recipe.ranges, "dense": 1e-10}))
     assert type_of(lowered, named(lowered, "Gemm d").output[0]) == F
+
+
+def test_weights_in_int8_take_less_than_thirty_percent_of_the_file() -> None:
+    nodes = [node("Gemm", ["x", "v"], "h"), node("Relu", ["h"], "r"), node("Gemm", ["r", "w"], "y")]
+    constants = {"v": weights(128, 512), "w": weights(512, 64)}
+    model = clean(make_model(nodes, {"x": (F, ["n", 128])}, {"y": (F, ["n", 64])}, constants), {}, [])
+    for base in ("fp32", "fp16"):
+        lowered = lower(model, recipe_for(model, base))
+        assert len(lowered.SerializeToString()) < 0.3 * len(model.SerializeToString())
