@@ -64,11 +64,12 @@ def measure_part(name: str, rounds: int, seconds: float, only: set[str], say: Sa
     with ExitStack() as stack:
         running: dict[str, tuple[Peer, ServerProcess, list[Call]]] = {}
         for peer in PEERS:
-            if only and peer.name not in only:
-                continue
             if name not in peer.says:
                 if name in peer.why_not:
                     part.failed[peer.name] = peer.why_not[name]
+                continue
+            if only and peer.name not in only:
+                part.failed[peer.name] = "left out of this run by --only"
                 continue
             say(f"{name}: starting {peer.title}")
             calls = [peer.says[name](x, y) for x, y in zip(load.x, load.y, strict=True)]
