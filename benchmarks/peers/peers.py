@@ -45,6 +45,7 @@ class Peer:
         environment: variables for it.
         why_not: by workload, why it is missing.
         system_python: use Debian's Python and not the one that runs this.
+        survives_pause: it can be stopped for a minute; otherwise it is started anew for each round.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Peer:
     environment: Callable[[Place], dict[str, str]] = lambda place: {}
     why_not: Mapping[str, str] = field(default_factory=dict)
     system_python: bool = False
+    survives_pause: bool = True
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -214,6 +216,7 @@ PEERS = (
         command=_script("pytriton_server.py"),
         environment=lambda place: {"PEER_SECOND_PORT": str(place.second_port)},
         system_python=True,
+        survives_pause=False,
     ),
     Peer(
         name="litserve",
@@ -250,6 +253,7 @@ PEERS = (
         says={"json": _json("/", lambda x: {"x": x}, "y"), "binary": _raw("/"), "large": _raw("/")},
         formats={"json": "JSON", "binary": "raw float32", "large": "raw float32"},
         command=_script("ray_serve.py"),
+        survives_pause=False,
     ),
     Peer(
         name="uvicorn",
