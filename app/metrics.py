@@ -147,6 +147,11 @@ class ModelMetrics:
         if code == "ok":
             self.serving(precision, runtime).request.observe(seconds)
 
+    def responded_ok(self, precision: str, runtime: str, seconds: Sequence[float]) -> None:
+        """`responded` for good answers sent together, one duration for each."""
+        self._codes["ok"] = self._codes.get("ok", 0) + len(seconds)
+        self.serving(precision, runtime).request.observe_all(seconds)
+
     # --- batches ----------------------------------------------------------------------------------
     def serving(self, precision: str, runtime: str) -> ServingSeries:
         key = (precision, runtime)

@@ -7,45 +7,63 @@ anything else, or whose numbers are in doubt, does not match, and goes all the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import ref
 
 import numpy as np
 
 from app.api.codecs import Body, PredictRequest
-from app.api.json_tensors import WAYS, decode_row
+from app.api.json_tensors import WAYS, decode_rows
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
 from app.tensors import Array, Arrays, is_finite
+
+#: Larger bodies are read one by one, where they lie; smaller ones are joined and read at once.
+_LARGE_BYTES = 16 * 1024
 
 
 class Form:
     """What the bodies of a kind have in common.
 
     Attributes:
+        key: equal for forms that are the same but perhaps for the model.
         envelope: theirs.
         rest: what was prepared of them but for the arrays.
+        small: whether several bodies are read quicker together than one by one.
     """
 
-    __slots__ = ("_model", "dtype", "envelope", "name", "rest", "shape")
+    __slots__ = ("_model", "dtype", "envelope", "key", "name", "rest", "shape", "small")
 
-    def __init__(self, envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> None:
+    def __init__(
+        self, envelope: PredictRequest, model: LoadedModel, prepared: Prepared, around: tuple[bytes, ...] = ()
+    ) -> None:
         ((self.name, array),) = prepared[0].items()
         self._model = ref(model)  # a form must not keep an unloaded model alive
         self.dtype = array.dtype
         self.shape = array.shape
         self.envelope = envelope
         self.rest = prepared[1:]
+        self.small = array.nbytes <= _LARGE_BYTES
+        _, outputs, *others = self.rest
+        asked = envelope.model, envelope.version, envelope.id
+        self.key = (*asked, self.name, self.dtype.str, self.shape, tuple(outputs), *others, *around)
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model that the checks were made with; None when it has gone."""
+        return self._model()
 
     def fits(self, model: LoadedModel) -> bool:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
-    def read(self, body: Body) -> Arrays | None:
-        """The arrays of a body of this form; None when it is of another."""
-        array = self._numbers(body)
-        return None if array is None else {self.name: array}
+    def read(self, bodies: Sequence[Body]) -> list[Arrays] | None:
+        """The arrays of bodies of this form, which may share memory; None when one of them is of another."""
+        name = self.name
+        arrays = self._numbers(bodies)
+        return None if arrays is None else [{name: array} for array in arrays]
 
-    def _numbers(self, body: Body) -> Array | None:
+    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
         raise TypeError("a form is raw or JSON")
 
 
@@ -54,9 +72,12 @@ class RawForm(Form):
 
     __slots__ = ()
 
-    def _numbers(self, body: Body) -> Array | None:
-        array = np.ndarray(self.shape, self.dtype, body)
-        return array if is_finite(array) else None
+    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
+        if self.small:
+            together = np.ndarray((len(bodies), *self.shape), self.dtype, b"".join(bodies))
+            return together if is_finite(together) else None
+        arrays = [np.ndarray(self.shape, self.dtype, body) for body in bodies]
+        return arrays if all(map(is_finite, arrays)) else None
 
 
 class JsonForm(Form):
@@ -67,16 +88,20 @@ class JsonForm(Form):
     def __init__(
         self, envelope: PredictRequest, model: LoadedModel, prepared: Prepared, before: bytes, after: bytes
     ) -> None:
-        super().__init__(envelope, model, prepared)
+        super().__init__(envelope, model, prepared, (before, after))
         self._way = WAYS[self.dtype.name]
         self._before = before
         self._after = after
 
-    def _numbers(self, body: Body) -> Array | None:
-        if not (body.startswith(self._before) and body.endswith(self._after)):
-            return None
-        row = body[len(self._before) : len(body) - len(self._after)]
-        return decode_row(row, self._way, self.shape)
+    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
+        before, after = self._before, self._after
+        start, stop = len(before), -len(after)
+        rows = []
+        for body in bodies:
+            if not (body.startswith(before) and body.endswith(after)):
+                return None
+            rows.append(body[start:stop])
+        return decode_rows(rows, self._way, self.shape)
 
 
 def raw_form(envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> Form | None:

@@ -8,7 +8,7 @@ decoder judges, and a client cannot tell which way its numbers went.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from typing import Any, Literal
 
@@ -98,13 +98,19 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
         return None
 
 
-def decode_row(text: bytes | bytearray, way: Way, shape: tuple[int, ...]) -> Array | None:
-    """A single list of numbers, brackets included, as an array of `shape`; None when in doubt."""
-    if text.find(b"[", 1) >= 0:
-        return None
+def decode_rows(texts: Sequence[bytes | bytearray], way: Way, shape: tuple[int, ...]) -> Array | None:
+    """Lists of numbers, brackets included, as arrays of `shape` along a new first axis; None when in doubt.
+
+    They are parsed as one text. Each may hold one `[`, its first character, one `]`, its last, and the
+    commas of a full list, so that none can lend another a bracket or a number.
+    """
+    commas = shape[-1] - 1
+    for text in texts:
+        if text.rfind(b"[") or text.find(b"]") != len(text) - 1 or text.count(b",") != commas:
+            return None
     try:
-        row = _strict.run(_to_dtype, _parse(text), way)
-        return None if row is None else row.reshape(shape)
+        numbers = _strict.run(_to_dtype, _parse(b"[" + b",".join(texts) + b"]"), way)
+        return None if numbers is None else numbers.reshape(len(texts), *shape)
     except (TypeError, ValueError, AttributeError, FloatingPointError, RuntimeError):
         return None
 

@@ -6,7 +6,7 @@ is decided about requests (who is admitted, who runs with whom, when, who is dro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -147,6 +147,27 @@ class Batcher:
         if request.rows > self.layout.largest:
             request.gather = Gather(request.rows)
         queue.push(request, (precision, shape, False))
+
+    def admit_alike(self, requests: Sequence[PendingRequest], now: float) -> bool:
+        """`admit` for requests that differ in their numbers only; False, with nothing done, where each
+        must be looked at: when one may have to be refused, or must be split."""
+        queue, policy, first = self.queue, self.policy, requests[0]
+        if (
+            first.deadline is not None
+            or policy.objective_s is not None
+            or first.rows > self.layout.largest
+            or queue.requests + len(requests) > policy.queue_limit
+        ):
+            return False
+        shape = self.layout.shape_key(first.inputs)
+        due = now + self._patience_s
+        for request in requests:
+            request.arrived = now
+            request.due = due
+            request.shape = shape
+        self.rate.add(first.rows * len(requests))
+        queue.push_alike(requests, (first.precision or self.precision, shape, False))
+        return True
 
     def _require_time(
         self,

@@ -38,11 +38,11 @@ class Ledger:
         self._report = report
         self._untold: list[tuple[PendingRequest, Answer | None, VernierError | None]] = []
 
-    def admitted(self) -> None:
+    def admitted(self, n: int = 1) -> None:
         if not self.inflight:
             self.empty.clear()
-        self.inflight += 1
-        self._metrics.admitted()
+        self.inflight += n
+        self._metrics.admitted(n)
 
     def answered(self, answers: list[tuple[PendingRequest, Answer]]) -> None:
         """Ends requests that have not ended."""

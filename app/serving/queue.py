@@ -13,7 +13,7 @@ until it surfaces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 
@@ -39,6 +39,18 @@ class Level:
         self.living = 0
         self.entered = 0
 
+    def push_alike(self, requests: Sequence[PendingRequest]) -> None:
+        """Requests without deadline, all due at one time."""
+        line = self._undated
+        if line and line[-1].due > requests[0].due:
+            for request in requests:
+                self.push(request)
+            return
+        line.extend(requests)
+        self.living += len(requests)
+        self.entered += len(requests)
+        self._keep_small()
+
     def push(self, request: PendingRequest) -> None:
         line = self._undated if request.deadline is None else self._line
         if not line or line[-1].due <= request.due:
@@ -47,8 +59,7 @@ class Level:
             heappush(self._heap, (request.due, next(self._ticket), request))
         self.living += 1
         self.entered += 1
-        if self.entered > 2 * self.living + _SWEEP:
-            self._sweep()
+        self._keep_small()
 
     def head(self) -> PendingRequest | None:
         """The request that is due first; None when the level is empty."""
@@ -112,7 +123,9 @@ class Level:
             times += [r.arrived for _, _, r in self._heap if r.level is self]
         return min(times)
 
-    def _sweep(self) -> None:
+    def _keep_small(self) -> None:
+        if self.entered <= 2 * self.living + _SWEEP:
+            return
         self._undated = deque(r for r in self._undated if r.level is self)
         self._line = deque(r for r in self._line if r.level is self)
         self._heap = sorted(entry for entry in self._heap if entry[2].level is self)
@@ -152,21 +165,39 @@ class RequestQueue:
 
     def push(self, request: PendingRequest, key: LaneKey) -> None:
         """`arrived`, `due` and `deadline` are set; with a deadline, `due` equals it."""
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane(key)
-        priority = request.priority
-        level = lane.levels.get(priority)
-        if level is None:
-            level = lane.levels[priority] = Level()
+        lane, level = self._place(key, request.priority)
         request.state = QUEUED
         request.lane = lane
         request.level = level
         level.push(request)
-        rows = request.rows - request.taken
-        lane.requests += 1
+        self._came(lane, request.priority, 1, request.rows - request.taken)
+
+    def push_alike(self, requests: Sequence[PendingRequest], key: LaneKey) -> None:
+        """`push` for new requests of one priority, due at one time and without deadline."""
+        priority = requests[0].priority
+        lane, level = self._place(key, priority)
+        rows = 0
+        for request in requests:
+            request.state = QUEUED
+            request.lane = lane
+            request.level = level
+            rows += request.rows
+        level.push_alike(requests)
+        self._came(lane, priority, len(requests), rows)
+
+    def _place(self, key: LaneKey, priority: int) -> tuple[Lane, Level]:
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        level = lane.levels.get(priority)
+        if level is None:
+            level = lane.levels[priority] = Level()
+        return lane, level
+
+    def _came(self, lane: Lane, priority: int, requests: int, rows: int) -> None:
+        lane.requests += requests
         lane.rows += rows
-        self.requests += 1
+        self.requests += requests
         self.rows += rows
         self._rows_of[priority] = self._rows_of.get(priority, 0) + rows
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull
+from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher, Policy
 from app.serving.batching import Slots
@@ -209,6 +209,25 @@ class Scheduler:
         if not self._pump_due and (self._crew.idle or self._inline.slots or request.deadline is not None):
             self._pump_due = True
             self._loop.call_soon(self._pump)
+
+    def submit_alike(self, requests: Sequence[PendingRequest]) -> list[tuple[PendingRequest, VernierError]]:
+        """`submit` for requests that differ in their numbers only: at once, where all can be admitted.
+
+        Returns those that were refused, each with its error.
+        """
+        running = not self._draining and self._crew.gone is None
+        if running and self._batcher.admit_alike(requests, self._clock()):
+            self._ledger.admitted(len(requests))
+            if self._crew.idle or self._inline.slots:
+                self._want_pump()
+            return []
+        refused: list[tuple[PendingRequest, VernierError]] = []
+        for request in requests:
+            try:
+                self.submit(request)
+            except VernierError as error:
+                refused.append((request, error))
+        return refused
 
     def cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""

@@ -244,6 +244,36 @@ def test_a_client_that_does_not_read_is_not_read_from(mlp_server: Server) -> Non
     settled(mlp_server)
 
 
+def test_a_wave_of_clients_gets_each_its_own_answer(mlp_server: Server) -> None:
+    """Bodies that arrive together and differ in their numbers only, one of them bad, some clients gone."""
+
+    def ask(n: int) -> bytes:
+        numbers = {0: b"1e99", 1: b'"x"'}.get(n % 20, b"%d" % n)
+        return request(b'{"model": "mlp", "inputs": {"x": [[%b, 2, 3, 4]]}}' % numbers.rjust(4))
+
+    admitted = mlp_server.metric("vernier_requests_admitted_total")
+    wires = [Wire(mlp_server) for _ in range(60)]
+    answered = 0
+    for turn in range(5):
+        for n, wire in enumerate(wires):
+            wire.send(ask(n + 7 * turn) + ask(n + 7 * turn + 3))
+        for n, wire in enumerate(wires):
+            for m in (n + 7 * turn, n + 7 * turn + 3):
+                reply = wire.reply()
+                if m % 20 > 1:
+                    assert reply.json()["outputs"]["z"] == [[2.0 * m, 4.0, 6.0, 8.0]]
+                    answered += 1
+                else:
+                    code = ["non_finite_input", "wrong_dtype"][m % 20]
+                    assert (reply.status, reply.json()["code"]) == (400, code)
+    for n, wire in enumerate(wires):
+        wire.send(ask(n))
+        wire.socket.close()
+    settled(mlp_server)
+    assert mlp_server.metric("vernier_requests_admitted_total") >= admitted + answered
+    assert mlp_server.predict({"x": [[1, 2, 3, 4]]}, model="mlp").status_code == 200
+
+
 COMPARED = {
     "json": request(body(1)),
     "all outputs": request(b'{"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}, "id": "1"}'),

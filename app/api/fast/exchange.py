@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, cast
 
-from app.api.codecs import Body, PredictRequest, RawInputs, encode_answer, parse_predict
+from app.api.codecs import Body, PredictRequest, RawInputs, encode_answer, encode_answers, parse_predict
 from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
-from app.api.forms import json_form, raw_form
+from app.api.forms import Form, json_form, raw_form
 from app.api.identity import new_id
 from app.api.security import Permit
 from app.api.service import Predictions, Prepared
@@ -15,15 +17,19 @@ from app.errors import Cancelled, EngineError, VernierError
 from app.exposition import Metrics
 from app.logs import request_id
 from app.serving.repository import LoadedModel
-from app.serving.request import Answer, PendingRequest
+from app.serving.request import NEW, Answer, PendingRequest
 
-_NOTHING: Prepared = ({}, 0, (), None, 0, None)
+#: Bodies that are read at once: more gain nothing, and would share more memory.
+_TOGETHER = 64
+#: Forms that are remembered, so that heads which differ share them.
+_MOST_FORMS = 512
 
 
 class Connection(Protocol):
     """Where answers go."""
 
     exchanges: ClassVar[Exchanges]
+    loop: asyncio.AbstractEventLoop
 
     def send_ready(self) -> None:
         """An exchange of this connection has got its answer."""
@@ -31,9 +37,10 @@ class Connection(Protocol):
 
 
 class Exchange(PendingRequest):
-    """A prediction that the scheduler has, or a refusal.
+    """A prediction that the scheduler has or will get at the end of the loop's turn, or a refusal.
 
     Attributes:
+        body: until it has been read.
         came: when its first byte was seen, on the service's clock.
         identity: the request's id.
         model: None when none was found.
@@ -41,78 +48,137 @@ class Exchange(PendingRequest):
         refusal: the answer's status and headers when it is an error.
     """
 
-    __slots__ = ("came", "connection", "head", "identity", "model", "payload", "permit", "refusal")
+    __slots__ = ("body", "came", "connection", "head", "identity", "model", "payload", "permit", "refusal")
 
     def __init__(
-        self,
-        connection: Connection,
-        head: Head,
-        identity: str,
-        came: float,
-        permit: Permit | None,
-        model: LoadedModel | None,
-        prepared: Prepared,
+        self, connection: Connection, head: Head, body: Body, came: float, permit: Permit | None
     ) -> None:
-        super().__init__(*prepared)
         self.connection = connection
         self.head = head
-        self.identity = identity
+        self.body = body
         self.came = came
         self.permit = permit
-        self.model = model
+        self.identity = ""
+        self.model: LoadedModel | None = None
         self.payload: bytes | None = None
         self.refusal: ErrorAnswer | None = None
+        self.state = NEW  # the scheduler's part follows with `prepare`
+
+    def prepare(self, model: LoadedModel, prepared: Prepared) -> None:
+        """Makes it ready for the model's scheduler."""
+        self.model = model
+        self.body = b""
+        PendingRequest.__init__(self, *prepared)
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         if self.payload is None:  # else it was abandoned in the turn of the loop in which it ended
             self.connection.exchanges.ended(self, answer, error)
-            self.connection.send_ready()
 
 
 class Exchanges:
-    """Begins and ends exchanges, and counts them. Belongs to the event loop's thread."""
+    """Begins and ends exchanges, and counts them. Belongs to the event loop's thread.
+
+    Bodies of one form that come in one turn of the loop are read and submitted together, and the answers of
+    one turn are written together: most of what a small request costs is paid once for all of them.
+    """
 
     def __init__(self, predictions: Predictions, metrics: Metrics) -> None:
         self._predictions = predictions
         self._repository = predictions.repository
         self.clock = predictions.clock
         self._metrics = metrics
+        self._forms: dict[object, Form] = {}
+        self._met: dict[Form, list[Exchange]] = {}  # not read yet
+        self._answered: list[tuple[Exchange, Answer]] = []  # not written yet
 
+    # --- in ---------------------------------------------------------------------------------------
     def begin(
         self, connection: Connection, head: Head, body: Body, came: float, permit: Permit | None
     ) -> Exchange:
-        """Hands a prediction to its scheduler, or refuses it.
+        """Hands a prediction to its scheduler, soon or at once, or refuses it.
 
         The connection is told when the answer is there, except of a refusal, which has its payload already.
         """
-        identity = head.request_id
-        model: LoadedModel | None = None
+        exchange = Exchange(connection, head, body, came, permit)
+        form = head.form
+        if form is None or not form.small:
+            self._ask(exchange)
+            return exchange
+        exchange.identity = form.envelope.id or head.request_id or new_id()
+        exchange.model = form.model
+        met = self._met
+        if not met:
+            connection.loop.call_soon(self._ask_met)
+        group = met.get(form)
+        if group is None:
+            met[form] = [exchange]
+        else:
+            group.append(exchange)
+        return exchange
+
+    def _ask_met(self) -> None:
+        met, self._met = self._met, {}
+        for form, exchanges in met.items():
+            for start in range(0, len(exchanges), _TOGETHER):
+                asked = [e for e in exchanges[start : start + _TOGETHER] if e.payload is None]
+                if asked and not self._ask_together(form, asked):
+                    for exchange in asked:
+                        self._ask(exchange)
+                        if exchange.payload is not None:
+                            exchange.connection.send_ready()
+
+    def _ask_together(self, form: Form, exchanges: Sequence[Exchange]) -> bool:
+        """False, with nothing done, when each must be looked at."""
+        arrays = form.read([exchange.body for exchange in exchanges])
+        if arrays is None:
+            return False
+        try:
+            model = self._repository.resolve(form.envelope.model, form.envelope.version)
+            self._predictions.require_running()
+        except VernierError:
+            return False
+        if not form.fits(model):
+            return False
+        rest = form.rest
+        for exchange, inputs in zip(exchanges, arrays, strict=True):
+            exchange.prepare(model, (inputs, *rest))
+        for request, error in model.scheduler.submit_alike(exchanges):
+            refused = cast(Exchange, request)
+            self._answer_error(refused, error)
+            refused.connection.send_ready()
+        return True
+
+    def _ask(self, exchange: Exchange) -> None:
+        """Reads one body and hands it to its scheduler, or refuses it."""
+        head, body = exchange.head, exchange.body
+        exchange.identity = head.request_id or ""
         try:
             form = head.form
-            arrays = None if form is None else form.read(body)
+            arrays = None if form is None else form.read([body])
             if form is not None and arrays is not None:
                 envelope = form.envelope
-                identity = envelope.id or identity or new_id()
-                model = self._repository.resolve(envelope.model, envelope.version)
+                exchange.identity = envelope.id or head.request_id or new_id()
+                exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    exchange = Exchange(connection, head, identity, came, permit, model, (arrays, *form.rest))
+                    exchange.prepare(model, (arrays[0], *form.rest))
                     model.scheduler.submit(exchange)
-                    return exchange
+                    return
+            exchange.model = None
             if head.envelope is None:
                 envelope, inputs = parse_predict(body)
             else:
                 envelope, inputs = head.envelope, RawInputs(body)
-            identity = envelope.id or identity or new_id()
-            model = self._repository.resolve(envelope.model, envelope.version)
-            prepared = self._predictions.prepare(envelope, inputs, model, came)
+            exchange.identity = envelope.id or head.request_id or new_id()
+            exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
+            prepared = self._predictions.prepare(envelope, inputs, model, exchange.came)
             if head.patience:
                 self._learn(head, body, envelope, model, prepared)
-            exchange = Exchange(connection, head, identity, came, permit, model, prepared)
+            exchange.prepare(model, prepared)
             model.scheduler.submit(exchange)
-            return exchange
         except Exception as error:  # every failure is answered, and its code is counted
-            return self.refuse(connection, head, error, came, permit, identity, model)
+            exchange.body = b""
+            self._answer_error(exchange, error)
 
     def _learn(
         self, head: Head, body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
@@ -120,38 +186,85 @@ class Exchanges:
         if head.form is not None:
             head.patience -= 1
         if head.envelope is None:
-            head.form = json_form(body, envelope, model, prepared)
+            form = json_form(body, envelope, model, prepared)
         else:
-            head.form = raw_form(envelope, model, prepared)
+            form = raw_form(envelope, model, prepared)
+        if form is not None:
+            known = self._forms.get(form.key)
+            if known is not None and known.fits(model):
+                form = known
+            else:
+                if len(self._forms) >= _MOST_FORMS:
+                    self._forms.clear()
+                self._forms[form.key] = form
+        head.form = form
 
     def refuse(
-        self,
-        connection: Connection,
-        head: Head,
-        error: Exception,
-        came: float,
-        permit: Permit | None,
-        identity: str | None = None,
-        model: LoadedModel | None = None,
+        self, connection: Connection, head: Head, error: Exception, came: float, permit: Permit | None
     ) -> Exchange:
         """An exchange that is answered with an error."""
-        identity = identity or head.request_id or new_id()
-        exchange = Exchange(connection, head, identity, came, permit, model, _NOTHING)
+        exchange = Exchange(connection, head, b"", came, permit)
+        exchange.identity = head.request_id or ""
         self._answer_error(exchange, error)
         return exchange
 
+    # --- out --------------------------------------------------------------------------------------
     def ended(self, exchange: Exchange, answer: Answer | None, error: VernierError | None) -> None:
-        """Makes the payload. The scheduler calls it, through `Exchange.done`."""
-        model = exchange.model
-        if answer is None or model is None:
+        """The scheduler calls it, through `Exchange.done`."""
+        if answer is None:
             self._answer_error(exchange, error or EngineError("a request ended without an answer"))
+            exchange.connection.send_ready()
             return
-        try:
-            exchange.payload = encode_answer(exchange.identity, model.name, model.version, answer)
-        except Exception as fault:  # what cannot be written is answered too
-            self._answer_error(exchange, fault)
-            return
-        self._close(exchange, "ok", answer.precision)
+        if not self._answered:
+            exchange.connection.loop.call_soon(self._write_answered)
+        self._answered.append((exchange, answer))
+
+    def _write_answered(self) -> None:
+        """Writes the answers of this turn, those that are alike together, and has them sent."""
+        answered, self._answered = self._answered, []
+        alike: dict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = {}
+        for pair in answered:
+            exchange, answer = pair
+            if exchange.payload is None:
+                key = id(exchange.model), answer.precision, tuple(answer.outputs)
+                group = alike.get(key)
+                if group is None:
+                    alike[key] = [pair]
+                else:
+                    group.append(pair)
+        for group in alike.values():
+            self._write(group)
+        for exchange, _ in answered:
+            try:
+                exchange.connection.send_ready()
+            except Exception as fault:  # one connection's fault must not cost the others their answers
+                context = {"message": "an answer could not be sent", "exception": fault}
+                exchange.connection.loop.call_exception_handler(context)
+
+    def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
+        """Payloads for answers of one model, one precision and the same outputs."""
+        model, precision = group[0][0].model, group[0][1].precision
+        assert model is not None
+        payloads = None
+        if len(group) > 1:
+            ids, answers = [e.identity for e, _ in group], [answer for _, answer in group]
+            payloads = encode_answers(ids, model.name, model.version, answers)
+        now = self.clock()
+        seconds = []
+        for at, (exchange, answer) in enumerate(group):
+            try:
+                exchange.payload = (
+                    encode_answer(exchange.identity, model.name, model.version, answer)
+                    if payloads is None
+                    else payloads[at]
+                )
+            except Exception as fault:  # what cannot be written is answered too
+                self._answer_error(exchange, fault)
+                continue
+            seconds.append(now - exchange.came)
+            if exchange.permit is not None:
+                exchange.permit.release()
+        model.metrics.responded_ok(precision, model.runtime, seconds)
 
     def abandon(self, exchange: Exchange) -> None:
         """Nobody waits for it any more. Does nothing when it has its answer."""
@@ -162,19 +275,17 @@ class Exchanges:
         self._answer_error(exchange, Cancelled("the client disconnected before its answer was ready"))
 
     def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+        exchange.identity = exchange.identity or new_id()
         token = request_id.set(exchange.identity)
         try:
             exchange.refusal = refusal = answer_error(error)
         finally:
             request_id.reset(token)
         exchange.payload = refusal.body
-        self._close(exchange, refusal.code, "")
-
-    def _close(self, exchange: Exchange, code: str, precision: str) -> None:
         if exchange.permit is not None:
             exchange.permit.release()
         model = exchange.model
         if model is None:
-            self._metrics.responded_without_model(code)
+            self._metrics.responded_without_model(refusal.code)
         else:
-            model.metrics.responded(code, precision, model.runtime, self.clock() - exchange.came)
+            model.metrics.responded(refusal.code, "", model.runtime, self.clock() - exchange.came)

@@ -42,6 +42,19 @@ def test_without_deadlines_it_is_first_come_first_served() -> None:
     assert order(queue) == requests
 
 
+def test_requests_pushed_together_stand_where_each_would() -> None:
+    queue = RequestQueue(age_s=1.0)
+    first = push(queue, 0.5)
+    before, after = ([Waiting({"x": np.zeros(2)}, 2) for _ in range(3)] for _ in range(2))
+    for requests, due in (before, 1.2), (after, 1.5):  # the first is due at 1.5
+        for request in requests:
+            request.due = due
+        queue.push_alike(requests, LANE)
+    assert (queue.requests, queue.rows) == (7, 13)
+    assert order(queue) == [*before, first, *after]
+    assert (queue.rows, queue.lanes) == (0, {})
+
+
 def test_deadlines_and_patience_make_one_order() -> None:
     queue = RequestQueue(age_s=1.0)
     late, patient, soon, middle = (

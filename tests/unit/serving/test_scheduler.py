@@ -137,6 +137,40 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert [len(r.ends) for r in [running, *waiting, refused]] == [1, 1, 1, 1, 0]
 
 
+async def test_requests_submitted_together_are_admitted_and_refused_one_by_one() -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
+        executor.gate.clear()
+        running = Recorded(x(), 1)
+        assert scheduler.submit_alike([running]) == []
+        await until(lambda: scheduler.queued == 0)
+        waiting = [Recorded(x(), 1) for _ in range(5)]
+        assert scheduler.submit_alike(waiting[:2]) == []
+        refused = scheduler.submit_alike(waiting[2:])
+        assert [request for request, _ in refused] == waiting[3:]
+        assert all(isinstance(error, QueueFull) and error.retry_after_s > 0 for _, error in refused)
+        assert scheduler.inflight == 4
+        scheduler.cancel(waiting[0])
+        executor.gate.set()
+        await until(lambda: scheduler.inflight == 0)
+        assert [len(r.ends) for r in [running, *waiting]] == [1, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_requests_submitted_together_get_their_own_rows(inline: bool) -> None:
+    for rows in (1, 3, 20):  # 20 are more than a batch holds
+        async with serving(ArithmeticExecutor(), inline=inline, slots=2) as scheduler:
+            requests = [Recorded(x(rows, 100.0 * i), rows) for i in range(30)]
+            assert scheduler.submit_alike(requests) == []
+            await until(lambda: scheduler.inflight == 0)
+            for request in requests:
+                ((answer, _),) = request.ends
+                assert answer is not None
+                np.testing.assert_array_equal(answer.outputs["y"], 2 * request.inputs["x"])
+        (late,) = scheduler.submit_alike(requests[:1])
+        assert isinstance(late[1], Draining)
+
+
 async def test_a_deadline_ends_waiting_and_running_requests_at_that_moment() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, largest=1) as scheduler:
