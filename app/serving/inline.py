@@ -15,6 +15,8 @@ from app.serving.padding import ShapeKey
 #: to give up the interpreter. It counts this many times, within limits that are harmless for the loop.
 _UNDER_LOAD = 3.0
 _SHORTEST_S, _LONGEST_S = 100e-6, 300e-6
+#: What waits here runs here anyhow, one batch after the other, so it runs in as few as fit into this.
+_CROWD_S = 500e-6
 #: An estimate over the limit is tried again after a while, when it is not far over: load may have inflated it.
 _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
 _LEARN_FIRST, _LEARN_EACH = 100, 8
@@ -27,7 +29,7 @@ class Inline:
     """Slots that the loop's thread owns, and what executions on them take.
 
     Attributes:
-        limit_s: batches predicted to take longer go to a worker.
+        limit_s: variants whose smallest batch is predicted to take longer go to a worker.
         slots: precision → slot; empty when nothing here is quick enough.
     """
 
@@ -57,7 +59,7 @@ class Inline:
         curve = self._curves.get(key)
         if curve is None:
             curve = self._curves[key] = base.copy(undisturbed=True)
-        rows = curve.rows_within(self.limit_s)
+        rows = curve.rows_within(max(self.limit_s, _CROWD_S)) if curve.rows_within(self.limit_s) else 0
         if rows or curve.seconds(1) > _NOT_FAR * self.limit_s:
             return rows
         if now - self._tried.get(key, 0.0) < _TRY_AGAIN_S:

@@ -114,6 +114,21 @@ def test_how_a_stream_is_cut_does_not_matter(mlp_server: Server, data: st.DataOb
             assert_answers(wire.reply(), n)
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.005], ids=["together", "one by one"])
+def test_a_large_body_may_come_in_pieces_of_any_size(mlp_server: Server, pause_s: float) -> None:
+    x = np.random.default_rng(0).normal(size=(10_000, 4)).astype("<f4")
+    data = request(x.tobytes(), "/v1/predict?model=mlp&outputs=z", content_type=RAW) + request(body(1))
+    sizes = [40_000, 1, 100, 33_000, 35_000, 7, 32_767, 32_768]
+    with Wire(mlp_server) as wire:
+        at = 0
+        for size in [*sizes, len(data)]:
+            wire.send(data[at : at + size])
+            time.sleep(pause_s)
+            at += size
+        np.testing.assert_array_equal(np.array(wire.reply().json()["outputs"]["z"], np.float32), 2 * x)
+        assert_answers(wire.reply(), 1)
+
+
 def test_expect_100_continue_is_answered_before_the_body(mlp_server: Server) -> None:
     whole = request(body(1), expect="100-continue")
     head = whole[: -len(body(1))]

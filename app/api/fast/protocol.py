@@ -36,19 +36,37 @@ _LONGEST_HEAD = 16 * 1024
 _LARGEST_HEAD = 64 * 1024
 #: Longer bodies are written beside their head and not copied behind it.
 _LONG_PAYLOAD = 64 * 1024
+#: Smaller pieces of a body are joined as they come, so that many of them take no more memory than the body.
+_LARGE_PIECE = 32 * 1024
 
 
 class _Arriving:
     """A prediction whose body is not all there."""
 
-    __slots__ = ("body", "came", "due", "head", "permit")
+    __slots__ = ("_pieces", "came", "due", "head", "missing", "permit")
 
-    def __init__(self, head: Head, came: float, permit: Permit | None, body: bytearray, due: float) -> None:
+    def __init__(self, head: Head, came: float, permit: Permit | None, due: float) -> None:
         self.head = head
         self.came = came
         self.permit = permit
-        self.body = body
         self.due = due  # when it must be complete, on the loop's clock
+        self.missing = head.length
+        self._pieces: list[bytes | bytearray | memoryview] = []
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Takes what belongs to the body. Large pieces are kept as they are, to be copied only once."""
+        self.missing -= len(data)
+        pieces = self._pieces
+        if len(data) >= _LARGE_PIECE:
+            pieces.append(data)
+        elif pieces and isinstance(last := pieces[-1], bytearray):
+            last += data
+        else:
+            pieces.append(bytearray(data))
+
+    def body(self) -> Body:
+        """All of it."""
+        return b"".join(self._pieces)
 
 
 class FastProtocol(PunctualProtocol):
@@ -133,24 +151,25 @@ class FastProtocol(PunctualProtocol):
         if len(data) < stop:
             self._plain = False
             due = self.loop.time() + self.body_timeout_s
-            self._arriving = _Arriving(head, came, permit, bytearray(data[start:]), due)
+            self._arriving = _Arriving(head, came, permit, due)
+            if len(data) > start:
+                self._arriving.add(memoryview(data)[start:])
             self._watch_by(due)
             return b""
         self._begin(head, data[start:stop], came, permit)
         return data[stop:]
 
     def _read_body(self, arriving: _Arriving, data: bytes) -> bytes:
-        body, head = arriving.body, arriving.head
-        missing = head.length - len(body)
+        head, missing = arriving.head, arriving.missing
         if len(data) < missing:
-            body += data
+            arriving.add(data)
             return b""
         self._arriving = None
-        if not body and len(data) == missing:  # the client sent head and body one after the other
+        if missing == head.length == len(data):  # the client sent head and body one after the other
             self._begin(head, data, arriving.came, arriving.permit)
             return b""
-        body += memoryview(data)[:missing]
-        self._begin(head, body, arriving.came, arriving.permit)
+        arriving.add(memoryview(data)[:missing])
+        self._begin(head, arriving.body(), arriving.came, arriving.permit)
         return data[missing:]
 
     def _begin(self, head: Head, body: Body, came: float, permit: Permit | None) -> None:

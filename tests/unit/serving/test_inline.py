@@ -34,9 +34,10 @@ def test_the_limit_follows_the_hand_over_within_what_is_harmless() -> None:
     assert limits == pytest.approx([100e-6, 150e-6, 300e-6])
 
 
-def test_batches_run_inline_as_far_as_they_fit_the_limit(inline: Inline) -> None:
+def test_a_variant_within_the_limit_runs_in_batches_as_large_as_the_loop_can_bear(inline: Inline) -> None:
     assert inline.rows("fp32", (), curve(10e-6, 1e-6), 0.0) == 64
-    assert inline.rows("fp32", (1,), curve(10e-6, 10e-6), 0.0) == pytest.approx(14, abs=1)
+    assert inline.rows("fp32", (1,), curve(10e-6, 10e-6), 0.0) == pytest.approx(49, abs=1)
+    assert inline.rows("fp32", (3,), curve(100e-6, 40e-6), 0.0) == pytest.approx(10, abs=1)
     assert inline.rows("fp32", (2,), curve(0.01, 0.0), 0.0) == 0
 
 
