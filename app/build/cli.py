@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from app.budget import Budget
+from app.build import command, table
 from app.build import compare as comparing
 from app.build import inspect as inspecting
-from app.build import table
 from app.build.modelopt import find_python
 from app.build.pipeline import build as run_build
 from app.build.plan_package import parse_capabilities
@@ -29,7 +28,7 @@ from app.build.request import (
     parse_sequence,
 )
 from app.build.shapes import parse_shape
-from app.errors import BuildError, VernierError
+from app.errors import BuildError
 from app.package.manifest import RUNTIMES
 
 _COMMANDS = ("build", "inspect", "compare")
@@ -175,7 +174,7 @@ def build(
     )
     outcome = run_build(request, NoProgress() if as_json else BarProgress())
     if as_json:
-        _print_json(outcome.as_json())
+        command.print_json(outcome.as_json())
     else:
         table.console().print(table.render(outcome))
     raise typer.Exit(outcome.exit_code)
@@ -189,7 +188,7 @@ def inspect(
 ) -> None:
     """Verifies PACKAGE and shows what it holds and what was proven about it."""
     if as_json:
-        _print_json(inspecting.describe(package, nodes))
+        command.print_json(inspecting.describe(package, nodes))
     else:
         table.console().print(inspecting.render(inspecting.describe(package, nodes)))
 
@@ -214,7 +213,7 @@ def compare(
         Budget.parse(budget) if budget else None,
     )
     if as_json:
-        _print_json(result.as_json())
+        command.print_json(result.as_json())
     else:
         table.console().print(comparing.render(result))
     raise typer.Exit(0 if result.refusal is None else 1)
@@ -223,10 +222,6 @@ def compare(
 def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise BuildError(f"{option} takes {', '.join(choices)}, not '{value}'")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -239,16 +234,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] not in _COMMANDS and given[0] not in ("--help", "-h"):
         given.insert(0, "build")
-    try:
-        app(given, prog_name="build_engine.py")
-    except SystemExit as done:  # typer has shown its usage errors by now
-        return done.code if isinstance(done.code, int) else 2
-    except KeyboardInterrupt:
-        return 130
-    except VernierError as error:
-        if "--json" in given:
-            _print_json({"error": error.message})
-        else:
-            sys.stderr.write(f"build_engine.py: {error.message}\n")
-        return error.exit_code if isinstance(error, BuildError) else 2
-    return 0
+    return command.run(app, given, "build_engine.py")

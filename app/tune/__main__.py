@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from app.build import command
 from app.build import table as printing
 from app.build.progress import BarProgress, NoProgress
-from app.errors import BuildError, VernierError
+from app.errors import BuildError
 from app.package.integrity import list_versions
 from app.package.manifest import read_manifest
 from app.settings import DEFAULT_CONFIG, config_file, load_settings
@@ -66,7 +66,7 @@ def run(
     tuning = _run_as_the_service(tune(wish, requests, settings, NoProgress() if as_json else BarProgress()))
     if tuning.chosen is None:
         if as_json:
-            _print_json({**table.as_json(tuning), "error": table.refusal(tuning)})
+            command.print_json({**table.as_json(tuning), "error": table.refusal(tuning)})
         else:
             sys.stderr.write(f"app.tune: {table.refusal(tuning)}\n")
         raise typer.Exit(1)
@@ -76,7 +76,7 @@ def run(
         config.set_model(document, name, chosen)
         config.write(target, document)
     if as_json:
-        _print_json({**table.as_json(tuning), "written": None if dry_run else str(target)})
+        command.print_json({**table.as_json(tuning), "written": None if dry_run else str(target)})
         return
     console = printing.console()
     console.print(table.render(tuning))
@@ -115,10 +115,6 @@ def _run_as_the_service(work: Coroutine[Any, Any, Tuning]) -> Tuning:
         return runner.run(work)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tunes.
 
@@ -127,19 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `{"error": …}` on standard output with `--json`), 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        app(given, prog_name="python -m app.tune")
-    except SystemExit as done:  # typer has shown its usage errors by now
-        return done.code if isinstance(done.code, int) else 2
-    except KeyboardInterrupt:
-        return 130
-    except VernierError as error:
-        if "--json" in given:
-            _print_json({"error": error.message})
-        else:
-            sys.stderr.write(f"app.tune: {error.message}\n")
-        return 2
-    return 0
+    return command.run(app, given, "python -m app.tune")
 
 
 if __name__ == "__main__":
