@@ -23,7 +23,14 @@ from tests.support.executors import Shop, assert_same, random_inputs
 from tests.support.server import Server, serve
 
 MODELS = ("mlp", "typed")
-several = pytest.mark.skipif(count_devices() < 2, reason="needs two GPUs")
+several = pytest.mark.usefixtures("two_gpus")
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> None:
+    """A fixture, as CUDA may be asked only where the tests run, not where they are collected."""
+    if count_devices() < 2:
+        pytest.skip("needs two GPUs")
 
 
 @pytest.fixture(scope="module")
