@@ -40,7 +40,7 @@ from app.metrics import ModelMetrics
 from app.package.manifest import Manifest
 from app.package.plan_cache import PlanCache, cache_folder
 from app.serving.lifecycle import Lifecycle
-from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
+from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
 from app.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
 from app.serving.padding import BatchLayout
 from app.serving.precision import LiveBudget, MonitorOptions, PrecisionMonitor
@@ -237,7 +237,7 @@ async def start_scheduler(
         policy,
         (options.slots or 1) * max(len(executor.parts) for executor in engines.executors.values()),
         metrics,
-        curves=engines.curves,
+        curves=expected_curves(manifest, engines),
         device=device,
         clock=time.monotonic,
     )

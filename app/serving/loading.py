@@ -49,6 +49,16 @@ class LoadedEngines:
             executor.close()
 
 
+def expected_curves(manifest: Manifest, engines: LoadedEngines) -> dict[str, dict[int, float]]:
+    """Precision → bucket → seconds: as measured on this device, else as the build measured it on its own."""
+    curves = {}
+    for precision, executor in engines.executors.items():
+        built_ms = manifest.variants[precision].latency_ms.get(executor.runtime, {})
+        built = {int(bucket): ms / 1e3 for bucket, ms in built_ms.items()}
+        curves[precision] = engines.curves.get(precision) or built
+    return curves
+
+
 class EngineLoader(Protocol):
     """One runtime on one machine."""
 

@@ -51,7 +51,8 @@ class Scheduler:
         executors: by precision.
         precision: the variant that new batches take.
         slots: workers; each has a slot of every variant, all on one of the devices that the executors span.
-        curves: precision → bucket → seconds measured before; what is measured at start wins.
+        curves: precision → bucket → seconds measured before, perhaps on another machine; what is measured at
+            start wins, and scales the rest.
         device: shares the device's workers fairly with other models; None for a device of one's own.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
@@ -86,6 +87,7 @@ class Scheduler:
         self._queue = self._batcher.queue
         self._ledger = Ledger(self._batcher, metrics, self._loop.call_exception_handler)
         self._results = Results(name, self._batcher, self._ledger, metrics, self._runtimes)
+        self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
         self._device = device
@@ -99,7 +101,7 @@ class Scheduler:
         metrics.precision_active(precision, self._runtimes[precision])
 
     def _warm_up(self, slots: OpenSlots) -> Curves:
-        return warm_up(slots, self._layout)
+        return warm_up(slots, self._layout, self._expected)
 
     def _probe(self, slots: OpenSlots) -> None:
         probe(slots[self._batcher.precision], self._layout)
@@ -133,7 +135,7 @@ class Scheduler:
         if not self._inline_allowed or not self._inline.worth_having(curve):
             return
         slot = await asyncio.to_thread(executor.open_slot)
-        await asyncio.to_thread(warm_up, {precision: slot}, self._layout)
+        await asyncio.to_thread(warm_up, {precision: slot}, self._layout, self._expected)
         self._inline.use(precision, slot)
 
     # --- what others see --------------------------------------------------------------------------
@@ -176,6 +178,7 @@ class Scheduler:
         precision = executor.precision
         self._executors[precision] = executor
         self._runtimes[precision] = executor.runtime
+        self._expected[precision] = dict(curve or {})
         self._inline.drop(precision)
         self._batcher.learn_variant(precision, executor.exact_batch, curve)
         await self._open_inline(precision, executor)
