@@ -1,7 +1,7 @@
 """`python -m benchmarks.soak --minutes 20`: the service at 80 % of its capacity, with models reloaded all the while.
 
-First the capacity is measured (closed loop), then requests are sent at a steady rate. Memory, descriptors, threads and
-latency are judged by the rule in verdict.py. Afterwards the service is killed under load and started again, a few
+First the capacity is measured (see capacity.py), then requests are sent at a steady rate. Memory, descriptors, threads
+and latency are judged by the rule in verdict.py. Afterwards the service is killed under load and started again, a few
 times. Writes SOAK.md and SOAK.svg; ends with 1 when something was missed.
 """
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import app
 from benchmarks.load import ClosedLoop, OpenLoop, measure
 from benchmarks.processes import ROOT, ServerProcess
 from benchmarks.serving import call_of, start
+from benchmarks.soak.capacity import open_capacity
 from benchmarks.soak.page import page, picture
 from benchmarks.soak.traffic import Soak
 from benchmarks.soak.verdict import judge
@@ -81,6 +83,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--engines", type=Path, default=ROOT / "engines")
     parser.add_argument("--share", type=float, default=0.8, help="of the capacity")
+    parser.add_argument(
+        "--objective-ms", type=float, default=50.0, help="of 99 %% of the answers, at capacity"
+    )
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--reload-s", type=float, default=30.0, help="seconds between two reloads")
     parser.add_argument("--restarts", type=int, default=5, help="how often to kill it afterwards")
@@ -100,17 +105,19 @@ def main() -> None:
             connections = options.connections
             closed = ClosedLoop(port=server.port, calls=calls, connections=connections, seconds=10.0)
             measure(closed, cores[1])  # warm
-            capacity = measure(closed, cores[1]).summary().rate
-            rate = options.share * capacity
-            soak = Soak(server.process.pid, TOKEN, "ranker", options.reload_s)
-            plan = OpenLoop(
+            ceiling = measure(closed, cores[1]).summary().rate
+            tried = OpenLoop(
                 port=server.port,
                 calls=calls,
                 connections=connections,
-                seconds=seconds,
-                rate=rate,
+                seconds=10.0,
+                rate=ceiling,
                 check_every=100,
             )
+            capacity = open_capacity(tried, options.objective_ms, cores[1])
+            rate = options.share * capacity
+            soak = Soak(server.process.pid, TOKEN, "ranker", options.reload_s)
+            plan = replace(tried, seconds=seconds, rate=rate)
             with Progress() as bars:
                 task = bars.add_task(f"{rate:.0f} requests/s", total=seconds)
                 done = threading.Event()
@@ -135,8 +142,14 @@ def main() -> None:
         "versions": f"Vernier {app.__version__}, Python {platform.python_version()}, "
         f"ONNX Runtime {version('onnxruntime')}, Linux {platform.release()}",
         "load": f"{rate:.0f} requests a second on {options.connections} connections, {options.share:.0%} of the "
-        f"{capacity:.0f} that a closed loop reached; "
-        "service and load on a core each; the example ranker, one row a request, JSON",
+        f"{capacity:.0f} at which arrivals at random were answered within {options.objective_ms:g} ms (99 %); a closed "
+        f"loop reached {ceiling:.0f}; {'service and load on a core each' if cores[1] else 'one core for both'}; "
+        "the example ranker, one row a request, JSON",
+        "generator": f"{whole.waited:,} of {whole.requests:,} requests found every connection busy; the others were "
+        f"sent {whole.lag_p99_ms or 0:.1f} ms late or less (99 %)",
+        "packages": ", ".join(
+            sorted(p.parent.name for p in options.engines.glob("*/*/") if p.name.isdigit())
+        ),
         "time": f"{options.minutes:g} minutes, {sum(row['reloads'] for row in rows):.0f} reloads under load",
     }
     options.out.mkdir(parents=True, exist_ok=True)

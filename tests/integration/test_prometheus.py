@@ -10,29 +10,22 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.engine.nvml import GpuCollector, GpuReading
-from tests.ops.expressions import ROOT, RULES, Expression, every_expression, selectors
+from tests.ops.expressions import Expression, every_expression, selectors
 from tests.support.packages import mlp_model, slow_model, write_package
+from tests.support.prometheus import Prometheus, prometheus
 from tests.support.server import Server, free_port, serve
 
-#: What a Kubernetes scrape adds; KServe's and KEDA's queries ask for these names.
-KUBERNETES = {"namespace": "vernier", "pod": "ranker-predictor-0"}
 INSIDE = np.full((1, 4), 0.5, np.float32).tolist()
 OUTSIDE = np.full((1, 4), 5.0, np.float32).tolist()
 _COMPARISON = re.compile(r"(?<![=!<>~])(>=|<=|==|!=|>|<)(?!=|~)")
@@ -43,62 +36,6 @@ class Readings:
 
     def read(self) -> list[GpuReading]:
         return [GpuReading(0, "GPU-0", "any", "", 0.5, 10, 20, 100.0, 700.0, time.monotonic() * 100, 40.0)]
-
-
-class Prometheus:
-    """Answers as of `at`, Unix time, however long the tests take: a rate over the last seconds would run dry."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.at = 0.0
-
-    def query(self, expression: str) -> list[float]:
-        """The values of an instant query; fails the test when the expression is refused."""
-        asked = {"query": expression, "time": f"{self.at:.3f}"}
-        answer = httpx.post(f"{self._url}/api/v1/query", data=asked, timeout=20).json()
-        assert answer["status"] == "success", (expression, answer.get("error"))
-        data = answer["data"]
-        found = [data] if data["resultType"] == "scalar" else data["result"]
-        return [float(one["result"][1] if "result" in one else one["value"][1]) for one in found]
-
-
-@contextmanager
-def prometheus(folder: Path, service: Server, gpu_port: int) -> Iterator[Prometheus]:
-    """The shipped configuration and rules, with other targets and shorter intervals."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.fail("prometheus is missing: install Debian's package `prometheus`")
-    (folder / "rules").mkdir(parents=True)
-    for path in RULES.glob("*.yml"):
-        rules = yaml.safe_load(path.read_text())
-        for group in rules["groups"]:
-            group["interval"] = "1s"
-        (folder / "rules" / path.name).write_text(yaml.safe_dump(rules))
-    config: dict[str, Any] = yaml.safe_load(
-        (ROOT / "monitoring" / "prometheus" / "prometheus.yml").read_text()
-    )
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    del config["alerting"]
-    job = next(job for job in config["scrape_configs"] if job["job_name"] == "vernier")
-    del job["dns_sd_configs"]
-    targets = [f"127.0.0.1:{port}" for port in (service.port, gpu_port)]
-    job["static_configs"] = [{"targets": targets, "labels": KUBERNETES}]
-    config["scrape_configs"] = [job]
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = free_port()
-    words = [
-        binary,
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        yield Prometheus(f"http://127.0.0.1:{port}")
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def ask(server: Server, model: str, x: list[list[float]]) -> int:
@@ -171,7 +108,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     try:
         with (
             serve(engines, folder / "log", **settings) as server,
-            prometheus(folder, server, gpu_port) as found,
+            prometheus(folder, (server.port, gpu_port)) as found,
         ):
             make_everything_happen(server, time.monotonic() + 14)
             time.sleep(2.5)  # one more scrape, and the rules that read recorded series
@@ -203,11 +140,11 @@ def test_every_selector_of_every_expression_finds_a_series(scraped: Prometheus) 
 
 
 def test_the_rules_are_all_healthy(scraped: Prometheus) -> None:
-    answer = httpx.get(f"{scraped._url}/api/v1/rules", timeout=10).json()["data"]["groups"]
-    broken = [(r["name"], r["lastError"]) for group in answer for r in group["rules"] if r["health"] == "err"]
+    groups = scraped.groups()
+    broken = [(r["name"], r["lastError"]) for group in groups for r in group["rules"] if r["health"] == "err"]
     assert not broken
     firing = {
-        a["labels"]["alertname"] for group in answer for r in group["rules"] for a in r.get("alerts", [])
+        a["labels"]["alertname"] for group in groups for r in group["rules"] for a in r.get("alerts", [])
     }
     # what happened has been noticed
     assert {"VernierPrecisionFallback", "VernierNonfiniteOutputs", "VernierPackageRefused"} <= firing

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.load import Summary
+from benchmarks.soak.capacity import highest_held, is_held
 from benchmarks.soak.page import page, picture
 from benchmarks.soak.verdict import judge
 
@@ -65,3 +68,27 @@ def test_the_page_says_what_was_missed_and_the_picture_is_well_formed() -> None:
     assert "**missed** (slowest: 5.20 s)" in written
     assert "Everything held." in page(rows(), judge(rows(), 0, 1200, 0), [], {})
     ElementTree.fromstring(picture(rows(), 20))
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected", "tries"),
+    [(2000.0, 1000.0, 1), (1000.0, 1000.0, 1), (700.0, 687.5, 6), (10.0, 0.0, 6)],
+)
+def test_capacity_is_the_highest_rate_that_is_held(limit: float, expected: float, tries: int) -> None:
+    tried: list[float] = []
+
+    def holds(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= limit
+
+    assert highest_held(1000.0, holds) == expected
+    assert len(tried) == tries
+
+
+def test_a_rate_is_held_when_every_request_is_answered_in_time() -> None:
+    held = Summary("a test", 1.0, 100, 100.0, 100.0, 1.0, 2.0, 40.0, 41.0, 42.0, {200: 100})
+    assert is_held(held, 50.0)
+    assert not is_held(held, 39.0)
+    assert not is_held(replace(held, statuses={200: 99, 429: 1}), 50.0)
+    assert not is_held(replace(held, statuses={200: 99}, errors={"unanswered": 1}), 50.0)
+    assert not is_held(replace(held, requests=0, statuses={}, p99_ms=None), 50.0)
