@@ -11,24 +11,22 @@ import argparse
 import datetime
 import os
 import platform
-import signal
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx
 from rich.progress import Progress
 
 import app
 from benchmarks.load import ClosedLoop, OpenLoop, measure
-from benchmarks.processes import ROOT, ServerProcess
+from benchmarks.processes import ROOT
 from benchmarks.serving import call_of, start
 from benchmarks.soak.capacity import open_capacity
 from benchmarks.soak.page import page, picture
+from benchmarks.soak.restart import own_cores, ready_after, restart_seconds
 from benchmarks.soak.traffic import Soak
 from benchmarks.soak.verdict import judge
 
@@ -40,42 +38,6 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
-
-
-def ready_after(server: ServerProcess) -> float:
-    """Waits until readiness is green; seconds since the call. SystemExit when that takes minutes."""
-    began = time.perf_counter()
-    while time.perf_counter() < began + 180:
-        try:
-            if httpx.get(f"http://127.0.0.1:{server.port}/v2/health/ready").status_code == 200:
-                return time.perf_counter() - began
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise SystemExit(
-        f"the service did not become ready; is there a package? (make engines) {server.last_words()}"
-    )
-
-
-def restart_seconds(engines: Path, times: int, cores: tuple[int | None, int | None]) -> list[float]:
-    """Kills the service under load and starts it again; seconds until it is ready each time."""
-    taken = []
-    server = start(engines, True, cores[0])
-    try:
-        ready_after(server)
-        for _ in range(times):
-            plan = ClosedLoop(port=server.port, calls=[call_of(server)], connections=8, seconds=3.0)
-            load = threading.Thread(target=measure, args=(plan, cores[1]))
-            load.start()
-            time.sleep(2.0)
-            server.process.send_signal(signal.SIGKILL)
-            server.process.wait()
-            load.join()
-            server = start(engines, True, cores[0])
-            taken.append(ready_after(server))
-    finally:
-        server.end()
-    return taken
 
 
 def main() -> None:
@@ -93,8 +55,7 @@ def main() -> None:
         "--out", type=Path, default=ROOT / "benchmarks", help="folder of SOAK.md and SOAK.svg"
     )
     options = parser.parse_args()
-    have = sorted(os.sched_getaffinity(0))
-    cores = (have[0], have[1]) if len(have) > 1 else (None, None)
+    cores = own_cores()
     seconds = 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         token = Path(folder) / "token"
