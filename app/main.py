@@ -43,7 +43,7 @@ from app.serving.lifecycle import Lifecycle
 from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
 from app.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
 from app.serving.padding import BatchLayout
-from app.serving.precision import LiveBudget, MonitorOptions, PrecisionMonitor
+from app.serving.precision import REFERENCE, LiveBudget, MonitorOptions, PrecisionMonitor
 from app.serving.repository import Repository
 from app.serving.scheduler import Policy, Scheduler
 from app.serving.sharing import Device
@@ -246,14 +246,14 @@ async def start_scheduler(
     except BaseException:
         await scheduler.drain(settings.drain_timeout_s)
         raise
-    if settings.monitor_share == 0 or "fp32" not in engines.executors or len(engines.executors) == 1:
+    if settings.monitor_share == 0 or set(manifest.variants) - set(engines.refused) <= {REFERENCE}:
         return scheduler, None
     golden = engines.golden.outputs if engines.golden else {}
     spreads = {name: spread_of(array) for name, array in golden.items()}
     monitor = PrecisionMonitor(
         manifest.name,
         engines.executors,
-        {p: LiveBudget(manifest.variants[p].budget, spreads) for p in engines.executors},
+        {p: LiveBudget(variant.budget, spreads) for p, variant in manifest.variants.items()},
         lambda: scheduler.precision,
         scheduler.set_precision,
         metrics,

@@ -18,6 +18,7 @@ from app.accuracy import Comparison
 from app.budget import Budget
 from app.engine.base import Executor, run_once
 from app.engine.pool import Slots, Worker
+from app.errors import EngineError
 from app.metrics import ModelMetrics
 from app.package.manifest import PRECISIONS
 from app.serving.drift import DriftAlarm, RecoveryTest
@@ -77,8 +78,8 @@ class PrecisionMonitor:
     """Watches one model version. Belongs to the event loop's thread.
 
     Args:
-        executors: by precision; the reference must be among them.
-        budgets: by precision, what the build proved.
+        executors: by precision; without the reference among them samples are dropped until it joins.
+        budgets: by precision, what the build proved; of those too that may join.
         active, activate: read and set the precision that new batches take.
     """
 
@@ -108,6 +109,34 @@ class PrecisionMonitor:
         self._closed = False
         self._worker = Worker(f"{name}-monitor", list(executors.values()), lambda *_: None, self._on_exit)
 
+    def join(self, executor: Executor) -> None:
+        """A variant that came while the model was served, or in place of an earlier one; it is watched from now on."""
+        precision = executor.precision
+        self._ladder = sorted({*self._ladder, precision}, key=PRECISIONS.index)
+        self._alarms[precision] = DriftAlarm()
+
+        def swap(slots: Slots) -> None:
+            old = slots.pop(precision, None)
+            if old is not None:
+                old.close()
+            try:
+                slots[precision] = executor.open_slot()
+            except EngineError as error:
+                logger.error(
+                    "the monitor cannot run a variant",
+                    extra={"model": self._name, "precision": precision, "error": error.message},
+                )
+
+        if not self._closed:
+            self._worker.submit(swap)
+
+    def prefer(self, precision: str) -> None:
+        """New batches take `precision`, which must have joined; one that is suspended stays suspended."""
+        if precision != self._preferred:
+            self._preferred = precision
+            self._recovery.reset()
+            self._activate(precision)
+
     def tap(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
         """Is shown a sample of the answered requests; FP32's own answers tell nothing unless a variant is suspended."""
         if precision != REFERENCE or self._active() != self._preferred:
@@ -117,7 +146,7 @@ class PrecisionMonitor:
         """Takes an answered request; nobody may change its arrays afterwards."""
         if self._closed:
             return
-        if self._pending >= _PENDING_LIMIT or not self._worker.alive:
+        if self._pending >= _PENDING_LIMIT or not self._worker.alive or REFERENCE not in self._ladder:
             self._metrics.precision_sample("dropped")
             return
         self._pending += 1

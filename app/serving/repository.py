@@ -237,9 +237,14 @@ class Repository:
             return
         model.executors[precision] = ready.executor
         model.engines.curves[precision] = dict(ready.curve)
+        if model.monitor is not None:
+            model.monitor.join(ready.executor)
         best = model.engines.best()
         if best in model.executors and best != model.precision:
-            model.scheduler.set_precision(best)
+            if model.monitor is not None:
+                model.monitor.prefer(best)
+            else:
+                model.scheduler.set_precision(best)
         self._publish_metrics(model)
         logger.info(
             "engine installed",
