@@ -7,7 +7,7 @@ booleans among numbers, fractions for integers and integers out of range are ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -286,34 +286,69 @@ def encode_answers(
     All rows of an output are written as one text, which is then cut. None when they cannot be cut: when an
     answer has several rows, or rows that are not plain lists of numbers.
     """
-    first = answers[0]
-    columns: list[tuple[bytes, list[bytes], bytes]] = []
-    lead = b""
-    for name, array in first.outputs.items():
-        if array.ndim not in (1, 2) or len(array) != 1 or not 0 < array.size <= _MOST_CUT:
+    joined: Arrays = {}
+    for name, array in answers[0].outputs.items():
+        if array.ndim == 0 or len(array) != 1:
             return None
         try:
-            rows = np.concatenate([answer.outputs[name] for answer in answers])
-            text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
-        except (ValueError, orjson.JSONEncodeError):
+            joined[name] = np.concatenate([answer.outputs[name] for answer in answers])
+        except ValueError:
             return None
-        depth = array.ndim
-        column = text[depth:-depth].split(b"],[" if depth == 2 else b",")
-        if len(column) != len(answers):
-            return None
-        columns.append((lead + orjson.dumps(name) + b":" + b"[" * depth, column, b"]" * depth))
-        lead = b","
-    about = orjson.dumps({"model": model, "version": version, "precision": first.precision})[1:-1]
-    middle = b"," + about + b',"outputs":{'
-    made = []
-    for at, (request_id, answer) in enumerate(zip(request_ids, answers, strict=True)):
-        pieces = [b'{"id":', orjson.dumps(request_id), middle]
-        for before, column, after in columns:
-            pieces += (before, column[at], after)
-        queue_ms, compute_ms = int(answer.queue_s * 1e6) / 1e3, int(answer.compute_s * 1e6) / 1e3
-        pieces.append(_TIMING % (queue_ms, compute_ms, answer.batch_size))
-        made.append(b"".join(pieces))
+    timings = [_timing(answer) for answer in answers]
+    return _encode_rows(request_ids, model, version, answers[0].precision, joined, timings)
+
+
+def encode_joined(
+    request_ids: Sequence[str], model: str, version: str, answer: Answer, rows: int
+) -> list[bytes]:
+    """`encode_answer` for requests of `rows` rows each that were answered together by one answer."""
+    count = len(request_ids)
+    outputs, precision = answer.outputs, answer.precision
+    made = None
+    if rows == 1:
+        made = _encode_rows(request_ids, model, version, precision, outputs, [_timing(answer)] * count)
+    if made is None:
+        made = []
+        for at, request_id in enumerate(request_ids):
+            mine = {name: array[at * rows : (at + 1) * rows] for name, array in outputs.items()}
+            made.append(encode_answer(request_id, model, version, replace(answer, outputs=mine)))
     return made
+
+
+def _encode_rows(
+    request_ids: Sequence[str],
+    model: str,
+    version: str,
+    precision: str,
+    outputs: Mapping[str, Array],
+    timings: Sequence[bytes],
+) -> list[bytes] | None:
+    """Answers of one row each, which lie below each other in `outputs`; None when they cannot be cut."""
+    count = len(request_ids)
+    about = orjson.dumps({"model": model, "version": version, "precision": precision})[1:-1]
+    between = b"," + about + b',"outputs":{'
+    columns: list[Sequence[bytes]] = []
+    for name, array in outputs.items():
+        depth = array.ndim
+        if depth not in (1, 2) or len(array) != count or not 0 < array.size <= _MOST_CUT * count:
+            return None
+        try:
+            text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+        except orjson.JSONEncodeError:
+            return None
+        column = text[depth:-depth].split(b"],[" if depth == 2 else b",")
+        if len(column) != count:
+            return None
+        columns += ([between + orjson.dumps(name) + b":" + b"[" * depth] * count, column)
+        between = b"]" * depth + b","
+    ends = [between[:-1] + timing for timing in timings]
+    ids = [b'{"id":' + orjson.dumps(request_id) for request_id in request_ids]
+    return list(map(b"".join, zip(ids, *columns, ends, strict=True)))
+
+
+def _timing(answer: Answer) -> bytes:
+    queue_ms, compute_ms = int(answer.queue_s * 1e6) / 1e3, int(answer.compute_s * 1e6) / 1e3
+    return _TIMING % (queue_ms, compute_ms, answer.batch_size)
 
 
 def _contiguous(value: Any) -> Array:

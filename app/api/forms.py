@@ -57,14 +57,18 @@ class Form:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
-    def read(self, bodies: Sequence[Body]) -> list[Arrays] | None:
-        """The arrays of bodies of this form, which may share memory; None when one of them is of another."""
-        name = self.name
-        arrays = self._numbers(bodies)
-        return None if arrays is None else [{name: array} for array in arrays]
+    def read(self, body: Body) -> Arrays | None:
+        """The arrays of a body of this form; None when it is of another."""
+        arrays = self.read_all([body])
+        return None if arrays is None else {self.name: arrays[0]}
 
-    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
+    def read_all(self, bodies: Sequence[Body]) -> Array | None:
+        """The array of each body, along a new first axis; None when one of them is of another form."""
         raise TypeError("a form is raw or JSON")
+
+    def join(self, arrays: Array) -> Arrays:
+        """What `read_all` gave as one request of all their rows."""
+        return {self.name: arrays.reshape(len(arrays) * self.shape[0], *self.shape[1:])}
 
 
 class RawForm(Form):
@@ -72,12 +76,10 @@ class RawForm(Form):
 
     __slots__ = ()
 
-    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
-        if self.small:
-            together = np.ndarray((len(bodies), *self.shape), self.dtype, b"".join(bodies))
-            return together if is_finite(together) else None
-        arrays = [np.ndarray(self.shape, self.dtype, body) for body in bodies]
-        return arrays if all(map(is_finite, arrays)) else None
+    def read_all(self, bodies: Sequence[Body]) -> Array | None:
+        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
+        arrays: Array = np.ndarray((len(bodies), *self.shape), self.dtype, joined)
+        return arrays if is_finite(arrays) else None
 
 
 class JsonForm(Form):
@@ -93,7 +95,7 @@ class JsonForm(Form):
         self._before = before
         self._after = after
 
-    def _numbers(self, bodies: Sequence[Body]) -> Sequence[Array] | Array | None:
+    def read_all(self, bodies: Sequence[Body]) -> Array | None:
         before, after = self._before, self._after
         start, stop = len(before), -len(after)
         rows = []

@@ -44,6 +44,11 @@ class Ledger:
         self.inflight += n
         self._metrics.admitted(n)
 
+    def passed(self, n: int) -> None:
+        """Requests that were admitted and answered in one step, and are told by their owner."""
+        self._metrics.admitted(n)
+        self._metrics.ended("answered", n)
+
     def answered(self, answers: list[tuple[PendingRequest, Answer]]) -> None:
         """Ends requests that have not ended."""
         untold = self._untold

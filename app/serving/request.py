@@ -142,6 +142,15 @@ class AwaitedRequest(PendingRequest):
             self.future.set_exception(error or Cancelled("the request ended without an answer"))
 
 
+class JoinedRequests(PendingRequest):
+    """Requests that differ in their numbers only, as one of all their rows; see `Scheduler.run_joined`."""
+
+    __slots__ = ()
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        raise TypeError("joined requests are run at once and never submitted")
+
+
 def start_again(request: PendingRequest) -> None:
     """Forgets what was computed so far; executions still under way no longer count."""
     request.attempt += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from app.errors import DeviceFailed, EngineError, VernierError
@@ -96,8 +96,37 @@ class Results:
         )
         self._metrics.padding(*batch.elements)
         if self._tap is not None and answers:
-            self._show(self._tap, answers, now)
+            for at in self._chosen(len(answers), now):
+                request, answer = answers[at]
+                self._tap(request.inputs, answer.outputs, answer.precision)
         return self._rescue(rescued, precision, now) if rescued else False
+
+    def settle_joined(self, batch: Batch, count: int, now: float) -> Answer | None:
+        """Books a batch of `count` requests that are joined in its only part; None, with nothing booked,
+        when it must be computed request by request."""
+        ((joined, *_),), (outputs, *_) = batch.parts, batch.outputs or (None,)
+        if batch.error is not None or outputs is None:
+            return None
+        precision, rows = batch.precision, batch.rows
+        self._ledger.passed(count)
+        self._metrics.batch_done(
+            precision,
+            self._runtimes[precision],
+            rows,
+            batch.bucket,
+            count,
+            batch.reason,
+            [0.0] * count,
+            batch.times,
+            batch.predicted_s,
+        )
+        self._metrics.padding(*batch.elements)
+        if self._tap is not None:
+            for at in self._chosen(count, now):
+                mine = slice(at * rows // count, (at + 1) * rows // count)
+                inputs = {name: array[mine] for name, array in joined.inputs.items()}
+                self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
+        return Answer(outputs, precision, 0.0, batch.compute_s, rows)
 
     def _rescue(self, requests: list[PendingRequest], precision: str, now: float) -> bool:
         """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
@@ -150,18 +179,17 @@ class Results:
                 self._ledger.expired(request)
         batch.find_deadline()
 
-    def _show(self, tap: Tap, answers: list[tuple[PendingRequest, Answer]], now: float) -> None:
-        """Shows a share of the answers, chosen at random, in one step for the whole batch."""
-        self._tap_owed += self._tap_share * len(answers)
-        count = min(int(self._tap_owed), len(answers))
-        self._tap_owed -= count
-        if not count and now - self._shown >= self._tap_quiet_s:
-            count = 1
-        if count:
-            self._shown = now
-            chosen = answers if count == len(answers) else self._random.sample(answers, count)
-            for request, answer in chosen:
-                tap(request.inputs, answer.outputs, answer.precision)
+    def _chosen(self, count: int, now: float) -> Sequence[int]:
+        """Which of `count` answers the tap is shown: its share, at random, in one step for all of them."""
+        self._tap_owed += self._tap_share * count
+        shown = min(int(self._tap_owed), count)
+        self._tap_owed -= shown
+        if not shown and now - self._shown >= self._tap_quiet_s:
+            shown = 1
+        if not shown:
+            return ()
+        self._shown = now
+        return range(count) if shown == count else self._random.sample(range(count), shown)
 
 
 def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:

@@ -19,14 +19,14 @@ from app.engine.pool import Slots as OpenSlots
 from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher, Policy
-from app.serving.batching import Slots
+from app.serving.batching import IDLE, Slots
 from app.serving.execution import Batch
 from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
 from app.serving.queue import Lane
-from app.serving.request import Answer, AwaitedRequest, PendingRequest
+from app.serving.request import Answer, AwaitedRequest, JoinedRequests, PendingRequest
 from app.serving.results import Results, Tap
 from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up
@@ -231,6 +231,35 @@ class Scheduler:
             except VernierError as error:
                 refused.append((request, error))
         return refused
+
+    def run_joined(self, joined: JoinedRequests, count: int) -> Answer | None:
+        """Runs `count` requests, joined into one of all their rows, at once on this thread.
+
+        None, with nothing done or counted, when that cannot be: something waits before them, they are no batch
+        that is quick enough, or what came of it must be looked at request by request. Then submit each.
+        """
+        precision = joined.precision or self._batcher.precision
+        layout, now = self._layout, self._clock()
+        lane = Lane((precision, (), False))
+        if (
+            self._queue.requests
+            or self._draining
+            or self._crew.gone is not None
+            or layout.kind != "dynamic"
+            or layout.dims
+            or joined.rows > self._inline_rows(lane, now)
+        ):
+            return None
+        curve, rows = self._batcher.curve(precision, ()), joined.rows
+        batch = Batch(
+            layout, lane, [(joined, 0, rows, 0)], rows, curve.bucket(rows), IDLE, curve.seconds(rows), now
+        )
+        batch.execute(self._inline.slots[precision])
+        answer = self._results.settle_joined(batch, count, now)
+        if answer is not None:
+            self._inline.ran(batch)
+            self._batcher.rate.add(rows)
+        return answer
 
     def cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""

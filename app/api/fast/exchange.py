@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, cast
 
-from app.api.codecs import Body, PredictRequest, RawInputs, encode_answer, encode_answers, parse_predict
+from app.api.codecs import (
+    Body,
+    PredictRequest,
+    RawInputs,
+    encode_answer,
+    encode_answers,
+    encode_joined,
+    parse_predict,
+)
 from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
 from app.api.forms import Form, json_form, raw_form
@@ -17,7 +25,7 @@ from app.errors import Cancelled, EngineError, VernierError
 from app.exposition import Metrics
 from app.logs import request_id
 from app.serving.repository import LoadedModel
-from app.serving.request import NEW, Answer, PendingRequest
+from app.serving.request import NEW, Answer, JoinedRequests, PendingRequest
 
 #: Bodies that are read at once: more gain nothing, and would share more memory.
 _TOGETHER = 64
@@ -129,7 +137,7 @@ class Exchanges:
 
     def _ask_together(self, form: Form, exchanges: Sequence[Exchange]) -> bool:
         """False, with nothing done, when each must be looked at."""
-        arrays = form.read([exchange.body for exchange in exchanges])
+        arrays = form.read_all([exchange.body for exchange in exchanges])
         if arrays is None:
             return False
         try:
@@ -139,9 +147,15 @@ class Exchanges:
             return False
         if not form.fits(model):
             return False
-        rest = form.rest
-        for exchange, inputs in zip(exchanges, arrays, strict=True):
-            exchange.prepare(model, (inputs, *rest))
+        count, (rows, outputs, precision, priority, deadline) = len(exchanges), form.rest
+        joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
+        answer = model.scheduler.run_joined(joined, count)
+        if answer is not None:
+            self._write_joined(model, exchanges, answer, rows)
+            return True
+        name = form.name
+        for exchange, array in zip(exchanges, arrays, strict=True):
+            exchange.prepare(model, ({name: array}, *form.rest))
         for request, error in model.scheduler.submit_alike(exchanges):
             refused = cast(Exchange, request)
             self._answer_error(refused, error)
@@ -154,14 +168,14 @@ class Exchanges:
         exchange.identity = head.request_id or ""
         try:
             form = head.form
-            arrays = None if form is None else form.read([body])
+            arrays = None if form is None else form.read(body)
             if form is not None and arrays is not None:
                 envelope = form.envelope
                 exchange.identity = envelope.id or head.request_id or new_id()
                 exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    exchange.prepare(model, (arrays[0], *form.rest))
+                    exchange.prepare(model, (arrays, *form.rest))
                     model.scheduler.submit(exchange)
                     return
             exchange.model = None
@@ -234,12 +248,35 @@ class Exchanges:
                     group.append(pair)
         for group in alike.values():
             self._write(group)
-        for exchange, _ in answered:
+        self._send([exchange for exchange, _ in answered])
+
+    def _send(self, exchanges: Sequence[Exchange]) -> None:
+        for exchange in exchanges:
             try:
                 exchange.connection.send_ready()
             except Exception as fault:  # one connection's fault must not cost the others their answers
                 context = {"message": "an answer could not be sent", "exception": fault}
                 exchange.connection.loop.call_exception_handler(context)
+
+    def _write_joined(
+        self, model: LoadedModel, exchanges: Sequence[Exchange], answer: Answer, rows: int
+    ) -> None:
+        """Payloads for requests of `rows` rows each that have one answer together; sends them."""
+        ids = [exchange.identity for exchange in exchanges]
+        try:
+            payloads = encode_joined(ids, model.name, model.version, answer, rows)
+        except Exception as fault:  # what cannot be written is answered too
+            for exchange in exchanges:
+                self._answer_error(exchange, fault)
+        else:
+            now = self.clock()
+            for exchange, payload in zip(exchanges, payloads, strict=True):
+                exchange.payload = payload
+                if exchange.permit is not None:
+                    exchange.permit.release()
+            seconds = [now - exchange.came for exchange in exchanges]
+            model.metrics.responded_ok(answer.precision, model.runtime, seconds)
+        self._send(exchanges)
 
     def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
         """Payloads for answers of one model, one precision and the same outputs."""

@@ -10,6 +10,7 @@ from app.api.codecs import (
     encode_answer,
     encode_answers,
     encode_error,
+    encode_joined,
     parse_predict,
     raw_envelope,
     tensor_from_bytes,
@@ -140,6 +141,17 @@ def test_answers_written_together_are_those_written_alone(dtype: str) -> None:
     ]
     together = encode_answers(ids, "ranker%d", "3", answers)
     assert together == [encode_answer(i, "ranker%d", "3", a) for i, a in zip(ids, answers, strict=True)]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 2000), (3, 0), (6, 4)])
+def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(shape: tuple[int, ...]) -> None:
+    rows = shape[0] // 3
+    whole = {"score": np.random.default_rng(0).normal(size=shape), "top": np.arange(3 * rows)}
+    joined = Answer(whole, "int8", 0.0, 0.00123, 3 * rows)
+    together = encode_joined(["a", "é", "b"], "m", "1", joined, rows)
+    for at, (name, text) in enumerate(zip(["a", "é", "b"], together, strict=True)):
+        mine = {n: array[at * rows : (at + 1) * rows] for n, array in whole.items()}
+        assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, 3 * rows))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2), (1, 0), (1, 2000), ()])

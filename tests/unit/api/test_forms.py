@@ -46,9 +46,9 @@ def text(row: str, id: str = "a") -> bytes:
 def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
     form = learned(text("1, 2, 3"), dtype)
     assert form is not None
-    arrays = form.read([text(" 40,5 , 6 ")])
+    arrays = form.read(text(" 40,5 , 6 "))
     assert arrays is not None
-    assert (arrays[0]["x"].dtype, arrays[0]["x"].tolist()) == (numpy_dtype(dtype), [[40, 5, 6]])
+    assert (arrays["x"].dtype, arrays["x"].tolist()) == (numpy_dtype(dtype), [[40, 5, 6]])
     assert form.envelope.id == "a"
     assert form.fits(MODEL)
 
@@ -80,7 +80,7 @@ def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
 def test_what_differs_in_more_than_its_numbers_does_not_match(other: bytes) -> None:
     form = learned(text("1, 2, 3"))
     assert form is not None
-    assert form.read([other]) is None
+    assert form.read(other) is None
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_a_raw_form_reads_bytes_and_leaves_what_is_not_finite() -> None:
     form = raw_form(raw_envelope({"model": "m"}), MODEL, prepared)
     assert form is not None
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays = form.read([x.tobytes()])
+    arrays = form.read(x.tobytes())
     assert arrays is not None
-    np.testing.assert_array_equal(arrays[0]["x"], x)
+    np.testing.assert_array_equal(arrays["x"], x)
     x[1, 1] = np.inf
-    assert form.read([x.tobytes()]) is None
+    assert form.read(x.tobytes()) is None
 
 
 def test_a_form_does_not_keep_a_model_alive() -> None:
@@ -137,12 +137,12 @@ def test_whatever_stands_between_a_form_says_the_same_as_the_long_way(pieces: li
     form = learned(text("1, 2, 3"))
     assert form is not None
     body = text("".join(pieces))
-    arrays = form.read([body])
+    arrays = form.read(body)
     if arrays is None:
         return
     envelope, inputs = parse_predict(body)
     long_way = inputs.decode(signature_of("float32", ["batch", "n"]))
-    np.testing.assert_array_equal(arrays[0]["x"], long_way["x"])
+    np.testing.assert_array_equal(arrays["x"], long_way["x"])
     assert envelope == form.envelope
 
 
@@ -152,13 +152,14 @@ def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> Non
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [text("4, 5, 6"), *map(text, rows)]
-    together = form.read(bodies)
+    together = form.read_all(bodies)
     if together is None:
         return
-    for body, arrays in zip(bodies, together, strict=True):
-        alone = form.read([body])
+    for body, array in zip(bodies, together, strict=True):
+        alone = form.read(body)
         assert alone is not None
-        np.testing.assert_array_equal(arrays["x"], alone[0]["x"])
+        np.testing.assert_array_equal(array, alone["x"])
+    np.testing.assert_array_equal(form.join(together)["x"], together.reshape(-1, 3))
 
 
 @pytest.mark.parametrize(
@@ -175,8 +176,8 @@ def test_bodies_read_together_lend_each_other_nothing(one: str, other: str) -> N
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [f'{{"model": "m", "inputs": {{"x": [{row}]}}, "id": "a"}}'.encode() for row in (one, other)]
-    assert form.read([text("1, 2, 3"), *bodies]) is None
-    assert form.read([text("1, 2, 3"), text("4, 5, 6")]) is not None
+    assert form.read_all([text("1, 2, 3"), *bodies]) is None
+    assert form.read_all([text("1, 2, 3"), text("4, 5, 6")]) is not None
 
 
 def test_large_raw_bodies_are_read_where_they_lie() -> None:
@@ -184,20 +185,20 @@ def test_large_raw_bodies_are_read_where_they_lie() -> None:
     form = raw_form(PredictRequest(), MODEL, prepared)
     assert form is not None
     bodies = [np.full(10_000, n, np.float32).tobytes() for n in range(2)]
-    arrays = form.read(bodies)
-    assert arrays is not None
-    for n, body in enumerate(bodies):
-        assert np.shares_memory(arrays[n]["x"], np.frombuffer(body, np.uint8))
-        assert (arrays[n]["x"] == n).all()
+    arrays = [form.read(body) for body in bodies]
+    for n, (body, mine) in enumerate(zip(bodies, arrays, strict=True)):
+        assert mine is not None
+        assert np.shares_memory(mine["x"], np.frombuffer(body, np.uint8))
+        assert (mine["x"] == n).all()
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
 def test_every_number_comes_back(row: list[float]) -> None:
     form = learned(text("1, 2, 3"))
     assert form is not None
-    arrays = form.read([text(orjson.dumps(row).decode()[1:-1])])
+    arrays = form.read(text(orjson.dumps(row).decode()[1:-1]))
     assert arrays is not None
-    assert arrays[0]["x"].tolist() == [row]
+    assert arrays["x"].tolist() == [row]
 
 
 def test_a_body_that_is_refused_teaches_nothing() -> None:

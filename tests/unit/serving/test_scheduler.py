@@ -23,6 +23,7 @@ from app.errors import (
 from app.metrics import ModelMetrics
 from app.serving.batcher import Policy
 from app.serving.padding import BatchLayout
+from app.serving.request import JoinedRequests
 from app.serving.scheduler import Answer, PendingRequest, Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
@@ -169,6 +170,63 @@ async def test_requests_submitted_together_get_their_own_rows(inline: bool) -> N
                 np.testing.assert_array_equal(answer.outputs["y"], 2 * request.inputs["x"])
         (late,) = scheduler.submit_alike(requests[:1])
         assert isinstance(late[1], Draining)
+
+
+async def test_joined_requests_run_at_once_and_each_is_counted() -> None:
+    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
+        inputs = x(6, 10.0)
+        answer = scheduler.run_joined(JoinedRequests(inputs, 6, ["y"]), 3)
+        assert answer is not None
+        assert (list(answer.outputs), answer.batch_size, answer.precision) == (["y"], 6, "fp32")
+        np.testing.assert_array_equal(answer.outputs["y"], 2 * inputs["x"])
+        assert scheduler._metrics.totals() == {
+            "admitted": 3,
+            "answered": 3,
+            "failed": 0,
+            "expired": 0,
+            "cancelled": 0,
+        }
+        assert scheduler._metrics.serving("fp32", "onnxruntime").requests == 3
+        assert scheduler._metrics.serving("fp32", "onnxruntime").queue.counts[0] == 3
+
+
+async def test_joined_requests_are_left_alone_where_each_must_wait_its_turn() -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, inline=True) as scheduler:
+        assert scheduler.run_joined(JoinedRequests(x(9), 9), 9) is None  # more than a batch holds
+        waiting = Recorded(x(), 1)
+        scheduler.submit(waiting)
+        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None  # it would overtake
+        await until(lambda: scheduler.inflight == 0)
+        assert len(executor.ran) == 1
+    assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
+    async with serving(ArithmeticExecutor(), inline=False) as scheduler:
+        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
+
+
+async def test_joined_requests_that_fail_or_stray_are_not_counted() -> None:
+    def fault(batch: np.ndarray) -> None:
+        if (batch == 100).any():
+            raise EngineError("no")
+
+    reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 2, fault=fault)
+    async with serving(reduced, ArithmeticExecutor(), inline=True) as scheduler:
+        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
+        assert scheduler.run_joined(JoinedRequests(x(2, 99), 2), 2) is None
+        assert len(reduced.ran) == 2
+        assert not any(scheduler._metrics.totals().values())
+
+
+async def test_the_tap_sees_its_share_of_joined_requests() -> None:
+    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
+        seen: list[tuple[Any, Any]] = []
+        scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs)), 0.25)
+        for start in range(4):
+            assert scheduler.run_joined(JoinedRequests(x(8, start), 8), 4) is not None
+        assert len(seen) == 4
+        for inputs, outputs in seen:
+            assert inputs["x"].shape == (2, 2)
+            np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
 
 
 async def test_a_deadline_ends_waiting_and_running_requests_at_that_moment() -> None:
