@@ -20,6 +20,8 @@ from app.api.body import body_timed_out, disconnected_early
 from app.api.codecs import Body
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
+from app.api.fast.memory import BodyMemory
+from app.api.fast.receiver import SMALLEST, BodyReceiver
 from app.api.fast.response import ResponseHeads
 from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
@@ -38,6 +40,8 @@ _LARGEST_HEAD = 64 * 1024
 _LONG_PAYLOAD = 64 * 1024
 #: Smaller pieces of a body are joined as they come, so that many of them take no more memory than the body.
 _LARGE_PIECE = 32 * 1024
+#: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
+_KEPT_BYTES = 64 * 2**20
 
 
 class _Arriving:
@@ -76,6 +80,7 @@ class FastProtocol(PunctualProtocol):
     heads: ClassVar[Heads]
     guard: ClassVar[Guard | None]
     responses: ClassVar[ResponseHeads]
+    memory: ClassVar[BodyMemory]
     body_timeout_s: ClassVar[float]
 
     def __init__(
@@ -92,6 +97,7 @@ class FastProtocol(PunctualProtocol):
         self._between_messages = True  # where the ordinary parser stands
         self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
         self._arriving: _Arriving | None = None
+        self._receiver: BodyReceiver | None = None  # once there was a large body
         self._held = b""
         self._ending = False  # once nothing is due, the connection closes
         self._in_head = False  # of a request of the ordinary path
@@ -152,12 +158,41 @@ class FastProtocol(PunctualProtocol):
             self._plain = False
             due = self.loop.time() + self.body_timeout_s
             self._arriving = _Arriving(head, came, permit, due)
-            if len(data) > start:
-                self._arriving.add(memoryview(data)[start:])
             self._watch_by(due)
+            if self._is_large(head):
+                receiver = self._receive()
+                if not receiver.active:
+                    receiver.begin(head, data[:start], memoryview(data)[start:])
+            elif len(data) > start:
+                self._arriving.add(memoryview(data)[start:])
             return b""
         self._begin(head, data[start:stop], came, permit)
+        if stop == len(data) and self._is_large(head) and not self._ending:
+            self._receive().expect(head, data[:start])
         return data[stop:]
+
+    # --- large bodies -----------------------------------------------------------------------------
+    def _is_large(self, head: Head) -> bool:
+        return head.length >= SMALLEST and self.scheme == "http"  # TLS has buffers of its own
+
+    def _receive(self) -> BodyReceiver:
+        if self._receiver is None:
+            self._receiver = BodyReceiver(self, self.memory)
+        return self._receiver
+
+    def head_received(self, block: bytes) -> bool:
+        """A whole head that the receiver expected; whether its body belongs to the receiver."""
+        self.data_received(block)
+        return self._arriving is not None
+
+    def body_received(self, body: memoryview) -> None:
+        """The whole of a large body."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
+            return
+        head = arriving.head
+        whole = bytes(body) if head.envelope is None else body  # a JSON text is read more than once
+        self._begin(head, whole, arriving.came, arriving.permit)
 
     def _read_body(self, arriving: _Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
@@ -296,6 +331,8 @@ class FastProtocol(PunctualProtocol):
 
     def _time_out(self, arriving: _Arriving) -> None:
         self._arriving = None
+        if self._receiver is not None:
+            self._receiver.stop()
         self._end_after_this()
         error = body_timed_out(self.body_timeout_s)
         self._due.append(self._refuse(arriving, error))
@@ -335,6 +372,7 @@ def fast_protocol(
         exchanges = Exchanges(predictions, metrics)
         heads = Heads(settings.max_body_bytes)
         responses = ResponseHeads()
+        memory = BodyMemory(_KEPT_BYTES)
         body_timeout_s = head_timeout_s = settings.body_timeout_s
 
     ServiceProtocol.guard = None if guard.open else guard
