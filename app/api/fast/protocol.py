@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from app.api.body import body_timed_out, disconnected_early
 from app.api.codecs import Body
+from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
 from app.api.fast.memory import BodyMemory
@@ -38,39 +39,8 @@ _LONGEST_HEAD = 16 * 1024
 _LARGEST_HEAD = 64 * 1024
 #: Longer bodies are written beside their head and not copied behind it.
 _LONG_PAYLOAD = 64 * 1024
-#: Smaller pieces of a body are joined as they come, so that many of them take no more memory than the body.
-_LARGE_PIECE = 32 * 1024
 #: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
 _KEPT_BYTES = 64 * 2**20
-
-
-class _Arriving:
-    """A prediction whose body is not all there."""
-
-    __slots__ = ("_pieces", "came", "due", "head", "missing", "permit")
-
-    def __init__(self, head: Head, came: float, permit: Permit | None, due: float) -> None:
-        self.head = head
-        self.came = came
-        self.permit = permit
-        self.due = due  # when it must be complete, on the loop's clock
-        self.missing = head.length
-        self._pieces: list[bytes | bytearray | memoryview] = []
-
-    def add(self, data: bytes | memoryview) -> None:
-        """Takes what belongs to the body. Large pieces are kept as they are, to be copied only once."""
-        self.missing -= len(data)
-        pieces = self._pieces
-        if len(data) >= _LARGE_PIECE:
-            pieces.append(data)
-        elif pieces and isinstance(last := pieces[-1], bytearray):
-            last += data
-        else:
-            pieces.append(bytearray(data))
-
-    def body(self) -> Body:
-        """All of it."""
-        return b"".join(self._pieces)
 
 
 class FastProtocol(PunctualProtocol):
@@ -96,7 +66,7 @@ class FastProtocol(PunctualProtocol):
         self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
         self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
-        self._arriving: _Arriving | None = None
+        self._arriving: Arriving | None = None
         self._receiver: BodyReceiver | None = None  # once there was a large body
         self._held = b""
         self._ending = False  # once nothing is due, the connection closes
@@ -157,7 +127,7 @@ class FastProtocol(PunctualProtocol):
         if len(data) < stop:
             self._plain = False
             due = self.loop.time() + self.body_timeout_s
-            self._arriving = _Arriving(head, came, permit, due)
+            self._arriving = Arriving(head, came, permit, due)
             self._watch_by(due)
             if self._is_large(head):
                 receiver = self._receive()
@@ -194,7 +164,7 @@ class FastProtocol(PunctualProtocol):
         whole = bytes(body) if head.envelope is None else body  # a JSON text is read more than once
         self._begin(head, whole, arriving.came, arriving.permit)
 
-    def _read_body(self, arriving: _Arriving, data: bytes) -> bytes:
+    def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
         if len(data) < missing:
             arriving.add(data)
@@ -233,10 +203,9 @@ class FastProtocol(PunctualProtocol):
         self._idle_since = None
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > _LARGEST_HEAD:
-                self.send_400_response("The head of the request is too large.")
-                return b""
         super().data_received(data)
+        if self._in_head and self._head_bytes > _LARGEST_HEAD:  # else it ended in here, or another began
+            self.send_400_response("The head of the request is too large.")
         return b""
 
     def on_message_begin(self) -> None:
@@ -329,7 +298,7 @@ class FastProtocol(PunctualProtocol):
             else:
                 self.timeout_keep_alive_handler()
 
-    def _time_out(self, arriving: _Arriving) -> None:
+    def _time_out(self, arriving: Arriving) -> None:
         self._arriving = None
         if self._receiver is not None:
             self._receiver.stop()
@@ -338,7 +307,7 @@ class FastProtocol(PunctualProtocol):
         self._due.append(self._refuse(arriving, error))
         self.send_ready()
 
-    def _refuse(self, arriving: _Arriving, error: VernierError) -> Exchange:
+    def _refuse(self, arriving: Arriving, error: VernierError) -> Exchange:
         return self.exchanges.refuse(self, arriving.head, error, arriving.came, arriving.permit)
 
     def shutdown(self) -> None:
