@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.api.fast.receiver import LARGEST
 from tests.integration.test_bad_input import settled
 from tests.support.certificates import Authority
 from tests.support.packages import write_package
@@ -142,6 +143,17 @@ def test_other_lengths_other_heads_and_other_routes_follow(service: Service) -> 
             assert_doubles(wire, numbers(n, 5_000))
             wire.send(request(target="/v1/models", method="GET"))
             assert wire.reply().status == 200
+
+
+def test_a_body_too_large_to_be_received_in_place_is_answered_too(service: Service) -> None:
+    x = numbers(1, 220_000)
+    assert x.nbytes > LARGEST
+    with service.connect() as wire:
+        for n in range(2):
+            wire.send(raw(numbers(n)))
+            assert_doubles(wire, numbers(n))
+            wire.send(raw(x))
+            assert_doubles(wire, x)
 
 
 def test_a_large_text_is_read_too(service: Service) -> None:

@@ -22,7 +22,7 @@ from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
 from app.api.fast.memory import BodyMemory
-from app.api.fast.receiver import SMALLEST, BodyReceiver
+from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
 from app.api.fast.response import ResponseHeads
 from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
@@ -143,7 +143,7 @@ class FastProtocol(PunctualProtocol):
 
     # --- large bodies -----------------------------------------------------------------------------
     def _is_large(self, head: Head) -> bool:
-        return head.length >= SMALLEST and self.scheme == "http"  # TLS has buffers of its own
+        return SMALLEST <= head.length <= LARGEST and self.scheme == "http"  # TLS has buffers of its own
 
     def _receive(self) -> BodyReceiver:
         if self._receiver is None:

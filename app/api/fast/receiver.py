@@ -15,8 +15,9 @@ from typing import Protocol
 from app.api.fast.head import Head
 from app.api.fast.memory import BodyMemory
 
-#: Smaller bodies gain nothing.
-SMALLEST = 64 * 1024
+#: Smaller bodies gain nothing. Of larger ones more memory than has arrived would be at stake: beyond 4 MiB NumPy
+#: asks for huge pages, and the first byte takes 2 MiB.
+SMALLEST, LARGEST = 64 * 1024, 3 * 2**20
 #: Longer heads are not expected again.
 _LONGEST_HEAD = 4096
 #: Room behind a body, enough for the next head.
