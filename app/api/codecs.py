@@ -25,7 +25,9 @@ MAX_PRIORITY = 9
 JSON = "application/json"
 RAW = "application/octet-stream"
 
-Body = bytes | bytearray
+#: The bytes of a request; only raw ones come as a view of memory.
+Body = bytes | bytearray | memoryview
+Text = bytes | bytearray
 
 
 class Inputs(Protocol):
@@ -56,7 +58,7 @@ class PredictRequest:
 
 
 # --- envelopes ------------------------------------------------------------------------------------
-def parse_json(body: Body) -> Any:
+def parse_json(body: Text) -> Any:
     """Raises InvalidJson; NonFiniteInput when the fault is a bare NaN or Infinity."""
     if not body:
         raise InvalidJson('the body is empty; send JSON such as {"model": "name", "inputs": {…}}')
@@ -75,6 +77,8 @@ def parse_predict(body: Body) -> tuple[PredictRequest, Inputs]:
 
     The inputs may borrow the JSON parser's memory: decode them before the next body is parsed.
     """
+    if isinstance(body, memoryview):
+        body = bytes(body)
     fields = parse_fields(body, len(_READERS))
     if fields is not None:
         inputs, outputs = fields.get("inputs"), fields.get("outputs")
@@ -200,7 +204,7 @@ class NumberInputs:
     """Inputs inside simdjson, to be decoded once. `other_lists`: how many `[` of the body stand outside."""
 
     finite: ClassVar[bool] = True
-    body: Body
+    body: Text
     parsed: JsonObject
     other_lists: int
 
@@ -218,7 +222,7 @@ class ValueInputs:
     """Inputs as Python lists."""
 
     finite: ClassVar[bool] = True
-    body: Body
+    body: Text
     values: Mapping[str, Any]
 
     def decode(self, signature: Signature) -> Arrays:

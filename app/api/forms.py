@@ -100,7 +100,7 @@ class JsonForm(Form):
         start, stop = len(before), -len(after)
         rows = []
         for body in bodies:
-            if not (body.startswith(before) and body.endswith(after)):
+            if isinstance(body, memoryview) or not (body.startswith(before) and body.endswith(after)):
                 return None
             rows.append(body[start:stop])
         return decode_rows(rows, self._way, self.shape)
@@ -122,7 +122,7 @@ def json_form(body: Body, envelope: PredictRequest, model: LoadedModel, prepared
     (array,) = arrays.values()
     if array.dtype.kind == "b" or array.ndim == 0 or array.size != array.shape[-1]:
         return None
-    if body.count(b"[") != array.ndim:
+    if isinstance(body, memoryview) or body.count(b"[") != array.ndim:
         return None
     before, after = bytes(body[: body.rindex(b"[")]), bytes(body[body.index(b"]") + 1 :])
     return JsonForm(envelope, model, prepared, before, after)

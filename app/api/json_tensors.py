@@ -22,6 +22,8 @@ from app.tensors import DTYPES, Array, Arrays, TensorSpec, numpy_dtype
 #: A parser keeps the memory of the largest document that it saw.
 _KEPT_BYTES = 8 * 2**20
 _LONG = 2**14
+_CHUNK = 2**16
+_BRACKET = ord("[")
 
 _parser = Parser()
 
@@ -80,7 +82,10 @@ def count_lists(body: bytes | bytearray) -> int:
     """How many `[` a text holds."""
     if len(body) < _LONG:
         return body.count(b"[")
-    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))  # five times as quick
+    text, count = np.frombuffer(body, np.uint8), 0
+    for start in range(0, len(text), _CHUNK):  # five times as quick, with a mask that stays in the cache
+        count += int(np.count_nonzero(text[start : start + _CHUNK] == _BRACKET))
+    return count
 
 
 def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Arrays | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from app.api.codecs import parse_predict
-from app.api.json_tensors import decode_values
+from app.api.json_tensors import count_lists, decode_values
 from app.errors import RequestError
 from app.serving.signature import Signature
 from app.tensors import DTYPES, Arrays, TensorSpec, numpy_dtype
@@ -83,3 +83,10 @@ def test_any_bytes_are_read_or_refused(tail: bytes, start: bytes) -> None:
         assert error.http_status == 400
     else:
         assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=50), st.integers(0, 200_000), st.integers(0, 255))
+def test_lists_are_counted_alike_in_short_and_in_long_texts(start: bytes, filled: int, byte: int) -> None:
+    text = start + bytes([byte]) * filled + b"[" + start
+    assert count_lists(text) == text.count(b"[")

@@ -18,8 +18,11 @@ from uvicorn.server import ServerState
 
 from app.api.body import body_timed_out, disconnected_early
 from app.api.codecs import Body
+from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
+from app.api.fast.memory import BodyMemory
+from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
 from app.api.fast.response import ResponseHeads
 from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
@@ -36,37 +39,8 @@ _LONGEST_HEAD = 16 * 1024
 _LARGEST_HEAD = 64 * 1024
 #: Longer bodies are written beside their head and not copied behind it.
 _LONG_PAYLOAD = 64 * 1024
-#: Smaller pieces of a body are joined as they come, so that many of them take no more memory than the body.
-_LARGE_PIECE = 32 * 1024
-
-
-class _Arriving:
-    """A prediction whose body is not all there."""
-
-    __slots__ = ("_pieces", "came", "due", "head", "missing", "permit")
-
-    def __init__(self, head: Head, came: float, permit: Permit | None, due: float) -> None:
-        self.head = head
-        self.came = came
-        self.permit = permit
-        self.due = due  # when it must be complete, on the loop's clock
-        self.missing = head.length
-        self._pieces: list[bytes | bytearray | memoryview] = []
-
-    def add(self, data: bytes | memoryview) -> None:
-        """Takes what belongs to the body. Large pieces are kept as they are, to be copied only once."""
-        self.missing -= len(data)
-        pieces = self._pieces
-        if len(data) >= _LARGE_PIECE:
-            pieces.append(data)
-        elif pieces and isinstance(last := pieces[-1], bytearray):
-            last += data
-        else:
-            pieces.append(bytearray(data))
-
-    def body(self) -> Body:
-        """All of it."""
-        return b"".join(self._pieces)
+#: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
+_KEPT_BYTES = 64 * 2**20
 
 
 class FastProtocol(PunctualProtocol):
@@ -76,6 +50,7 @@ class FastProtocol(PunctualProtocol):
     heads: ClassVar[Heads]
     guard: ClassVar[Guard | None]
     responses: ClassVar[ResponseHeads]
+    memory: ClassVar[BodyMemory]
     body_timeout_s: ClassVar[float]
 
     def __init__(
@@ -91,7 +66,8 @@ class FastProtocol(PunctualProtocol):
         self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
         self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
-        self._arriving: _Arriving | None = None
+        self._arriving: Arriving | None = None
+        self._receiver: BodyReceiver | None = None  # once there was a large body
         self._held = b""
         self._ending = False  # once nothing is due, the connection closes
         self._in_head = False  # of a request of the ordinary path
@@ -151,15 +127,44 @@ class FastProtocol(PunctualProtocol):
         if len(data) < stop:
             self._plain = False
             due = self.loop.time() + self.body_timeout_s
-            self._arriving = _Arriving(head, came, permit, due)
-            if len(data) > start:
-                self._arriving.add(memoryview(data)[start:])
+            self._arriving = Arriving(head, came, permit, due)
             self._watch_by(due)
+            if self._is_large(head):
+                receiver = self._receive()
+                if not receiver.active:
+                    receiver.begin(head, data[:start], memoryview(data)[start:])
+            elif len(data) > start:
+                self._arriving.add(memoryview(data)[start:])
             return b""
         self._begin(head, data[start:stop], came, permit)
+        if stop == len(data) and self._is_large(head) and not self._ending:
+            self._receive().expect(head, data[:start])
         return data[stop:]
 
-    def _read_body(self, arriving: _Arriving, data: bytes) -> bytes:
+    # --- large bodies -----------------------------------------------------------------------------
+    def _is_large(self, head: Head) -> bool:
+        return SMALLEST <= head.length <= LARGEST and self.scheme == "http"  # TLS has buffers of its own
+
+    def _receive(self) -> BodyReceiver:
+        if self._receiver is None:
+            self._receiver = BodyReceiver(self, self.memory)
+        return self._receiver
+
+    def head_received(self, block: bytes) -> bool:
+        """A whole head that the receiver expected; whether its body belongs to the receiver."""
+        self.data_received(block)
+        return self._arriving is not None
+
+    def body_received(self, body: memoryview) -> None:
+        """The whole of a large body."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is None:
+            return
+        head = arriving.head
+        whole = bytes(body) if head.envelope is None else body  # a JSON text is read more than once
+        self._begin(head, whole, arriving.came, arriving.permit)
+
+    def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
         if len(data) < missing:
             arriving.add(data)
@@ -198,10 +203,9 @@ class FastProtocol(PunctualProtocol):
         self._idle_since = None
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > _LARGEST_HEAD:
-                self.send_400_response("The head of the request is too large.")
-                return b""
         super().data_received(data)
+        if self._in_head and self._head_bytes > _LARGEST_HEAD:  # else it ended in here, or another began
+            self.send_400_response("The head of the request is too large.")
         return b""
 
     def on_message_begin(self) -> None:
@@ -294,14 +298,16 @@ class FastProtocol(PunctualProtocol):
             else:
                 self.timeout_keep_alive_handler()
 
-    def _time_out(self, arriving: _Arriving) -> None:
+    def _time_out(self, arriving: Arriving) -> None:
         self._arriving = None
+        if self._receiver is not None:
+            self._receiver.stop()
         self._end_after_this()
         error = body_timed_out(self.body_timeout_s)
         self._due.append(self._refuse(arriving, error))
         self.send_ready()
 
-    def _refuse(self, arriving: _Arriving, error: VernierError) -> Exchange:
+    def _refuse(self, arriving: Arriving, error: VernierError) -> Exchange:
         return self.exchanges.refuse(self, arriving.head, error, arriving.came, arriving.permit)
 
     def shutdown(self) -> None:
@@ -335,6 +341,7 @@ def fast_protocol(
         exchanges = Exchanges(predictions, metrics)
         heads = Heads(settings.max_body_bytes)
         responses = ResponseHeads()
+        memory = BodyMemory(_KEPT_BYTES)
         body_timeout_s = head_timeout_s = settings.body_timeout_s
 
     ServiceProtocol.guard = None if guard.open else guard

@@ -1,0 +1,159 @@
+"""The receiver on real connections of both event loops: what it takes in place, and what it holds meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import uvloop
+
+from app.api.fast.head import Head
+from app.api.fast.memory import ALIGNMENT, BodyMemory
+from app.api.fast.receiver import BodyReceiver
+
+SIZE = 300_000
+BLOCK = b"POST /x HTTP/1.1\r\n\r\n"
+HEAD = Head("/x", SIZE, True, None, None, None)
+
+
+class Connection(asyncio.Protocol):
+    """Has its receiver wait for HEAD from the beginning, and notes what it is given."""
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self.receiver = BodyReceiver(self, memory)
+        self.seen: list[str | bytes] = []
+        self.bodies: list[memoryview] = []
+        self.accepts = True
+        self.something = asyncio.Event()
+
+    def _note(self, what: str | bytes) -> None:
+        self.seen.append(what)
+        self.something.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.receiver.expect(HEAD, BLOCK)
+
+    def head_received(self, block: bytes) -> bool:
+        self._note("head")
+        return self.accepts
+
+    def body_received(self, body: memoryview) -> None:
+        self.bodies.append(body)
+        self._note("body")
+
+    def data_received(self, data: bytes) -> None:
+        self._note(data)
+
+    def eof_received(self) -> None:
+        self._note("eof")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._note("lost")
+
+    async def until(self, what: str | bytes) -> None:
+        async with asyncio.timeout(10):
+            while what not in self.seen:
+                self.something.clear()
+                await self.something.wait()
+
+
+Scene = Callable[[Connection, BodyMemory, socket.socket], object]
+
+
+def play(factory: Callable[[], asyncio.AbstractEventLoop], scene: Scene) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        memory = BodyMemory(4 * 2**20)
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            _, connection = await loop.connect_accepted_socket(lambda: Connection(memory), theirs)
+            await scene(connection, memory, ours)  # type: ignore[misc]
+            connection.transport.close()
+            await connection.until("lost")
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+def address(view: memoryview) -> int:
+    return np.frombuffer(view, np.uint8).ctypes.data
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
+    return lambda scene: play(request.param, scene)
+
+
+def test_bodies_lie_aligned_in_memory_that_is_free_as_soon_as_nobody_looks(
+    run: Callable[[Scene], None],
+) -> None:
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        places = set()
+        for n in range(5):
+            await asyncio.get_running_loop().sock_sendall(client, BLOCK + bytes([n]) * SIZE)
+            await connection.until("body")
+            (body,) = connection.bodies
+            assert body == bytes([n]) * SIZE
+            assert body.readonly
+            assert address(body) % ALIGNMENT == 0
+            places.add(address(body) // 4096)
+            connection.bodies.clear()
+            connection.seen.clear()
+            del body
+            await asyncio.sleep(0.01)
+        assert len(places) == 1
+        free = memory.take(len(BLOCK), SIZE)  # while it waits for the next
+        assert address(free[len(BLOCK) :]) // 4096 in places
+        assert connection.receiver.active
+
+    run(scene)
+
+
+def test_what_follows_a_body_is_handed_on_and_never_part_of_it(run: Callable[[Scene], None]) -> None:
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, BLOCK + b"a" * SIZE + b"next")
+        await connection.until("body")
+        await connection.until(b"next")
+        assert connection.bodies[0] == b"a" * SIZE
+        assert connection.transport.get_protocol() is connection
+
+    run(scene)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_whatever_else_comes_is_handed_on(run: Callable[[Scene], None], accepts: bool) -> None:
+    first = b"GET /other" if accepts else BLOCK + b"some"
+
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        connection.accepts = accepts
+        await asyncio.get_running_loop().sock_sendall(client, first)
+        await connection.until(first if accepts else b"some")
+        assert connection.transport.get_protocol() is connection
+        await asyncio.get_running_loop().sock_sendall(client, b"more")
+        await connection.until(b"more")
+        client.shutdown(socket.SHUT_WR)
+        await connection.until("eof")
+        assert not connection.bodies
+
+    run(scene)
+
+
+def test_an_end_within_a_body_is_told_and_lets_its_memory_go(run: Callable[[Scene], None]) -> None:
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, BLOCK + b"a" * 1000)
+        await connection.until("head")
+        client.close()
+        await connection.until("lost")
+        assert connection.seen[0] == "head"
+        assert not connection.bodies
+        await asyncio.sleep(0)
+        kept = memory.kept_bytes
+        memory.take(len(BLOCK), SIZE)
+        assert memory.kept_bytes == kept
+
+    run(scene)
