@@ -62,6 +62,7 @@ def _part(part: Mapping[str, Any]) -> str:
                 part["formats"][name],
                 f"{_median(part, name, 'rate'):,.0f}",
                 f"{min(rates):,.0f} – {max(rates):,.0f}",
+                f"{_median(part, name, 'core_rate'):,.0f}" if _median(part, name, "core_rate") else "",
                 f"{_median(part, name, 'p50_ms'):.2f}",
                 f"{_median(part, name, 'p99_ms'):.2f}",
                 f"{_refused(part, name):.1%}" if _refused(part, name) else "",
@@ -73,13 +74,16 @@ def _part(part: Mapping[str, Any]) -> str:
         f"## {part['title'][0].upper()}{part['title'][1:]}\n\n"
         f"Closed loop of {part['connections']} connections by `{part['driver']}`; medians of {count} rounds of "
         f"{part['seconds']:g} s, the servers in turns; {_machine(part)}; "
-        f"the hypervisor took {_stolen(part):.1%} of the cores' time in the worst round.\n\n"
+        f"the hypervisor took {_stolen(part):.1%} of the cores' time in the worst round. "
+        "`of core time`: requests per second that the server's core worked; more than requests/s where the load could "
+        "not keep it busy.\n\n"
     )
     columns = (
         "server",
         "format",
         "requests/s",
         "of the rounds",
+        "of core time",
         "p50 ms",
         "p99 ms",
         "refused",
@@ -129,7 +133,7 @@ def _machine(part: Mapping[str, Any]) -> str:
 
 
 def _median(part: Mapping[str, Any], name: str, figure: str) -> float:
-    return statistics.median(summary[figure] or 0.0 for summary in part["rounds"][name])
+    return statistics.median(summary.get(figure) or 0.0 for summary in part["rounds"][name])
 
 
 def _refused(part: Mapping[str, Any], name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Call, ClosedLoop, measure, wrk
-from benchmarks.load.record import Summary
 from benchmarks.peers.environments import FOLDER, InstallError, install, python_of, versions
 from benchmarks.peers.peers import PEERS, Peer, Place
 from benchmarks.peers.workloads import Workload, workload
@@ -94,16 +94,16 @@ def measure_part(name: str, rounds: int, seconds: float, only: set[str], say: Sa
                 before = cpu_ticks()
                 try:
                     if peer.survives_pause:
-                        summary = measure_once(server, calls, seconds)
+                        figures = measure_once(server, calls, seconds)
                     else:
                         with start(peer, load, engines) as fresh:
                             fresh.wait_ready(calls)
-                            summary = measure_once(fresh, calls, seconds)
+                            figures = measure_once(fresh, calls, seconds)
                 except (StartError, ConnectionError, RuntimeError) as error:
                     part.failed[peer_name] = f"round {turn + 1}: {error}"
                     del running[peer_name]
                     continue
-                part.rounds[peer_name].append({**summary.as_dict(), "stolen": stolen(before, cpu_ticks())})
+                part.rounds[peer_name].append({**figures, "stolen": stolen(before, cpu_ticks())})
     return part
 
 
@@ -118,8 +118,11 @@ def start(peer: Peer, load: Workload, engines: Path) -> ServerProcess:
     )
 
 
-def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> Summary:
+def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> dict[str, Any]:
     """Wakes the server, checks its answers, measures it, and lets it rest.
+
+    Returns the summary's figures, and `core_rate`: requests per second of its core's time, which is the rate
+    that the server would reach if the load could keep it busy all the time.
 
     Raises StartError when an answer is wrong or a connection breaks.
     """
@@ -135,10 +138,12 @@ def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> Su
             raise StartError(
                 f"{checked.wrong} of {checked.checked} answers wrong, statuses {checked.statuses}, {checked.errors}"
             )
+        before = core_seconds(SERVER_CORE)
         summary = wrk.drive(plan, LOAD_CORE) if wrk.is_installed() else measure(plan, LOAD_CORE).summary()
+        busy_s = core_seconds(SERVER_CORE) - before
         if summary.errors:
             raise StartError(f"connections failed under load: {summary.errors}")
-        return summary
+        return {**summary.as_dict(), "core_rate": summary.requests / busy_s if busy_s else None}
     finally:
         server.pause()
 
@@ -147,6 +152,15 @@ def cpu_ticks() -> list[int]:
     """What the cores did since the machine started, in ticks; see proc_stat(5)."""
     with open("/proc/stat", encoding="ascii") as file:
         return [int(ticks) for ticks in file.readline().split()[1:9]]
+
+
+def core_seconds(core: int) -> float:
+    """What a core has worked since the machine started, in seconds of processor time; see proc_stat(5)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, *_ = next(
+            map(int, line.split()[1:]) for line in file if line.split()[0] == f"cpu{core}"
+        )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def stolen(before: list[int], after: list[int]) -> float:

@@ -68,7 +68,7 @@ def test_both_decoders_are_timed() -> None:
 def part_of(rates: dict[str, list[float]], **more: Any) -> dict[str, Any]:
     same = {"p50_ms": 1.0, "statuses": {"200": 3, "400": 1}, "stolen": 0.02}
     rounds = {
-        name: [{"rate": rate, "p99_ms": 1e5 / rate, **same} for rate in found]
+        name: [{"rate": rate, "core_rate": rate + 5e3, "p99_ms": 1e5 / rate, **same} for rate in found]
         for name, found in rates.items()
     }
     return {
@@ -115,7 +115,7 @@ def test_the_page_tells_what_was_met_and_missed_and_not_measured(tmp_path: Path)
         in rows
     )
     assert sum("not measured" in row for row in rows) == len(GOALS) - 3
-    assert "| Vernier | JSON | 90,000 | 80,000 – 100,000 | 1.00 | 1.11 | 25.0% |  |" in rows
+    assert "| Vernier | JSON | 90,000 | 80,000 – 100,000 | 95,000 | 1.00 | 1.11 | 25.0% |  |" in rows
     assert "took 2.0% of the cores' time" in text
     assert "- Ray Serve: it does not fit" in text
 
@@ -169,7 +169,9 @@ def test_a_server_is_held_still_measured_and_ended(tmp_path: Path) -> None:
         ).summary()
         assert silent.errors == {"unanswered": 2} or silent.requests == 0
         assert not silent.statuses
-        assert measure_once(server, calls, 1.0).statuses.keys() == {200}
+        figures = measure_once(server, calls, 1.0)
+        assert figures["statuses"].keys() == {"200"}
+        assert 0 < figures["core_rate"]
         wrong = [Call(call.payload, calls[0].check) for call in calls]
         with pytest.raises(StartError, match="answers wrong"):
             measure_once(server, wrong, 1.0)
