@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 from app.build.caution import CautiousJudge
-from app.build.data import Samples, split
+from app.build.data import Samples, first_and_rest, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
@@ -41,6 +41,8 @@ _FARTHER = 1.1
 _CHEAP_SECONDS = 5.0
 #: Without this many samples of its own a search selects and verifies on the same ones.
 _LEAST_TO_SPLIT = 64
+#: So many samples show whether a variant is far off.
+_GLIMPSE = 16
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,8 @@ class Judging:
         if precision == "tf32":
             return self._tf32()
         recipe = self.workshop.recipe(precision)
-        candidate = self._candidate(precision, recipe)
-        if precision != "fp32" and self._request.search and self._used(candidate) > _AMPLE:
-            candidate = self._improved(candidate)
+        improves = precision != "fp32" and self._request.search
+        candidate = self._improved(precision, recipe) if improves else self._candidate(precision, recipe)
         gate = candidate.gate
         if not gate.passed:
             return replace(candidate, status="refused", reason=gate.reason)
@@ -131,34 +132,51 @@ class Judging:
             f"evaluate on more, or take the budget at its word with --no-search"
         )
 
-    def _improved(self, candidate: Candidate) -> Candidate:
-        """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both.
+    def _improved(self, precision: str, wished: Recipe) -> Candidate:
+        """The recipe as it is when it is well inside the budget, or brought into it: with ranges that hardly
+        clip, by giving nodes back, or both.
 
         Of two that are inside already the one with more to spare is taken: what clips rarely may not
         have clipped in these samples.
         """
-        assert candidate.recipe is not None
-        choices = [candidate]
-        if candidate.recipe.ranges:
-            choices.append(self._candidate(candidate.precision, self.workshop.reaching(candidate.recipe)))
-        choices.sort(key=self._used)
-        if self._used(choices[0]) <= 1:
-            return choices[0]
+        tried: list[tuple[float, Recipe, Candidate | None]] = []
+        for recipe in (wished, self.workshop.reaching(wished)) if wished.ranges else (wished,):
+            used = self._glimpsed(recipe)
+            candidate = self._candidate(precision, recipe) if used <= 1 else None
+            if candidate is not None:
+                used = self._used(candidate)
+                if recipe is wished and used <= _AMPLE:
+                    return candidate
+            tried.append((used, recipe, candidate))
+        tried.sort(key=lambda entry: entry[0])
+        used, _, best = tried[0]
+        if used <= 1 and best is not None:
+            return best
         # Which ranges leave more nodes quantized only a search of both can tell.
         if self._seconds > _CHEAP_SECONDS:
-            del choices[1:]
-        found = [self._searched(choice) for choice in choices]
+            del tried[1:]
+        found = [self._searched(precision, recipe, candidate) for _, recipe, candidate in tried]
         return max(found, key=lambda c: (c.gate.passed, c.found.kept_macs if c.found else 0.0))
 
-    def _searched(self, candidate: Candidate) -> Candidate:
-        """The candidate with as many nodes given back as the budget demands."""
-        assert candidate.recipe is not None
-        found = self._search(candidate.recipe)
-        if candidate.precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
+    def _glimpsed(self, recipe: Recipe) -> float:
+        """What the worst of a few samples uses up, where to run them all takes its time; above 1 more would, too."""
+        if self._seconds <= _CHEAP_SECONDS:
+            return 0.0
+        few, _ = first_and_rest(self.samples, _GLIMPSE)
+        return self._cautious.worst_of_some(Evaluator(self.workshop.graph(recipe)).run(few))
+
+    def _searched(self, precision: str, recipe: Recipe, candidate: Candidate | None) -> Candidate:
+        """The recipe with as many nodes given back as the budget demands.
+
+        candidate: the recipe as it is, None if that was not judged on all samples.
+        """
+        found = self._search(recipe)
+        if precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
+            candidate = candidate or self._candidate(precision, recipe)
             missed = candidate.gate.reason or self._doubt
             reason = f"no node can stay quantized inside the budget; with all of them {missed}"
             return replace(_refused(candidate, EMULATED, reason), found=found)
-        return replace(self._candidate(candidate.precision, found.recipe), found=found)
+        return replace(self._candidate(precision, found.recipe), found=found)
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
@@ -210,6 +228,7 @@ class Judging:
             self.budget,
             self._progress,
             known,
+            (self.samples, self.reference),
         )
         if recipe.int8 or recipe.fp8:
             known |= found.sensitivities

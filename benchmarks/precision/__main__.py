@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.precision import page
+from benchmarks.precision import page, resnet50
 from benchmarks.precision.exhibit import Exhibit
 from benchmarks.precision.measure import as_json, measure
 from benchmarks.precision.traps import measure_traps, traps_json
@@ -64,9 +64,11 @@ def make(name: str) -> Exhibit:
         from benchmarks.precision import shipped
 
         return shipped.recommender(EXHIBITS) if name == "recommender" else shipped.speech(EXHIBITS)
+    if name == "resnet50":
+        return resnet50.make(EXHIBITS)
     from benchmarks.precision import zoo
 
-    return zoo.make_resnet50(EXHIBITS) if name == "resnet50" else zoo.make(name, EXHIBITS)
+    return zoo.make(name, EXHIBITS)
 
 
 def measure_one(name: str, strict: bool) -> None:
