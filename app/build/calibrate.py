@@ -38,7 +38,7 @@ _SCALES = {
     "mse": mse_scale,
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
-_JUDGED_SAMPLES = 64
+_JUDGED_SAMPLES, _LEAST_JUDGED = 64, 2
 _JUDGED_MACS = 5e11
 _JUDGED_ROWS = 8
 #: Candidates closer than this to one another cannot matter.
@@ -140,7 +140,9 @@ def _compete(
     runs = sum(len(candidates[name]) for name in open_questions)
     macs = max(1, sum(node.macs for node in nodes))
     with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
-        harm = _Harm(rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES)))
+        harm = _Harm(
+            rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), _LEAST_JUDGED, _JUDGED_SAMPLES))
+        )
         for name in open_questions:
             caused = {}
             for method, scale in candidates[name].items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -59,7 +60,10 @@ class ArraySamples:
         return int(next(iter(self._arrays.values())).shape[0])
 
     def _rows(self, index: slice | Array) -> Arrays:
-        return {n: np.array(a[index], dtype=self._dtypes[n], order="C") for n, a in self._arrays.items()}
+        found = {n: np.array(a[index], dtype=self._dtypes[n], order="C") for n, a in self._arrays.items()}
+        for array in self._arrays.values():
+            _let_go(array)
+        return found
 
     def batches(self, rows: int) -> Iterator[Arrays]:
         for start in range(0, len(self), rows):
@@ -258,6 +262,14 @@ def _chunks(array: Array) -> Iterator[Array]:
     step = max(1, _CHUNK_BYTES // per_row)
     for start in range(0, array.shape[0], step):
         yield array[start : start + step]
+        _let_go(array)
+
+
+def _let_go(array: Array) -> None:
+    """Of a mapped file, gives back the pages that were read: they would count as this process's memory."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def one_request_each(samples: ArraySamples, specs: Sequence[TensorSpec]) -> ArraySamples:

@@ -25,7 +25,7 @@ from app.tensors import Array, Arrays, TensorSpec
 
 #: Samples are run so many at a time, fewer when one sample is large.
 _ROWS = 32
-_BATCH_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
 
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",

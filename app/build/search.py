@@ -40,10 +40,14 @@ from app.tensors import Arrays
 SAFETY = 0.85
 #: Ranking, and a single evaluation, take as many samples as fit into these times. Distances show on few
 #: samples; what labels say needs many, or the doubt uses up the budget.
-_RANKING_SECONDS, _SELECTION_SECONDS, _LABELLED_SECONDS, _VERIFICATION_SECONDS = 20.0, 4.0, 15.0, 30.0
+_RANKING_SECONDS, _SELECTION_SECONDS, _LABELLED_SECONDS, _VERIFICATION_SECONDS = 15.0, 3.0, 15.0, 30.0
 _LEAST_SELECTION = 48
 #: A selection whose worst sample among the first so many passes the budget is not run on the others.
 _GLANCE = 16
+#: A base type that uses up less than this part of what it may is not looked at again.
+_CLEARLY = 0.25
+#: Nodes that together save less than this part of all savings are not told apart.
+_HARDLY = 0.02
 _MOST_VERIFICATIONS = 4
 
 
@@ -145,6 +149,7 @@ class _Search:
         self._answered = answered
         sample_seconds = time_per_sample(self._model, select)
         labelled = any(term.needs_labels for term in budget.terms)
+        self._bounds_samples = budget.bounds_samples and not labelled
         seconds = _LABELLED_SECONDS if labelled else _SELECTION_SECONDS
         self._select = _at_most(select, seconds / max(1e-9, sample_seconds))
         self._verify = _at_most(verify, _VERIFICATION_SECONDS / max(1e-9, sample_seconds))
@@ -185,7 +190,7 @@ class _Search:
         if self._enough(()):
             return ()
         floats: tuple[Unit, ...] = ()
-        if not self._enough(self._quantized):
+        if self._base_strays():
             # Without a single quantized node the base type still strays too far: mend that first.
             if not self._enough((*self._quantized, *self._floats)):
                 return (*self._quantized, *self._floats)
@@ -197,35 +202,33 @@ class _Search:
     def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> tuple[Unit, ...]:
         """The shortest sufficient beginning of each order; of these, the one that keeps most savings.
 
-        `also` is given back besides. All units together must be enough, and none too little.
+        `also` is given back besides. All units together are taken to be enough, and none for too little. What
+        saves hardly anything is not worth another evaluation.
         """
         by_price, by_error = self._orders(units)
-        best = by_price[: self._bisected(by_price, also, len(by_price))]
+        hardly = _HARDLY * _savings(units)
+        best = by_price[: self._bisected(by_price, also, len(by_price), hardly)]
         # Of the other order only a beginning that gives up less is of interest.
         most = len(by_error)
-        while most and not _cheaper(by_error[:most], best):
+        while most and _savings(by_error[:most]) > _savings(best) - hardly:
             most -= 1
         if not most or not self._enough((*also, *by_error[:most])):
             return best
-        return by_error[: self._bisected(by_error, also, most)]
+        return by_error[: self._bisected(by_error, also, most, hardly)]
 
-    def _bisected(self, order: tuple[Unit, ...], also: tuple[Unit, ...], enough: int) -> int:
+    def _bisected(self, order: tuple[Unit, ...], also: tuple[Unit, ...], enough: int, hardly: float) -> int:
         """How many of `order` are enough, `enough` being so; looked for around where it is expected."""
         error = self._ranker.rank(order, self._progress)
-        too_few, stride = 0, max(1, len(order) // 16)
         middle = self._expected([error[unit] for unit in order], also)
-        below = above = False
-        while enough - too_few > 1:
+        too_few, stride = 0, max(1, len(order) // 8)
+        while enough - too_few > 1 and _savings(order[too_few:enough]) > hardly:
             middle = min(max(middle, too_few + 1), enough - 1)
             if self._enough((*also, *order[:middle])):
-                enough, below = middle, True
+                enough, guess = middle, middle - stride
             else:
-                too_few, above = middle, True
-            if below and above:
-                middle = (too_few + enough) // 2
-            else:
-                middle += -stride if below else stride
-                stride *= 2
+                too_few, guess = middle, middle + stride
+            middle = guess if stride else (too_few + enough) // 2
+            stride = 0
         return enough
 
     def _expected(self, errors: Sequence[float], also: tuple[Unit, ...]) -> int:
@@ -260,6 +263,15 @@ class _Search:
 
     def _enough(self, given: Sequence[Unit]) -> bool:
         return self._used_of(given) <= self._safety
+
+    def _base_strays(self) -> bool:
+        """Whether the budget is missed without a single quantized node."""
+        if self._quantized and self._rest is not None and self._bounds_samples:
+            # A few samples tell where it is not close, and whether it was close is seen in the end.
+            outputs = Evaluator(lower(self._model, without(self._wished, self._quantized))).run(self._glance)
+            if self._selection_judge.worst_of_some(outputs) <= _CLEARLY * self._safety:
+                return False
+        return not self._enough(self._quantized)
 
     def _used_of(self, given: Sequence[Unit]) -> float:
         """The part of the budget that a selection uses up, on the selection samples."""
@@ -296,6 +308,5 @@ def _at_most(samples: Samples, affordable: float) -> Samples:
     return limit(samples, max(_LEAST_SELECTION, int(affordable)))
 
 
-def _cheaper(given: Sequence[Unit], than: Sequence[Unit]) -> bool:
-    """Whether giving these back gives up less."""
-    return (sum(unit.saving for unit in given), len(given)) < (sum(unit.saving for unit in than), len(than))
+def _savings(units: Sequence[Unit]) -> float:
+    return sum(unit.saving for unit in units)
