@@ -39,7 +39,7 @@ _SCALES = {
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
 _JUDGED_SAMPLES, _LEAST_JUDGED = 64, 2
-_JUDGED_MACS = 5e11
+_JUDGED_MACS = 2.5e11
 _JUDGED_ROWS = 8
 #: Candidates closer than this to one another cannot matter.
 _SAME = 1.10
@@ -153,7 +153,7 @@ def _compete(
             if caused[best] < 0.95 * caused[chosen[name]]:
                 chosen[name] = best
         # Errors of several tensors need not add up: the whole choice competes with each single method.
-        most = int(np.clip(_JUDGED_MACS / (8 * macs), 16, 4 * _JUDGED_SAMPLES))
+        most = int(np.clip(_JUDGED_MACS / (8 * macs), 8, 4 * _JUDGED_SAMPLES))
         harm = _Harm(rehearsal, samples, most)
         plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
         harms = []

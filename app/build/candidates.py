@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
 from app.build.caution import CautiousJudge
-from app.build.data import Samples, first_and_rest, split
+from app.build.data import Samples, Subset, first_and_rest, positions, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
@@ -112,9 +114,12 @@ class Judging:
             return replace(candidate, status="refused", reason=gate.reason)
         return self._serve(self._write(replace(candidate, status="pass"), folder), folder)
 
-    def _candidate(self, precision: str, recipe: Recipe) -> Candidate:
+    def _candidate(
+        self, precision: str, recipe: Recipe, known: tuple[Samples, Arrays] | None = None
+    ) -> Candidate:
+        """known: some of the samples, and the recipe's answers to them, which are not run again."""
         # FP32 is what everything is compared with: there is nothing to run again.
-        outputs = self.reference if precision == "fp32" else self._emulated(recipe)
+        outputs = self.reference if precision == "fp32" else self._emulated(recipe, known)
         gate = gate_with(self.judge, outputs)
         return Candidate(precision, "", "", recipe, gates={EMULATED: gate}, outputs=outputs)
 
@@ -141,7 +146,7 @@ class Judging:
         """
         tried: list[tuple[float, Recipe, Candidate | None]] = []
         for recipe in (wished, self.workshop.reaching(wished)) if wished.ranges else (wished,):
-            used = self._glimpsed(recipe)
+            used = self._glimpsed(recipe) if precision in QUANTIZED else 0.0
             candidate = self._candidate(precision, recipe) if used <= 1 else None
             if candidate is not None:
                 used = self._used(candidate)
@@ -176,7 +181,7 @@ class Judging:
             missed = candidate.gate.reason or self._doubt
             reason = f"no node can stay quantized inside the budget; with all of them {missed}"
             return replace(_refused(candidate, EMULATED, reason), found=found)
-        return replace(self._candidate(precision, found.recipe), found=found)
+        return replace(self._candidate(precision, found.recipe, found.verified), found=found)
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
@@ -208,9 +213,18 @@ class Judging:
         refused = _refused(candidate, RUNTIME, reason)
         return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
 
-    def _emulated(self, recipe: Recipe) -> Arrays:
+    def _emulated(self, recipe: Recipe, known: tuple[Samples, Arrays] | None) -> Arrays:
+        done = np.array([], np.int64) if known is None else positions(known[0], self.samples)
+        left = np.setdiff1d(np.arange(len(self.samples)), done)
         with self._progress.task("running the variant", len(self.samples)) as advance:
-            return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
+            advance(len(done))
+            if known is None:
+                return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
+            if not len(left):
+                return {name: array[np.argsort(done)] for name, array in known[1].items()}
+            found = Evaluator(self.workshop.graph(recipe)).run(Subset(self.samples, left), advance=advance)
+        order = np.argsort(np.concatenate([done, left]))
+        return {name: np.concatenate([known[1][name], array])[order] for name, array in found.items()}
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:

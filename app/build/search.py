@@ -74,6 +74,7 @@ class SearchResult:
         that quantizes, what quantizing it does); empty when nothing had to be ranked. A residual sum is
         measured together with its convolution.
     given_back: nodes, the first given back first.
+    verified: the samples of the last verification and the recipe's answers to them.
     kept_macs: share of the quantizable nodes' multiply-accumulates that stay quantized.
     """
 
@@ -85,6 +86,7 @@ class SearchResult:
     kept_macs: float
     seconds: float
     reason: str = ""
+    verified: tuple[Samples, Arrays] | None = None
 
 
 def search(
@@ -124,6 +126,7 @@ def search(
         kept_macs=kept_macs(nodes, chosen),
         seconds=perf_counter() - began,
         reason="" if holds else "no assignment that was selected on some samples held on others",
+        verified=found.verified,
     )
 
 
@@ -163,6 +166,7 @@ class _Search:
         self._safety = SAFETY
         self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], float] = {}
         self.steps: list[Step] = []
+        self.verified: tuple[Samples, Arrays] | None = None
 
     @property
     def sensitivities(self) -> dict[str, float]:
@@ -293,9 +297,9 @@ class _Search:
         return self._selection_judge.used({n: np.concatenate([outputs[n], others[n]]) for n in outputs})
 
     def _verified(self, given: Sequence[Unit]) -> float:
-        used = self._verification_judge.used(
-            Evaluator(lower(self._model, without(self._wished, given))).run(self._verify)
-        )
+        outputs = Evaluator(lower(self._model, without(self._wished, given))).run(self._verify)
+        self.verified = self._verify, outputs
+        used = self._verification_judge.used(outputs)
         self._note(given, used, "verify")
         return used
 

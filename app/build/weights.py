@@ -30,7 +30,7 @@ WEIGHT_METHODS: tuple[str, ...] = get_args(WeightMethod)
 
 _FIT_SAMPLES, _HELD_SAMPLES = 64, 16
 #: The outputs of the whole model are compared on more samples, as many as this many operations allow.
-_SETTLE_SAMPLES, _SETTLE_MACS = 128, 5e10
+_SETTLE_SAMPLES, _SETTLE_MACS = 128, 2.5e10
 #: Below this many samples nothing can be learned and checked; weights are rounded without data.
 _LEAST_SAMPLES = 8
 #: Layers that are observed at once take no more than this.
@@ -129,5 +129,5 @@ def _split(samples: Samples) -> tuple[Samples, Samples]:
 
 def _unseen(samples: Samples, macs: int) -> Samples:
     """Samples that nothing was learned from, as many as can be run in reasonable time."""
-    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _HELD_SAMPLES, _SETTLE_SAMPLES))
+    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _LEAST_SAMPLES, _SETTLE_SAMPLES))
     return Subset(samples, np.sort(_order(samples)[: len(samples) // 4][:most]))
