@@ -181,7 +181,8 @@ class Judging:
             missed = candidate.gate.reason or self._doubt
             reason = f"no node can stay quantized inside the budget; with all of them {missed}"
             return replace(_refused(candidate, EMULATED, reason), found=found)
-        return replace(self._candidate(precision, found.recipe, found.verified), found=found)
+        candidate = self._candidate(precision, found.recipe, found.verified)
+        return replace(candidate, found=replace(found, verified=None))
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""

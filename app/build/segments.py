@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
 
-from app.build.data import Samples, feeds, has_no_batch_axis, rows_of
+from app.build.data import Samples, Subset, feeds, has_no_batch_axis, rows_of
 from app.build.graph import GraphView
 from app.build.parallel import THREADS, in_order, rows_each
 from app.build.placement import quantizable_nodes, shortcut
@@ -28,6 +28,8 @@ from app.tensors import Array, Arrays
 _MOST_SEGMENTS = 16
 #: A cut passes through no more values than this: all of them are kept.
 _MOST_LIVE = 4
+#: What is kept for all samples together; where it is more, runs begin at fewer places.
+_KEPT_BYTES = 512 << 20
 
 
 def cut(model: ModelProto, most: int = _MOST_SEGMENTS) -> list[ModelProto]:
@@ -130,41 +132,57 @@ class Chain:
         self._sessions = [open_piece(piece, optimize) for piece in pieces]
         self._outputs = [output.name for output in whole.graph.output]
         self._inputs = specs(whole.graph.input)
+        self._needed = _needed(pieces, {name for piece in pieces for name in _names(piece.graph.output)})
+        #: Pieces that a run may begin with.
+        self._starts: list[int] = [0]
         self._batches: list[_Batch] = []
         self._alone = False
 
     def remember(self, samples: Samples, rows: int, fed: Mapping[str, Array] | None = None) -> Arrays:
         """Runs everything, at most `rows` samples at a time, and keeps the values between pieces.
 
-        Returns what `run` does.
+        Between which pieces is a matter of memory. Returns what `run` does.
         """
         self._alone = has_no_batch_axis(samples, self._inputs)
+        one, real = next(feeds(Subset(samples, np.zeros(1, np.int64)), self._inputs, 1))
+        self._starts = self._affordable(self._pass(one, self._sessions, fed or {}), len(samples) // real)
+        kept = {*self._outputs, *one, *(name for start in self._starts for name in self._needed[start])}
 
         def keep(batch: tuple[Arrays, int]) -> _Batch:
-            values = dict(batch[0])
-            self._pass(values, self._sessions, fed or {})
-            return _Batch(values, batch[1])
+            values = self._pass(batch[0], self._sessions, fed or {})
+            return _Batch({name: values[name] for name in kept if name in values}, batch[1])
 
         each = rows_each(rows, len(samples))
         self._batches = list(in_order(keep, feeds(samples, self._inputs, each)))
         return self._joined(batch.values for batch in self._batches)
+
+    def _affordable(self, values: Arrays, times: int) -> list[int]:
+        """Where runs may begin, so that what is kept stays within bounds: the places with the least first."""
+        sizes = [sum(values[name].nbytes for name in names) * times for names in self._needed]
+        starts, total = [0], 0
+        for start in sorted(range(1, len(sizes)), key=lambda i: sizes[i]):
+            total += sizes[start]
+            if total <= _KEPT_BYTES:
+                starts.append(start)
+        return sorted(starts)
 
     def run(self, first: int, other: Mapping[int, Any], fed: Mapping[str, Array] | None = None) -> Arrays:
         """The outputs when pieces are replaced by `other` sessions and `first` is the first that changes.
 
         Output → array, samples first; arrays whose further sizes differ are flattened and cut.
         """
-        sessions = [other.get(i, s) for i, s in enumerate(self._sessions) if i >= first]
+        begin = max(start for start in self._starts if start <= first)
+        sessions = [other.get(i, s) for i, s in enumerate(self._sessions) if i >= begin]
 
         def again(batch: _Batch) -> Arrays:
-            values = dict(batch.values)
-            self._pass(values, sessions, fed or {})
-            return values
+            return self._pass(batch.values, sessions, fed or {})
 
         return self._joined(in_order(again, self._batches))
 
     @staticmethod
-    def _pass(values: Arrays, sessions: Sequence[Any], fed: Mapping[str, Array]) -> None:
+    def _pass(known: Arrays, sessions: Sequence[Any], fed: Mapping[str, Array]) -> Arrays:
+        """`known` and every value that the sessions make."""
+        values = dict(known)
         for session in sessions:
             names = [argument.name for argument in session.get_inputs()]
             feed = {name: fed[name] if name in fed else values[name] for name in names}
@@ -174,6 +192,7 @@ class Chain:
             except Exception as error:  # ONNX Runtime's errors share no base class
                 text = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise BuildError(f"the model fails on the samples: {text}") from error
+        return values
 
     def _joined(self, batches: Iterable[Arrays]) -> Arrays:
         parts: list[list[Array]] = [[] for _ in self._outputs]
@@ -182,6 +201,20 @@ class Chain:
             for kept, output in zip(parts, rows_of(found, batch.real, self._alone), strict=True):
                 kept.append(output)
         return dict(zip(self._outputs, map(_join, parts), strict=True))
+
+
+def _names(values: Iterable[ValueInfoProto]) -> list[str]:
+    return [value.name for value in values]
+
+
+def _needed(pieces: Sequence[ModelProto], made: set[str]) -> list[set[str]]:
+    """For each piece, which values of earlier pieces a run needs that begins with it."""
+    needed: list[set[str]] = []
+    later: set[str] = set()
+    for piece in reversed(pieces):
+        later = (later - set(_names(piece.graph.output))) | (set(_names(piece.graph.input)) & made)
+        needed.insert(0, set(later))
+    return needed
 
 
 def _join(parts: list[Array]) -> Array:

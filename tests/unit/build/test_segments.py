@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from app.build import segments
 from app.build.data import ArraySamples
 from app.build.evaluate import run_model
 from app.build.placement import quantizable_nodes
@@ -63,3 +64,15 @@ def test_samples_may_be_remembered_anew() -> None:
     assert all(len(array) == 20 for array in found.values())
     assert all(len(array) == 20 for array in chain.run(1, {}).values())
     assert isinstance(few, ArraySamples)
+
+
+@pytest.mark.parametrize("kept", [0, 2000, 1 << 30])
+def test_what_cannot_be_kept_is_run_again(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_KEPT_BYTES", kept)
+    model = residual_cnn()
+    pieces = cut(model)
+    chain = Chain(pieces, model)
+    exact = chain.remember(data(model, 6), 3)
+    for first in range(len(pieces)):
+        found = chain.run(first, {})
+        assert all(np.array_equal(found[name], exact[name]) for name in exact)
