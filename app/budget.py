@@ -36,6 +36,7 @@ from app.accuracy import (
     is_similarity,
     is_statistic,
     is_task_metric,
+    spread_of,
 )
 from app.errors import AccuracyError, BuildError
 from app.tensors import Array, Arrays
@@ -238,8 +239,14 @@ class Judge:
         return self._metrics[term.key][0]
 
     def per_sample(self, term: Term, candidate: Arrays) -> Array:
-        """A distance or similarity of each sample, the worst of the outputs that the term applies to."""
-        comparisons = {name: Comparison(array, candidate[name]) for name, array in self.reference.items()}
+        """A distance or similarity of each sample, the worst of the outputs that the term applies to.
+
+        The candidate may have answered the first samples alone.
+        """
+        comparisons = {
+            name: Comparison(array[: len(candidate[name])], candidate[name], _spread(array))
+            for name, array in self.reference.items()
+        }
         found = [c.per_sample(term.metric) for c in _applicable(term, comparisons)]
         return np.asarray(np.min(found, axis=0) if term.at_least else np.max(found, axis=0))
 
@@ -268,6 +275,10 @@ class Judge:
         return _finding(
             term, value, limit, sign * (reference - value), sign * (reference - limit), at_least, reference
         )
+
+
+def _spread(reference: Array) -> Optional[float]:
+    return spread_of(reference) if reference.dtype.kind == "f" else None
 
 
 def load_metric(name: str) -> Metric:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from onnx import ModelProto
 
+from app.build.counting import count
 from app.build.data import Samples, Subset
 from app.build.histogram import (
     Histogram,
@@ -25,8 +23,8 @@ from app.build.histogram import (
 from app.build.placement import QuantizableNode
 from app.build.progress import NoProgress, Progress
 from app.build.rehearsal import Rehearsal, damage
-from app.build.store import skeleton
-from app.build.taps import Taps, evenly
+from app.build.taps import evenly
+from app.build.watch import Watch
 from app.errors import BuildError
 from app.tensors import Array
 
@@ -40,13 +38,11 @@ _SCALES = {
     "mse": mse_scale,
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
-_JUDGED_SAMPLES = 64
-_JUDGED_MACS = 1e12
+_JUDGED_SAMPLES, _LEAST_JUDGED = 64, 2
+_JUDGED_MACS = 2.5e11
 _JUDGED_ROWS = 8
 #: Candidates closer than this to one another cannot matter.
 _SAME = 1.10
-#: The state is saved after this share of the samples.
-_SAVES = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Ranges:
 
     scales, peaks: by value name; a peak is the largest magnitude seen.
     per_tensor_method: where the scale of each came from; with `best` they differ.
+    seen: what the watch saw, None without one.
     """
 
     scales: dict[str, float]
@@ -62,6 +59,7 @@ class Ranges:
     samples: int
     per_tensor_method: dict[str, str]
     peaks: dict[str, float] = field(default_factory=dict)
+    seen: Array | None = field(default=None, compare=False, repr=False)
 
 
 def calibrate(
@@ -71,16 +69,18 @@ def calibrate(
     method: Method = "best",
     progress: Progress | None = None,
     resume: Path | None = None,
+    watch: Watch | None = None,
 ) -> Ranges:
     """Runs `model` over all samples once and derives a scale for every activation of `nodes`.
 
-    Memory holds one histogram (32 KiB) per activation and one batch of activations, whatever the
+    Memory holds one histogram (32 KiB) per activation and a few batches of activations, whatever the
     number of samples.
 
     Args:
         method: `best` takes each tensor's scale from the method whose error changes the outputs least.
         resume: a file that keeps what was counted so far; an interrupted run goes on from there, one
             with another model or other data starts anew. It is removed at the end.
+        watch: looks at the values in the same pass; what it saw is in the result.
 
     Raises:
         BuildError: an unknown method, no samples, or the model fails on them.
@@ -91,7 +91,8 @@ def calibrate(
         raise BuildError("there are no calibration samples: give at least a few dozen")
     progress = progress or NoProgress()
     names = list(dict.fromkeys(a for node in nodes for a in node.activations))
-    histograms = _count(model, names, samples, progress, resume) if names else {}
+    counted = count(model, names, samples, progress, resume, watch)
+    histograms = counted.histograms
     if method == "best":
         scales, methods = _choose(model, nodes, samples, histograms, progress)
     else:
@@ -99,69 +100,8 @@ def calibrate(
         methods = dict.fromkeys(scales, method)
     if resume is not None:
         resume.unlink(missing_ok=True)
-    return Ranges(scales, method, len(samples), methods, {n: h.peak for n, h in histograms.items()})
-
-
-# --- counting -------------------------------------------------------------------------------------
-def model_digest(model: ModelProto) -> str:
-    """sha256 of a model of any size: its graph, then every weight."""
-    digest = hashlib.sha256(skeleton(model).SerializeToString(deterministic=True))
-    for tensor in model.graph.initializer:
-        digest.update(tensor.raw_data)
-    return digest.hexdigest()
-
-
-def _count(
-    model: ModelProto, names: Sequence[str], samples: Samples, progress: Progress, resume: Path | None
-) -> dict[str, Histogram]:
-    taps = Taps(model, names)
-    histograms = {name: Histogram() for name in names}
-    fingerprint, done = "", 0
-    if resume is not None:
-        text = "\0".join([model_digest(model), samples.sha256, *names])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        histograms, done = _load(resume, fingerprint, histograms)
-    left = Subset(samples, np.arange(done, len(samples))) if done else samples
-    rows = taps.rows(samples)
-    unsaved = 0
-    with progress.task("calibrating", total=len(samples)) as advance:
-        advance(done)
-        for values, count in taps.batches(left, rows):
-            for name in names:
-                histograms[name].add(values[name])
-            done, unsaved = done + count, unsaved + count
-            advance(count)
-            if resume is not None and unsaved * _SAVES >= len(samples):
-                _save(resume, fingerprint, histograms, done)
-                unsaved = 0
-    return histograms
-
-
-def _save(path: Path, fingerprint: str, histograms: Mapping[str, Histogram], done: int) -> None:
-    arrays: dict[str, Array] = {"fingerprint": np.array(fingerprint), "done": np.array(done)}
-    for index, histogram in enumerate(histograms.values()):
-        arrays.update({f"{index}.{key}": value for key, value in histogram.state().items()})
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
-
-
-def _load(path: Path, fingerprint: str, fresh: dict[str, Histogram]) -> tuple[dict[str, Histogram], int]:
-    """What an interrupted run left, or `fresh` when it was another run's or cannot be read."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if str(archive["fingerprint"]) != fingerprint:
-                return fresh, 0
-            restored = {
-                name: Histogram.restore(
-                    {key: archive[f"{index}.{key}"] for key in ("counts", "facts", "peak")}
-                )
-                for index, name in enumerate(fresh)
-            }
-            return restored, int(archive["done"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return fresh, 0
+    peaks = {n: h.peak for n, h in histograms.items()}
+    return Ranges(scales, method, len(samples), methods, peaks, counted.seen)
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -200,7 +140,9 @@ def _compete(
     runs = sum(len(candidates[name]) for name in open_questions)
     macs = max(1, sum(node.macs for node in nodes))
     with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
-        harm = _Harm(rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), 4, _JUDGED_SAMPLES)))
+        harm = _Harm(
+            rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), _LEAST_JUDGED, _JUDGED_SAMPLES))
+        )
         for name in open_questions:
             caused = {}
             for method, scale in candidates[name].items():
@@ -211,7 +153,7 @@ def _compete(
             if caused[best] < 0.95 * caused[chosen[name]]:
                 chosen[name] = best
         # Errors of several tensors need not add up: the whole choice competes with each single method.
-        most = int(np.clip(_JUDGED_MACS / (8 * macs), 16, 4 * _JUDGED_SAMPLES))
+        most = int(np.clip(_JUDGED_MACS / (8 * macs), 8, 4 * _JUDGED_SAMPLES))
         harm = _Harm(rehearsal, samples, most)
         plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
         harms = []
@@ -227,12 +169,10 @@ class _Harm:
 
     def __init__(self, rehearsal: Rehearsal, samples: Samples, most: int) -> None:
         self._rehearsal = rehearsal
-        self._samples = Subset(samples, evenly(len(samples), most))
-        self._rows = min(_JUDGED_ROWS, len(self._samples))
-        self._reference = rehearsal.run(self._samples, self._rows, {})
+        self._reference = rehearsal.remember(Subset(samples, evenly(len(samples), most)), _JUDGED_ROWS)
 
     def __call__(self, scales: Mapping[str, float]) -> float:
-        return damage(self._reference, self._rehearsal.run(self._samples, self._rows, scales))
+        return damage(self._reference, self._rehearsal.run(scales))
 
 
 def _candidates(histogram: Histogram) -> dict[str, float]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
 from app.build.caution import CautiousJudge
-from app.build.data import Samples, split
+from app.build.data import Samples, Subset, first_and_rest, positions, split
 from app.build.evaluate import Evaluator
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
@@ -41,6 +43,8 @@ _FARTHER = 1.1
 _CHEAP_SECONDS = 5.0
 #: Without this many samples of its own a search selects and verifies on the same ones.
 _LEAST_TO_SPLIT = 64
+#: So many samples show whether a variant is far off.
+_GLIMPSE = 16
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,19 @@ class Judging:
         if precision == "tf32":
             return self._tf32()
         recipe = self.workshop.recipe(precision)
-        candidate = self._candidate(precision, recipe)
-        if precision != "fp32" and self._request.search and self._used(candidate) > _AMPLE:
-            candidate = self._improved(candidate)
+        improves = precision != "fp32" and self._request.search
+        candidate = self._improved(precision, recipe) if improves else self._candidate(precision, recipe)
         gate = candidate.gate
         if not gate.passed:
             return replace(candidate, status="refused", reason=gate.reason)
         return self._serve(self._write(replace(candidate, status="pass"), folder), folder)
 
-    def _candidate(self, precision: str, recipe: Recipe) -> Candidate:
+    def _candidate(
+        self, precision: str, recipe: Recipe, known: tuple[Samples, Arrays] | None = None
+    ) -> Candidate:
+        """known: some of the samples, and the recipe's answers to them, which are not run again."""
         # FP32 is what everything is compared with: there is nothing to run again.
-        outputs = self.reference if precision == "fp32" else self._emulated(recipe)
+        outputs = self.reference if precision == "fp32" else self._emulated(recipe, known)
         gate = gate_with(self.judge, outputs)
         return Candidate(precision, "", "", recipe, gates={EMULATED: gate}, outputs=outputs)
 
@@ -131,34 +137,52 @@ class Judging:
             f"evaluate on more, or take the budget at its word with --no-search"
         )
 
-    def _improved(self, candidate: Candidate) -> Candidate:
-        """The candidate brought into its budget: with ranges that hardly clip, by giving nodes back, or both.
+    def _improved(self, precision: str, wished: Recipe) -> Candidate:
+        """The recipe as it is when it is well inside the budget, or brought into it: with ranges that hardly
+        clip, by giving nodes back, or both.
 
         Of two that are inside already the one with more to spare is taken: what clips rarely may not
         have clipped in these samples.
         """
-        assert candidate.recipe is not None
-        choices = [candidate]
-        if candidate.recipe.ranges:
-            choices.append(self._candidate(candidate.precision, self.workshop.reaching(candidate.recipe)))
-        choices.sort(key=self._used)
-        if self._used(choices[0]) <= 1:
-            return choices[0]
+        tried: list[tuple[float, Recipe, Candidate | None]] = []
+        for recipe in (wished, self.workshop.reaching(wished)) if wished.ranges else (wished,):
+            used = self._glimpsed(recipe) if precision in QUANTIZED else 0.0
+            candidate = self._candidate(precision, recipe) if used <= 1 else None
+            if candidate is not None:
+                used = self._used(candidate)
+                if recipe is wished and used <= _AMPLE:
+                    return candidate
+            tried.append((used, recipe, candidate))
+        tried.sort(key=lambda entry: entry[0])
+        used, _, best = tried[0]
+        if used <= 1 and best is not None:
+            return best
         # Which ranges leave more nodes quantized only a search of both can tell.
         if self._seconds > _CHEAP_SECONDS:
-            del choices[1:]
-        found = [self._searched(choice) for choice in choices]
+            del tried[1:]
+        found = [self._searched(precision, recipe, candidate) for _, recipe, candidate in tried]
         return max(found, key=lambda c: (c.gate.passed, c.found.kept_macs if c.found else 0.0))
 
-    def _searched(self, candidate: Candidate) -> Candidate:
-        """The candidate with as many nodes given back as the budget demands."""
-        assert candidate.recipe is not None
-        found = self._search(candidate.recipe)
-        if candidate.precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
+    def _glimpsed(self, recipe: Recipe) -> float:
+        """What the worst of a few samples uses up, where to run them all takes its time; above 1 more would, too."""
+        if self._seconds <= _CHEAP_SECONDS:
+            return 0.0
+        few, _ = first_and_rest(self.samples, _GLIMPSE)
+        return self._cautious.worst_of_some(Evaluator(self.workshop.graph(recipe)).run(few))
+
+    def _searched(self, precision: str, recipe: Recipe, candidate: Candidate | None) -> Candidate:
+        """The recipe with as many nodes given back as the budget demands.
+
+        candidate: the recipe as it is, None if that was not judged on all samples.
+        """
+        found = self._search(recipe)
+        if precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
+            candidate = candidate or self._candidate(precision, recipe)
             missed = candidate.gate.reason or self._doubt
             reason = f"no node can stay quantized inside the budget; with all of them {missed}"
             return replace(_refused(candidate, EMULATED, reason), found=found)
-        return replace(self._candidate(candidate.precision, found.recipe), found=found)
+        candidate = self._candidate(precision, found.recipe, found.verified)
+        return replace(candidate, found=replace(found, verified=None))
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
@@ -190,9 +214,18 @@ class Judging:
         refused = _refused(candidate, RUNTIME, reason)
         return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
 
-    def _emulated(self, recipe: Recipe) -> Arrays:
+    def _emulated(self, recipe: Recipe, known: tuple[Samples, Arrays] | None) -> Arrays:
+        done = np.array([], np.int64) if known is None else positions(known[0], self.samples)
+        left = np.setdiff1d(np.arange(len(self.samples)), done)
         with self._progress.task("running the variant", len(self.samples)) as advance:
-            return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
+            advance(len(done))
+            if known is None:
+                return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
+            if not len(left):
+                return {name: array[np.argsort(done)] for name, array in known[1].items()}
+            found = Evaluator(self.workshop.graph(recipe)).run(Subset(self.samples, left), advance=advance)
+        order = np.argsort(np.concatenate([done, left]))
+        return {name: np.concatenate([known[1][name], array])[order] for name, array in found.items()}
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:
@@ -210,6 +243,7 @@ class Judging:
             self.budget,
             self._progress,
             known,
+            (self.samples, self.reference),
         )
         if recipe.int8 or recipe.fp8:
             known |= found.sensitivities

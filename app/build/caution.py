@@ -51,6 +51,20 @@ class CautiousJudge:
             return math.inf
         return max(self._used(finding, candidate) for finding in verdict.findings)
 
+    def worst_of_some(self, candidate: Arrays) -> float:
+        """The part of the budget that the worst of the first samples uses up, without any doubt.
+
+        No more than all of them use up; 0 where the budget bounds no single answer.
+        """
+        used = [0.0]
+        for term in self.judge.budget.terms:
+            if term.statistic in ("max", "min") or (term.metric == "max_abs" and term.statistic is None):
+                values = self.judge.per_sample(term, candidate)
+                used.append(
+                    self.judge.assess(term, float(values.min() if term.at_least else values.max())).used
+                )
+        return max(used)
+
     def _used(self, finding: Finding, candidate: Arrays) -> float:
         term, reference = finding.term, finding.reference
         if not math.isfinite(finding.value):

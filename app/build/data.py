@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -59,7 +60,10 @@ class ArraySamples:
         return int(next(iter(self._arrays.values())).shape[0])
 
     def _rows(self, index: slice | Array) -> Arrays:
-        return {n: np.array(a[index], dtype=self._dtypes[n], order="C") for n, a in self._arrays.items()}
+        found = {n: np.array(a[index], dtype=self._dtypes[n], order="C") for n, a in self._arrays.items()}
+        for array in self._arrays.values():
+            _let_go(array)
+        return found
 
     def batches(self, rows: int) -> Iterator[Arrays]:
         for start in range(0, len(self), rows):
@@ -101,24 +105,33 @@ class Subset:
     """Some samples of another set, by index."""
 
     def __init__(self, samples: Samples, indices: Array) -> None:
-        self._samples = samples
-        self._indices = np.asarray(indices, np.int64)
+        self.source = samples
+        self.indices = np.asarray(indices, np.int64)
         self.names = samples.names
-        self.labels = None if samples.labels is None else samples.labels[self._indices]
+        self.labels = None if samples.labels is None else samples.labels[self.indices]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def batches(self, rows: int) -> Iterator[Arrays]:
         for start in range(0, len(self), rows):
-            yield self._samples.take(self._indices[start : start + rows].tolist())
+            yield self.source.take(self.indices[start : start + rows].tolist())
 
     def take(self, indices: Sequence[int]) -> Arrays:
-        return self._samples.take(self._indices[np.asarray(indices, np.int64)].tolist())
+        return self.source.take(self.indices[np.asarray(indices, np.int64)].tolist())
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self._samples.sha256.encode() + self._indices.tobytes()).hexdigest()
+        return hashlib.sha256(self.source.sha256.encode() + self.indices.tobytes()).hexdigest()
+
+
+def positions(samples: Samples, whole: Samples) -> Array:
+    """Where in `whole` the samples of one of its subsets, or of a subset of that, stand."""
+    if samples is whole:
+        return np.arange(len(whole))
+    if not isinstance(samples, Subset):
+        raise ValueError("not a subset")
+    return positions(samples.source, whole)[samples.indices]
 
 
 def split(samples: Samples, first: int) -> tuple[Samples, Samples]:
@@ -128,6 +141,13 @@ def split(samples: Samples, first: int) -> tuple[Samples, Samples]:
     """
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(samples))
     return Subset(samples, np.sort(order[:first])), Subset(samples, np.sort(order[first:]))
+
+
+def first_and_rest(samples: Samples, first: int) -> tuple[Samples, Samples | None]:
+    """The first so many, and the others; None where there are none."""
+    if first >= len(samples):
+        return samples, None
+    return Subset(samples, np.arange(first)), Subset(samples, np.arange(first, len(samples)))
 
 
 def limit(samples: Samples, most: int) -> Samples:
@@ -242,6 +262,14 @@ def _chunks(array: Array) -> Iterator[Array]:
     step = max(1, _CHUNK_BYTES // per_row)
     for start in range(0, array.shape[0], step):
         yield array[start : start + step]
+        _let_go(array)
+
+
+def _let_go(array: Array) -> None:
+    """Of a mapped file, gives back the pages that were read: they would count as this process's memory."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def one_request_each(samples: ArraySamples, specs: Sequence[TensorSpec]) -> ArraySamples:

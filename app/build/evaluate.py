@@ -7,7 +7,6 @@ another model than the one in the file. With `as_on_gpu`, FP16 and BF16 are emul
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from onnx import ModelProto
 
 from app.build.data import Samples, feeds, has_no_batch_axis, rows_of
 from app.build.emulate import emulate
+from app.build.parallel import THREADS, in_order, rows_each
 from app.build.probe import RunFailed, open_session
 from app.build.progress import Advance
 from app.errors import BuildError
@@ -25,7 +25,7 @@ from app.tensors import Array, Arrays, TensorSpec
 
 #: Samples are run so many at a time, fewer when one sample is large.
 _ROWS = 32
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 1 << 20
 
 _DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
@@ -50,13 +50,12 @@ class Evaluator:
         *,
         as_on_gpu: bool = True,
         optimize: bool = False,
-        threads: int | None = None,
     ) -> None:
         if as_on_gpu and isinstance(model, ModelProto):
             model = emulate(model)
         with tempfile.TemporaryDirectory(prefix="vernier-evaluate-") as work:
             try:
-                self._session = open_session(model, Path(work), threads or os.cpu_count() or 1, optimize)
+                self._session = open_session(model, Path(work), THREADS, optimize)
             except RunFailed as error:
                 raise BuildError(f"ONNX Runtime cannot load the graph: {error}") from error
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
@@ -75,8 +74,9 @@ class Evaluator:
             raise BuildError("there are no samples to evaluate on: give at least a few dozen")
         alone = has_no_batch_axis(samples, self.inputs)
         parts: list[list[Array]] = [[] for _ in self.output_names]
-        for feed, count in feeds(samples, self.inputs, rows or batch_rows(samples)):
-            for kept, output in zip(parts, rows_of(self._outputs(feed), count, alone), strict=True):
+        each = rows or rows_each(batch_rows(samples), len(samples))
+        for outputs, count in in_order(self._answer, feeds(samples, self.inputs, each)):
+            for kept, output in zip(parts, rows_of(outputs, count, alone), strict=True):
                 kept.append(output)
             if advance is not None:
                 advance(count)
@@ -85,9 +85,10 @@ class Evaluator:
             for name, arrays in zip(self.output_names, parts, strict=True)
         }
 
-    def _outputs(self, feed: Arrays) -> Sequence[Array]:
+    def _answer(self, batch: tuple[Arrays, int]) -> tuple[Sequence[Array], int]:
+        feed, count = batch
         try:
-            return [np.asarray(output) for output in self._session.run(None, feed)]
+            return [np.asarray(output) for output in self._session.run(None, feed)], count
         except Exception as error:  # ONNX Runtime's errors share no base class
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BuildError(f"the graph failed on the evaluation data: {text}") from error

@@ -6,25 +6,22 @@ overflows depends on its weights and on the data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto
 
 from app.build.data import Samples, limit
-from app.build.floats import FP16_MAX, MOVEMENT
+from app.build.floats import FP16_MAX
 from app.build.graph import GraphView
 from app.build.placement import CONVOLUTIONS, quantizable_nodes, weight_axis
 from app.build.progress import NoProgress, Progress
 from app.build.taps import Taps
+from app.build.watch import Seen, Watch
 from app.tensors import Array
 
 #: A quarter of FP16's largest number: data not seen yet may be larger than what was.
 FP16_LIMIT = FP16_MAX / 4
 #: Below it FP16 has fewer and fewer bits.
 FP16_SMALLEST_NORMAL = 2.0**-14
-#: Largest whole number up to which every whole number is exact.
-_EXACT_INTEGERS = {"fp16": 2048.0, "bf16": 256.0}
 
 #: Rare samples are the ones that overflow, so as many are run as take this many operations.
 _LEAST_SAMPLES, _MOST_SAMPLES, _MACS = 128, 8192, 5e11
@@ -32,45 +29,6 @@ _LEAST_SAMPLES, _MOST_SAMPLES, _MACS = 128, 8192, 5e11
 _WEIGHT_LOSS = 2.0**-8
 #: … and so is a single channel, unless all it can add to its output is below this share of its bias.
 _CHANNEL_LOSS, _CHANNEL_SHARE = 2.0**-6, 2.0**-12
-
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-
-_INTEGERS = {
-    TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64,
-    TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64,
-}  # fmt: skip
-
-#: A tiny input that becomes zero turns into an infinity here.
-_DIVIDES = {"Div": 1, "Log": 0, "Reciprocal": 0}
-
-
-@dataclass
-class _Seen:
-    """One value over all samples: largest and smallest non-zero finite magnitude, size, whole numbers lost."""
-
-    peak: float = 0.0
-    least: float = np.inf
-    size: int = 0
-    inexact: bool = False
-
-    def add(self, values: Array, exact: float | None) -> None:
-        magnitudes = np.abs(values.reshape(-1))
-        self.size = max(self.size, magnitudes.size)
-        if not magnitudes.size:
-            return
-        peak = float(magnitudes.max())
-        if not np.isfinite(peak):
-            magnitudes = magnitudes[np.isfinite(magnitudes)]
-            peak = float(magnitudes.max(initial=0.0))
-        self.peak = max(self.peak, peak)
-        if exact is not None:
-            # Beyond the exact ones a whole number survives only with enough trailing zero bits.
-            step = np.ldexp(1.0, np.maximum(np.frexp(magnitudes)[1] - int(np.log2(exact)), 0))
-            self.inexact = self.inexact or bool(np.any(magnitudes % step))
-
-    def add_least(self, values: Array) -> None:
-        magnitudes = np.abs(values.reshape(-1))
-        self.least = min(self.least, float(magnitudes[magnitudes > 0].min(initial=np.inf)))
 
 
 def overflow_nodes(
@@ -87,43 +45,40 @@ def half_hazards(
     limit_at: float = FP16_LIMIT,
     progress: Progress | None = None,
 ) -> dict[str, str]:
+    """`hazards_of` what a run of data shows: as many samples as are run in reasonable time.
+
+    Raises:
+        BuildError: the model fails on the samples.
+    """
+    watch = Watch(model)
+    seen = watch.nothing()
+    if watch.names:
+        taps = Taps(model, watch.names)
+        macs = max(1, sum(node.macs for node in quantizable_nodes(model)))
+        chosen = limit(samples, int(np.clip(_MACS / macs, _LEAST_SAMPLES, _MOST_SAMPLES)))
+        with (progress or NoProgress()).task("looking for overflow", total=len(chosen)) as advance:
+            for found, count in taps.digests(chosen, taps.rows(chosen), lambda v, *_: watch.look(v)):
+                seen = watch.join(seen, found)
+                advance(count)
+    return hazards_of(model, watch, seen, base, limit_at)
+
+
+def hazards_of(
+    model: ModelProto, watch: Watch, looks: Array, base: str = "fp16", limit_at: float = FP16_LIMIT
+) -> dict[str, str]:
     """Node name → why it must stay FP32 in a graph of type `base` (`fp16` or `bf16`).
 
     In FP16: an input, output or constant beyond `limit_at`; values or weights so small that FP16 loses
     them; a divisor or logarithm that FP16 would turn into zero. In both: whole numbers (ids, positions,
     lengths) that are not exact any more.
 
-    Raises:
-        BuildError: the model fails on the samples.
+    Args:
+        looks: what `watch` has seen of the model's values.
+
     """
     view = GraphView(model)
-    names = [
-        name
-        for node in view.nodes
-        for name in (*node.input, *node.output)
-        if name and view.is_float(name) and name not in view.constants
-    ]
-    names = list(dict.fromkeys(names))
-    exact = _EXACT_INTEGERS[base]
-    whole = _whole_numbers(view)
-    divisors = {
-        node.input[_DIVIDES[node.op_type]]
-        for node in view.nodes
-        if node.op_type in _DIVIDES and len(node.input) > _DIVIDES[node.op_type]
-    }
-    seen = {name: _Seen() for name in names}
-    if names:
-        taps = Taps(model, names)
-        macs = max(1, sum(node.macs for node in quantizable_nodes(model)))
-        chosen = limit(samples, int(np.clip(_MACS / macs, _LEAST_SAMPLES, _MOST_SAMPLES)))
-        with (progress or NoProgress()).task("looking for overflow", total=len(chosen)) as advance:
-            for values, count in taps.batches(chosen, taps.rows(chosen)):
-                for name in names:
-                    seen[name].add(values[name], exact if name in whole else None)
-                    if name in divisors:
-                        seen[name].add_least(values[name])
-                advance(count)
-    values_at_risk = {n: r for n in names if (r := _risk(seen[n], n in divisors, base, limit_at))}
+    seen = watch.read(looks)
+    values_at_risk = {n: r for n, s in seen.items() if (r := _risk(s, n in watch.divisors, base, limit_at))}
     found: dict[str, str] = {}
     for node in view.nodes:
         reason = _of_values(node, values_at_risk)
@@ -134,19 +89,8 @@ def half_hazards(
     return found
 
 
-def _whole_numbers(view: GraphView) -> set[str]:
-    """Values that came from integers and were only moved since."""
-    whole: set[str] = set()
-    for node in view.nodes:
-        source = node.input[0] if node.input else ""
-        from_integers = node.op_type == "Cast" and view.types.get(source) not in _FLOATS
-        if from_integers or (node.op_type in MOVEMENT and source in whole):
-            whole.update(node.output)
-    return {name for name in whole if view.is_float(name)}
-
-
-def _risk(seen: _Seen, divides: bool, base: str, limit_at: float) -> str:
-    if seen.inexact:
+def _risk(seen: Seen, divides: bool, base: str, limit_at: float) -> str:
+    if base in seen.inexact:
         return f"whole numbers up to {seen.peak:.0f} are not exact"
     if base != "fp16":
         return ""
@@ -166,7 +110,7 @@ def _of_values(node: NodeProto, at_risk: dict[str, str]) -> str:
     return ""
 
 
-def _inside(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limit_at: float) -> str:
+def _inside(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit_at: float) -> str:
     """Operators whose intermediate results are larger than what goes in and comes out."""
     if not node.input or node.input[0] not in seen or not node.output or node.output[0] not in seen:
         return ""
@@ -181,7 +125,7 @@ def _inside(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limit_at: 
     return f"intermediate sums reach {inner:.3g}" if inner > limit_at else ""
 
 
-def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limit_at: float) -> str:
+def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit_at: float) -> str:
     for position, name in enumerate(node.input):
         if name not in view.constants or not view.is_float(name):
             continue
@@ -196,7 +140,7 @@ def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, _Seen], limi
     return ""
 
 
-def _too_small(view: GraphView, node: NodeProto, position: int, value: Array, seen: dict[str, _Seen]) -> str:
+def _too_small(view: GraphView, node: NodeProto, position: int, value: Array, seen: dict[str, Seen]) -> str:
     lost = value.astype(np.float16).astype(np.float32) - value
     norm = float(np.linalg.norm(value))
     if norm and float(np.linalg.norm(lost)) > _WEIGHT_LOSS * norm:

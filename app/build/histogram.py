@@ -6,6 +6,7 @@ merges neighbours: whatever the order and the batches in which numbers come, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,6 +55,36 @@ class Histogram:
         flat = values.reshape(-1)
         for start in range(0, flat.size, _CHUNK):
             self._add(np.abs(flat[start : start + _CHUNK]))
+
+    def add_some(self, values: Array, most: int) -> None:
+        """The exact peak of `values` [samples, …], and the counts of about `most` of each sample's numbers.
+
+        Which ones depends on the shape of a sample alone: every so-manieth, in steps that meet each channel
+        and each place. A sample of no more numbers is counted whole, and so are numbers that are not finite.
+        """
+        rows = values.reshape(len(values), -1)
+        step = rows.shape[1] // most
+        while step > 1 and math.gcd(step, rows.shape[1]) > 1:
+            step += 1
+        peak = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
+        if step <= 1 or not np.isfinite(peak):
+            self.add(values)
+            return
+        self.peak = max(self.peak, peak)
+        if peak:
+            self._widen(int(np.frexp(peak)[1]))
+        self.add(rows[:, ::step])
+
+    def merge(self, other: Histogram) -> None:
+        """Adds what `other` has counted; the order makes no difference."""
+        self._widen(other.exponent)
+        counts = other.counts
+        doublings = min(self.exponent - other.exponent, _BIN_BITS)
+        merged = counts.reshape(-1, 1 << doublings).sum(axis=1)
+        self.counts[: merged.size] += merged
+        self.zeros += other.zeros
+        self.nonfinite += other.nonfinite
+        self.peak = max(self.peak, other.peak)
 
     def _add(self, magnitudes: Array) -> None:
         peak = float(magnitudes.max(initial=0.0))

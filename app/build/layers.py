@@ -16,7 +16,7 @@ from app.build.quantized import INT8_MAX, QuantizedWeight
 from app.build.rounding import best_scales, gptq, largest_scales, to_integers
 from app.build.taps import Taps
 from app.errors import BuildError
-from app.tensors import Array
+from app.tensors import Array, Arrays
 
 #: Rows of each sample that are learned from, and that are judged by.
 _FIT_ROWS, _HELD_ROWS = 64, 32
@@ -110,20 +110,24 @@ def observe(model: ModelProto, layers: Sequence[Layer], fit: Samples, unseen: Sa
     """Fills in what is known about each layer's input, from two disjoint sets of samples."""
     taps = Taps(model, [layer.activation for layer in layers])
     rows = taps.rows(fit)
-    for seed, (values, _) in enumerate(taps.batches(fit, rows)):
-        for layer in layers:
-            found = operand_rows(
-                layer.node, values[layer.activation], layer.shape, layer.position, _FIT_ROWS, seed
-            )
-            if found is not None and np.isfinite(found).all():
-                _accumulate(layer, found)
-    for seed, (values, _) in enumerate(taps.batches(unseen, rows)):
-        for layer in layers:
-            found = operand_rows(
-                layer.node, values[layer.activation], layer.shape, layer.position, _HELD_ROWS, seed
-            )
-            if found is not None and layer.hessian is not None and np.isfinite(found).all():
-                layer.held = [*(layer.held or []), found]
+    for samples, most, learn in ((fit, _FIT_ROWS, True), (unseen, _HELD_ROWS, False)):
+
+        def operands(values: Arrays, count: int, index: int, most: int = most) -> list[Array | None]:
+            return [_operand(layer, values[layer.activation], most, index) for layer in layers]
+
+        for found, _ in taps.digests(samples, rows, operands):
+            for layer, operand in zip(layers, found, strict=True):
+                if operand is None:
+                    continue
+                if learn:
+                    _accumulate(layer, operand)
+                elif layer.hessian is not None:
+                    layer.held = [*(layer.held or []), operand]
+
+
+def _operand(layer: Layer, values: Array, most: int, seed: int) -> Array | None:
+    found = operand_rows(layer.node, values, layer.shape, layer.position, most, seed)
+    return found if found is not None and np.isfinite(found).all() else None
 
 
 def _accumulate(layer: Layer, rows: Array) -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 from onnx import ModelProto
 
 from app.budget import Budget
 from app.build.data import Samples, limit
-from app.build.evaluate import Evaluator
+from app.build.emulate import emulate
+from app.build.evaluate import Evaluator, batch_rows
 from app.build.gate import make_judge, ranking_budget
 from app.build.lower import Recipe, lower
 from app.build.progress import Progress
+from app.build.segments import Chain, cut, open_piece
 from app.build.units import Unit, alone
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
+#: The part of the model that runs again for a node: what follows it, and its own piece.
+_RUN_AGAIN = 0.55
+#: FP32 is timed on so many samples.
+_TIMED_SAMPLES = 16
 
 
 class Ranker:
@@ -50,7 +58,7 @@ class Ranker:
 
     def seconds_for(self, units: Sequence[Unit]) -> float:
         """The least time that ranking these takes."""
-        return self._sample_seconds * len(units) * _LEAST_SAMPLES
+        return self._sample_seconds * len(units) * _LEAST_SAMPLES * _RUN_AGAIN
 
     @property
     def quantized(self) -> dict[str, float]:
@@ -70,21 +78,31 @@ class Ranker:
         return {unit: self._found[unit.quantized][unit.nodes[0]] for unit in units}
 
     def _measure(self, missing: Sequence[Unit], progress: Progress) -> None:
-        affordable = int(self._seconds / max(1e-9, self._sample_seconds * len(missing)))
+        affordable = int(self._seconds / max(1e-9, self._sample_seconds * len(missing) * _RUN_AGAIN))
         samples = limit(self._samples, max(_LEAST_SAMPLES, min(_MOST_SAMPLES, affordable)))
-        reference = Evaluator(self._model).run(samples)
+        pieces = cut(self._model)
+        chain = Chain(pieces, self._model)
+        reference = chain.remember(samples, batch_rows(samples))
         judge = make_judge(ranking_budget(self._budget, reference), reference, None)
+        names = [frozenset(node.name for node in piece.graph.node) for piece in pieces]
         with progress.task("ranking nodes", len(missing)) as advance:
             for unit in missing:
-                recipe = alone(self._recipe, unit, self._names)
-                outputs = Evaluator(lower(self._model, recipe)).run(samples)
+                own = {*unit.nodes, *unit.with_nodes}
+                touched = [index for index, inside in enumerate(names) if own & inside]
+                other = {i: self._lowered(pieces[i], unit, names[i]) for i in touched}
+                outputs = chain.run(touched[0], other)
                 self._found[unit.quantized].update(dict.fromkeys(unit.nodes, judge.judge(outputs).used))
                 advance(1)
+
+    def _lowered(self, piece: ModelProto, unit: Unit, names: frozenset[str]) -> Any:
+        recipe = alone(self._recipe, unit, names)
+        inside = replace(recipe, int8=recipe.int8 & names, fp8=recipe.fp8 & names)
+        return open_piece(emulate(lower(piece, inside)))
 
 
 def time_per_sample(model: ModelProto, samples: Samples) -> float:
     """Seconds that FP32 takes for one sample, from one run over a few."""
-    few = limit(samples, _MOST_SAMPLES)
+    few = limit(samples, _TIMED_SAMPLES)
     evaluator = Evaluator(model)
     began = perf_counter()
     evaluator.run(few)

@@ -1,26 +1,24 @@
 """A model whose activations are quantized at will from run to run, without loading it anew.
 
 Every activation passes through a branch: with a scale it goes through a Q/DQ pair, without one it is
-left alone. ONNX Runtime runs only the branch that is taken, so what is off costs one copy.
+left alone. ONNX Runtime runs only the branch that is taken, so what is off costs one copy. What comes before the
+first activation that is quantized is not run again.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from app.build.data import Samples, feeds, has_no_batch_axis, rows_of
+from app.build.data import Samples
 from app.build.opset import value_names
 from app.build.placement import QuantizableNode
-from app.build.probe import RunFailed, open_session
-from app.build.shapes import specs
+from app.build.segments import Chain, cut
+from app.build.simplify import keep_nodes
 from app.errors import BuildError
-from app.tensors import Array, Arrays
+from app.tensors import Arrays
 
 _ZERO = "vernier.rehearsal.zero"
 
@@ -34,70 +32,69 @@ class Rehearsal:
     def __init__(self, model: ModelProto, nodes: Iterable[QuantizableNode]) -> None:
         chosen = {node.name: set(node.activations) for node in nodes}
         self.activations = tuple(dict.fromkeys(a for names in chosen.values() for a in sorted(names)))
-        self._specs = specs(model.graph.input)
         taken = value_names(model)
         self._scales = {a: _fresh(f"scale of {a}", taken) for a in self.activations}
         switched = {a: _fresh(f"{a} or quantized", taken) for a in self.activations}
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        graph = copy.graph
-        graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), _ZERO))
-        for name in self._scales.values():
-            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-        made = {output for node in model.graph.node for output in node.output}
-        nodes_out = [
-            n for a in self.activations if a not in made for n in _switch(a, self._scales[a], switched[a])
-        ]
-        for node in graph.node:
-            own = chosen.get(node.name, set())
-            for position, name in enumerate(node.input):
-                if name in own:
-                    node.input[position] = switched[name]
-            nodes_out.append(node)
-            for name in node.output:
-                if name in switched:
-                    nodes_out.extend(_switch(name, self._scales[name], switched[name]))
-        kept = []
-        for node in nodes_out:
-            kept.append(NodeProto())
-            kept[-1].CopyFrom(node)
-        del graph.node[:]
-        graph.node.extend(kept)
-        with tempfile.TemporaryDirectory(prefix="vernier-rehearsal-") as work:
-            try:
-                self._session = open_session(copy, Path(work), threads=os.cpu_count() or 1)
-            except RunFailed as error:
-                raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error
+        pieces = cut(model)
+        #: Activation → the first piece that has a switch for it.
+        self._first: dict[str, int] = {}
+        for index, piece in enumerate(pieces):
+            for name in _add_switches(piece, chosen, self._scales, switched):
+                self._first.setdefault(name, index)
+        self._chain = Chain(pieces, model, optimize=True)
         self._float_outputs = [
             o.name for o in model.graph.output if o.type.tensor_type.elem_type == TensorProto.FLOAT
         ]
 
-    def run(self, samples: Samples, rows: int, scales: Mapping[str, float]) -> Arrays:
-        """Float outputs for every sample; activations without a scale in `scales` stay in FP32.
+    def remember(self, samples: Samples, rows: int) -> Arrays:
+        """Runs in FP32, at most `rows` samples at a time, what `run` will run again.
 
-        Raises BuildError when there is nothing to compare: no float output, or one whose size depends on
-        the data.
+        Returns the float outputs, [samples, elements]. Raises BuildError when there is nothing to compare:
+        no float output, or one whose size depends on the data.
         """
         if not self._float_outputs:
             raise BuildError("the model has no float output to compare")
-        fed = {name: np.array(scales.get(a, 0.0), np.float32) for a, name in self._scales.items()}
-        alone = has_no_batch_axis(samples, self._specs)
-        parts: list[list[Array]] = [[] for _ in self._float_outputs]
-        for feed, count in feeds(samples, self._specs, rows):
-            outputs = self._session.run(self._float_outputs, {**feed, **fed})
-            for kept, output in zip(parts, rows_of(outputs, count, alone), strict=True):
-                if output.ndim == 0 or len(output) != count or not output.size:
-                    raise BuildError("an output's size depends on the data, so it cannot be compared")
-                kept.append(output)
-        return {n: _flat(p) for n, p in zip(self._float_outputs, parts, strict=True)}
+        return self._compared(self._chain.remember(samples, rows, self._fed({})), len(samples))
+
+    def run(self, scales: Mapping[str, float]) -> Arrays:
+        """The same with these activations quantized; those without a scale stay in FP32."""
+        first = min((self._first[a] for a in scales if a in self._first), default=0)
+        outputs = self._chain.run(first, {}, self._fed(scales))
+        return self._compared(outputs, len(next(iter(outputs.values()))))
+
+    def _fed(self, scales: Mapping[str, float]) -> Arrays:
+        return {name: np.array(scales.get(a, 0.0), np.float32) for a, name in self._scales.items()}
+
+    def _compared(self, outputs: Arrays, samples: int) -> Arrays:
+        found = {name: outputs[name] for name in self._float_outputs}
+        if any(len(array) != samples or not array.size for array in found.values()):
+            raise BuildError("an output's size depends on the data, so it cannot be compared")
+        return {name: array.reshape(samples, -1) for name, array in found.items()}
 
 
-def _flat(parts: list[Array]) -> Array:
-    """[samples, elements]; outputs whose size changes from batch to batch are cut to the smallest."""
-    flat = [p.reshape(len(p), -1) for p in parts]
-    width = min(p.shape[1] for p in flat)
-    joined: Array = np.concatenate([p[:, :width] for p in flat])
-    return joined
+def _add_switches(
+    piece: ModelProto,
+    chosen: Mapping[str, set[str]],
+    scales: Mapping[str, str],
+    switched: Mapping[str, str],
+) -> list[str]:
+    """Lets the nodes `chosen` read their activations through a switch, in place; returns these activations."""
+    graph = piece.graph
+    read = dict.fromkeys(a for n in graph.node for a in n.input if a in chosen.get(n.name, ()))
+    made = {output for node in graph.node for output in node.output}
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), _ZERO))
+    graph.input.extend(helper.make_tensor_value_info(scales[a], TensorProto.FLOAT, []) for a in read)
+    nodes = [n for a in read if a not in made for n in _switch(a, scales[a], switched[a])]
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in chosen.get(node.name, ()):
+                node.input[position] = switched[name]
+        nodes.append(node)
+        for name in node.output:
+            if name in read:
+                nodes.extend(_switch(name, scales[name], switched[name]))
+    keep_nodes(graph, nodes)
+    return list(read)
 
 
 def _fresh(hint: str, taken: set[str]) -> str:

@@ -3,9 +3,9 @@
 The errors of single nodes are measured first, one cheap run each with only that node quantized. Under
 the usual model (independent noise, variances add) the best order in which to give nodes back is by
 squared error for each share of time that quantizing the node saves. Along such an order the variant gets
-more accurate step by step, so the shortest sufficient part is found by bisection on the real budget:
-O(log n) evaluations. A second order, by error alone, is bisected too, because the model is only a
-model; of the two results the one that keeps more of the time saved wins.
+more accurate step by step, so the shortest sufficient part is found on the real budget, by bisection around
+where the model expects it: O(log n) evaluations. A second order, by error alone, competes because the
+model is only a model: if its longest beginning that gives up less time suffices, it is bisected too.
 
 What was selected on some samples is verified on others, since a selection overfits: where nodes are
 selected, a safety factor must fit into the budget as well, and the result must hold on samples that no
@@ -15,13 +15,16 @@ finite samples leave (`app.build.caution`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+
 from app.budget import Budget, Judge
 from app.build.caution import CautiousJudge
-from app.build.data import Samples, limit
+from app.build.data import Samples, first_and_rest, limit, positions
 from app.build.evaluate import Evaluator
 from app.build.gate import make_judge
 from app.build.lower import Recipe, lower
@@ -35,9 +38,16 @@ from app.tensors import Arrays
 
 #: The part of the budget that a selection may use up, doubt included; verification may use up all of it.
 SAFETY = 0.85
-#: Ranking, and a single evaluation of a selection, take as many samples as fit into these times.
-_RANKING_SECONDS, _EVALUATION_SECONDS = 60.0, 15.0
+#: Ranking, and a single evaluation, take as many samples as fit into these times. Distances show on few
+#: samples; what labels say needs many, or the doubt uses up the budget.
+_RANKING_SECONDS, _SELECTION_SECONDS, _LABELLED_SECONDS, _VERIFICATION_SECONDS = 15.0, 3.0, 15.0, 30.0
 _LEAST_SELECTION = 48
+#: A selection whose worst sample among the first so many passes the budget is not run on the others.
+_GLANCE = 16
+#: A base type that uses up less than this part of what it may is not looked at again.
+_CLEARLY = 0.25
+#: Nodes that together save less than this part of all savings are not told apart.
+_HARDLY = 0.02
 _MOST_VERIFICATIONS = 4
 
 
@@ -64,6 +74,7 @@ class SearchResult:
         that quantizes, what quantizing it does); empty when nothing had to be ranked. A residual sum is
         measured together with its convolution.
     given_back: nodes, the first given back first.
+    verified: the samples of the last verification and the recipe's answers to them.
     kept_macs: share of the quantizable nodes' multiply-accumulates that stay quantized.
     """
 
@@ -75,6 +86,7 @@ class SearchResult:
     kept_macs: float
     seconds: float
     reason: str = ""
+    verified: tuple[Samples, Arrays] | None = None
 
 
 def search(
@@ -86,6 +98,7 @@ def search(
     budget: Budget,
     progress: Progress,
     known: Mapping[str, float] | None = None,
+    answered: tuple[Samples, Arrays] | None = None,
 ) -> SearchResult:
     """The fastest assignment at or below `recipe` that keeps the budget, by measurement.
 
@@ -94,13 +107,14 @@ def search(
         nodes: the quantizable nodes; those in `recipe.int8` and `recipe.fp8` may be given back.
         select, verify: disjoint samples, with labels where the budget needs them.
         known: sensitivities that an earlier search of the same model, ranges and weights has measured.
+        answered: samples of which both sets are subsets, and FP32's answers to them.
 
     Raises:
         BuildError: FP32 itself misses the budget, or the data cannot judge it.
     """
     began = perf_counter()
     with progress.task("searching precision") as advance:
-        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, known)
+        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, known, answered)
         given, holds = found.run()
     chosen = without(recipe, given)
     return SearchResult(
@@ -112,6 +126,7 @@ def search(
         kept_macs=kept_macs(nodes, chosen),
         seconds=perf_counter() - began,
         reason="" if holds else "no assignment that was selected on some samples held on others",
+        verified=found.verified,
     )
 
 
@@ -127,19 +142,23 @@ class _Search:
         progress: Progress,
         advance: Advance,
         known: Mapping[str, float] | None,
+        answered: tuple[Samples, Arrays] | None,
     ) -> None:
         self._model = prepared.model
         self._wished = recipe
         self._budget = budget
         self._progress = progress
         self._advance = advance
-        self._exact = Evaluator(self._model)
+        self._answered = answered
         sample_seconds = time_per_sample(self._model, select)
-        affordable = int(_EVALUATION_SECONDS / max(1e-9, sample_seconds))
-        self._select = limit(select, max(_LEAST_SELECTION, affordable))
-        self._verify = limit(verify, max(_LEAST_SELECTION, 2 * affordable))
+        labelled = any(term.needs_labels for term in budget.terms)
+        self._bounds_samples = budget.bounds_samples and not labelled
+        seconds = _LABELLED_SECONDS if labelled else _SELECTION_SECONDS
+        self._select = _at_most(select, seconds / max(1e-9, sample_seconds))
+        self._verify = _at_most(verify, _VERIFICATION_SECONDS / max(1e-9, sample_seconds))
         self._selection_judge = CautiousJudge(self._judge(self._select))
         self._verification_judge = CautiousJudge(self._judge(self._verify))
+        self._glance, self._rest = first_and_rest(self._select, _GLANCE)
         self._quantized = quantized_units(self._model, nodes, recipe)
         self._floats = float_units(self._model, nodes, recipe)
         self._ranker = Ranker(self._model, recipe, budget, self._select, sample_seconds, _RANKING_SECONDS)
@@ -147,6 +166,7 @@ class _Search:
         self._safety = SAFETY
         self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], float] = {}
         self.steps: list[Step] = []
+        self.verified: tuple[Samples, Arrays] | None = None
 
     @property
     def sensitivities(self) -> dict[str, float]:
@@ -174,7 +194,7 @@ class _Search:
         if self._enough(()):
             return ()
         floats: tuple[Unit, ...] = ()
-        if not self._enough(self._quantized):
+        if self._base_strays():
             # Without a single quantized node the base type still strays too far: mend that first.
             if not self._enough((*self._quantized, *self._floats)):
                 return (*self._quantized, *self._floats)
@@ -186,19 +206,43 @@ class _Search:
     def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> tuple[Unit, ...]:
         """The shortest sufficient beginning of each order; of these, the one that keeps most savings.
 
-        `also` is given back besides. All units together must be enough, and none too little.
+        `also` is given back besides. All units together are taken to be enough, and none for too little. What
+        saves hardly anything is not worth another evaluation.
         """
-        found = []
-        for order in dict.fromkeys(self._orders(units)):
-            too_few, enough = 0, len(order)
-            while enough - too_few > 1:
-                middle = (too_few + enough) // 2
-                if self._enough((*also, *order[:middle])):
-                    enough = middle
-                else:
-                    too_few = middle
-            found.append(order[:enough])
-        return min(found, key=lambda given: (sum(unit.saving for unit in given), len(given)))
+        by_price, by_error = self._orders(units)
+        hardly = _HARDLY * _savings(units)
+        best = by_price[: self._bisected(by_price, also, len(by_price), hardly)]
+        # Of the other order only a beginning that gives up less is of interest.
+        most = len(by_error)
+        while most and _savings(by_error[:most]) > _savings(best) - hardly:
+            most -= 1
+        if not most or not self._enough((*also, *by_error[:most])):
+            return best
+        return by_error[: self._bisected(by_error, also, most, hardly)]
+
+    def _bisected(self, order: tuple[Unit, ...], also: tuple[Unit, ...], enough: int, hardly: float) -> int:
+        """How many of `order` are enough, `enough` being so; looked for around where it is expected."""
+        error = self._ranker.rank(order, self._progress)
+        middle = self._expected([error[unit] for unit in order], also)
+        too_few, stride = 0, max(1, len(order) // 8)
+        while enough - too_few > 1 and _savings(order[too_few:enough]) > hardly:
+            middle = min(max(middle, too_few + 1), enough - 1)
+            if self._enough((*also, *order[:middle])):
+                enough, guess = middle, middle - stride
+            else:
+                too_few, guess = middle, middle + stride
+            middle = guess if stride else (too_few + enough) // 2
+            stride = 0
+        return enough
+
+    def _expected(self, errors: Sequence[float], also: tuple[Unit, ...]) -> int:
+        """After how many nodes the errors left, taken as independent, should fit."""
+        now = self._used_of(also)
+        left = np.append(np.cumsum(np.square(np.minimum(errors, 1e6))[::-1])[::-1], 0.0)
+        if not math.isfinite(now) or not left[0]:
+            return len(errors) // 2
+        fits = now * np.sqrt(left / left[0]) <= self._safety
+        return int(np.argmax(fits))
 
     def _orders(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
         error = self._ranker.rank(units, self._progress)
@@ -208,28 +252,65 @@ class _Search:
 
     # --- measurement ---------------------------------------------------------------------------
     def _judge(self, samples: Samples) -> Judge:
-        judge = make_judge(self._budget, self._exact.run(samples), samples.labels)
+        judge = make_judge(self._budget, self._reference(samples), samples.labels)
         itself = judge.judge(judge.reference)
         if not itself.passed:
             raise BuildError(f"FP32 itself misses the budget, so nothing can keep it: {itself.reason}")
         return judge
 
+    def _reference(self, samples: Samples) -> Arrays:
+        if self._answered is None:
+            return Evaluator(self._model).run(samples)
+        whole, answers = self._answered
+        rows = positions(samples, whole)
+        return {name: array[rows] for name, array in answers.items()}
+
     def _enough(self, given: Sequence[Unit]) -> bool:
+        return self._used_of(given) <= self._safety
+
+    def _base_strays(self) -> bool:
+        """Whether the budget is missed without a single quantized node."""
+        if self._quantized and self._rest is not None and self._bounds_samples:
+            # A few samples tell where it is not close, and whether it was close is seen in the end.
+            outputs = Evaluator(lower(self._model, without(self._wished, self._quantized))).run(self._glance)
+            if self._selection_judge.worst_of_some(outputs) <= _CLEARLY * self._safety:
+                return False
+        return not self._enough(self._quantized)
+
+    def _used_of(self, given: Sequence[Unit]) -> float:
+        """The part of the budget that a selection uses up, on the selection samples."""
         recipe = without(self._wished, given)
         key = (recipe.int8, recipe.fp8, recipe.fp32)
         if key not in self._known:
-            self._known[key] = self._selection_judge.used(self._run(recipe, self._select))
+            self._known[key] = self._selected(Evaluator(lower(self._model, recipe)))
             self._note(given, self._known[key], "select")
-        return self._known[key] <= self._safety
+        return self._known[key]
+
+    def _selected(self, evaluator: Evaluator) -> float:
+        outputs = evaluator.run(self._glance)
+        if self._rest is None:
+            return self._selection_judge.used(outputs)
+        used = self._selection_judge.worst_of_some(outputs)
+        if used > 1:
+            return used
+        others = evaluator.run(self._rest)
+        return self._selection_judge.used({n: np.concatenate([outputs[n], others[n]]) for n in outputs})
 
     def _verified(self, given: Sequence[Unit]) -> float:
-        used = self._verification_judge.used(self._run(without(self._wished, given), self._verify))
+        outputs = Evaluator(lower(self._model, without(self._wished, given))).run(self._verify)
+        self.verified = self._verify, outputs
+        used = self._verification_judge.used(outputs)
         self._note(given, used, "verify")
         return used
-
-    def _run(self, recipe: Recipe, samples: Samples) -> Arrays:
-        return Evaluator(lower(self._model, recipe)).run(samples)
 
     def _note(self, given: Sequence[Unit], used: float, samples: str) -> None:
         self.steps.append(Step(sum(len(unit.nodes) for unit in given), used, samples))
         self._advance(1)
+
+
+def _at_most(samples: Samples, affordable: float) -> Samples:
+    return limit(samples, max(_LEAST_SELECTION, int(affordable)))
+
+
+def _savings(units: Sequence[Unit]) -> float:
+    return sum(unit.saving for unit in units)

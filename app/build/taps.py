@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from app.build.data import Samples, Subset, feeds
+from app.build.parallel import AT_ONCE, THREADS, in_order
 from app.build.probe import RunFailed, open_session
 from app.build.shapes import specs
 from app.errors import BuildError
 from app.tensors import Array, Arrays
 
-#: What one batch's values may take, in bytes.
+Digest = TypeVar("Digest")
+
+#: What the values of all batches in memory may take, in bytes.
 BATCH_BYTES = 256 << 20
 _MOST_ROWS = 64
 
@@ -43,7 +46,7 @@ class Taps:
             tapped.graph.output.extend(model.graph.output[:1])
         with tempfile.TemporaryDirectory(prefix="vernier-taps-") as work:
             try:
-                self._session = open_session(tapped, Path(work), threads=os.cpu_count() or 1)
+                self._session = open_session(tapped, Path(work), threads=THREADS)
             except RunFailed as error:
                 raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error
 
@@ -63,12 +66,22 @@ class Taps:
         feed, count = next(feeds(_first(samples), self._specs, 1))
         values = self._run(feed)
         size = sum(array.nbytes for array in [*values.values(), *feed.values()]) // max(count, 1)
-        return max(1, min(_MOST_ROWS, limit_bytes // max(size, 1)))
+        return max(1, min(_MOST_ROWS, limit_bytes // (AT_ONCE * max(size, 1))))
 
-    def batches(self, samples: Samples, rows: int) -> Iterator[tuple[Arrays, int]]:
-        """Value name → array, and how many samples they come from."""
-        for feed, count in feeds(samples, self._specs, rows):
-            yield self._run(feed), count
+    def digests(
+        self, samples: Samples, rows: int, digest: Callable[[Arrays, int, int], Digest]
+    ) -> Iterator[tuple[Digest, int]]:
+        """What `digest` makes of each batch, and how many samples the batch holds, in order.
+
+        Batches are run and digested beside one another: `digest` gets value name → array, the number of
+        samples and the batch's index, and changes nothing outside.
+        """
+
+        def run(numbered: tuple[int, tuple[Arrays, int]]) -> tuple[Digest, int]:
+            index, (feed, count) = numbered
+            return digest(self._run(feed), count, index), count
+
+        yield from in_order(run, enumerate(feeds(samples, self._specs, rows)))
 
 
 def _first(samples: Samples) -> Samples:

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from app.build.calibrate import Method, Ranges, calibrate
 from app.build.data import Samples, limit
-from app.build.half import half_hazards, hazard_notes
+from app.build.half import half_hazards, hazard_notes, hazards_of
 from app.build.lower import Form, Recipe, lower
 from app.build.modelopt import Proposal, propose
 from app.build.placement import QuantizableNode, float_notes, quantizable_nodes
@@ -21,6 +21,7 @@ from app.build.prepare import PreparedModel
 from app.build.progress import Progress
 from app.build.quantized import INT8_MAX, QuantizedWeight
 from app.build.request import AUTO, DEFAULT_METHOD, QUANTIZED, BuildRequest
+from app.build.watch import Watch
 from app.build.weights import WeightMethod, quantize_weights
 from app.errors import BuildError
 from app.package.calibration import Calibration, check_calibration, read_calibration
@@ -93,14 +94,7 @@ class Workshop:
         if self._reused is not None:
             kept = self._reused
             return Ranges(kept.scales, kept.method, kept.samples, kept.per_tensor_method, kept.peaks)
-        found = calibrate(
-            self.prepared.model,
-            self.nodes,
-            self._calibration_samples(),
-            cast(Method, self._request.calibration_method or DEFAULT_METHOD),
-            self._progress,
-            self._request.resume,
-        )
+        found = self._calibrated
         if not self._asks_modelopt or not _INT8.intersection(self._request.precisions):
             return found
         proposed = self._proposal("int8").ranges
@@ -110,6 +104,30 @@ class Workshop:
             scales={**found.scales, **proposed},
             per_tensor_method={**found.per_tensor_method, **dict.fromkeys(proposed, "modelopt")},
         )
+
+    @cached_property
+    def _calibrated(self) -> Ranges:
+        return calibrate(
+            self.prepared.model,
+            self.nodes,
+            self._calibration_samples(),
+            cast(Method, self._request.calibration_method or DEFAULT_METHOD),
+            self._progress,
+            self._request.resume,
+            self._watch,
+        )
+
+    @cached_property
+    def _watch(self) -> Watch | None:
+        """Looks for overflow while calibration data runs, if there will be both ranges and a narrow type."""
+        asked = self._request.precisions
+        quantizes, narrows = (
+            asked == (AUTO,) or any(test(precision) for precision in asked)
+            for test in (QUANTIZED.__contains__, lambda precision: _BASES.get(precision) != "fp32")
+        )
+        if not (quantizes and narrows) or self._reused is not None or self.calibration is None:
+            return None
+        return Watch(self.prepared.model) if self.nodes else None
 
     @property
     def _asks_modelopt(self) -> bool:
@@ -162,6 +180,10 @@ class Workshop:
         """Node → why it must stay FP32 in a graph of this type, found by running data."""
         if base == "fp32":
             return {}
+        if base not in self._hazards and self._watch is not None:
+            seen = self._calibrated.seen
+            assert seen is not None
+            self._hazards[base] = hazards_of(self.prepared.model, self._watch, seen, base)
         if base not in self._hazards:
             samples = self.calibration or self._spare
             if samples is None:

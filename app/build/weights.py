@@ -12,10 +12,12 @@ from typing import Literal, get_args
 
 import numpy as np
 from onnx import ModelProto
+from threadpoolctl import threadpool_limits
 
 from app.build.data import Samples, Subset
 from app.build.graph import GraphView
 from app.build.layers import Layer, candidates, observe, open_layer
+from app.build.parallel import in_order
 from app.build.placement import QuantizableNode
 from app.build.progress import NoProgress, Progress
 from app.build.quantized import QuantizedWeight
@@ -28,7 +30,7 @@ WEIGHT_METHODS: tuple[str, ...] = get_args(WeightMethod)
 
 _FIT_SAMPLES, _HELD_SAMPLES = 64, 16
 #: The outputs of the whole model are compared on more samples, as many as this many operations allow.
-_SETTLE_SAMPLES, _SETTLE_MACS = 128, 1e11
+_SETTLE_SAMPLES, _SETTLE_MACS = 128, 2.5e10
 #: Below this many samples nothing can be learned and checked; weights are rounded without data.
 _LEAST_SAMPLES = 8
 #: Layers that are observed at once take no more than this.
@@ -71,9 +73,13 @@ def quantize_weights(
         for chunk in _chunks(view, weighted, ranges or {}):
             if usable is not None and method in ("gptq", "best"):
                 observe(model, chunk, *_split(usable))
-            for layer in chunk:
-                found[layer.node.name] = candidates(layer, method)
-                advance(1)
+            # Layers share nothing, and NumPy's own threads would only wait for one another.
+            with threadpool_limits(1, user_api="blas"):
+                for layer, forms in zip(
+                    chunk, in_order(lambda layer: candidates(layer, method), chunk), strict=True
+                ):
+                    found[layer.node.name] = forms
+                    advance(1)
     if method != "best" or usable is None or not ranges:
         return _pick(found, method)
     own = _pick(found, "best")
@@ -123,5 +129,5 @@ def _split(samples: Samples) -> tuple[Samples, Samples]:
 
 def _unseen(samples: Samples, macs: int) -> Samples:
     """Samples that nothing was learned from, as many as can be run in reasonable time."""
-    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _HELD_SAMPLES, _SETTLE_SAMPLES))
+    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _LEAST_SAMPLES, _SETTLE_SAMPLES))
     return Subset(samples, np.sort(_order(samples)[: len(samples) // 4][:most]))

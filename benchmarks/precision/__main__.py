@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.precision import page
+from benchmarks.precision import page, resnet50
 from benchmarks.precision.exhibit import Exhibit
 from benchmarks.precision.measure import as_json, measure
+from benchmarks.precision.memory import measure_memory
 from benchmarks.precision.traps import measure_traps, traps_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "precision"
@@ -29,11 +30,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--only", choices=NAMES, action="append", help="measure these alone")
     parser.add_argument("--write", action="store_true", help="render the page from the results at hand")
+    parser.add_argument("--memory", type=int, nargs="+", help="peak memory with so many calibration samples")
     parser.add_argument("--make", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("NAME", "HOW"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     EXHIBITS.mkdir(parents=True, exist_ok=True)
-    if options.make:
+    if options.memory:
+        for samples in options.memory:
+            print(measure_memory(samples), flush=True)
+    elif options.make:
         make(options.make).remember(EXHIBITS)
     elif options.one:
         measure_one(options.one[0], options.one[1] == "strict")
@@ -64,9 +69,11 @@ def make(name: str) -> Exhibit:
         from benchmarks.precision import shipped
 
         return shipped.recommender(EXHIBITS) if name == "recommender" else shipped.speech(EXHIBITS)
+    if name == "resnet50":
+        return resnet50.make(EXHIBITS)
     from benchmarks.precision import zoo
 
-    return zoo.make_resnet50(EXHIBITS) if name == "resnet50" else zoo.make(name, EXHIBITS)
+    return zoo.make(name, EXHIBITS)
 
 
 def measure_one(name: str, strict: bool) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -21,12 +23,33 @@ from app.build.lower import Recipe, lower
 from app.build.pipeline import build
 from app.build.placement import quantizable_nodes
 from app.build.prepare import PreparedModel, prepare
-from app.build.progress import NoProgress
+from app.build.progress import Advance, NoProgress
 from app.build.request import BuildOutcome, BuildRequest, PlanWishes
 from app.build.weights import quantize_weights
 from app.engine.onnxruntime import RUNTIME
 from app.tensors import Arrays
 from benchmarks.precision.exhibit import Exhibit
+
+
+class Phases(NoProgress):
+    """Seconds of each outermost step of a build, by title; what no step covers is left out."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        began = perf_counter()
+        self._depth += 1
+        try:
+            with super().task(title, total) as advance:
+                yield advance
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self.seconds[title] = self.seconds.get(title, 0.0) + perf_counter() - began
+
 
 EMULATED, BASELINE = "as a GPU computes it", "min-max everything"
 
@@ -57,6 +80,7 @@ class Row:
 
     judged: every published variant, and `min-max everything` for comparison.
     int8_nodes, weighted_nodes, kept_macs: of the `int8` variant.
+    phases: seconds of the build's steps.
     plans: how many variants TensorRT for RTX parsed and built, without a GPU.
     """
 
@@ -78,6 +102,7 @@ class Row:
     search_seconds: float
     build_seconds: float
     peak_mb: float
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 def measure(
@@ -102,12 +127,13 @@ def measure(
             plans=PlanWishes("tensorrt-rtx", ("8.9",)) if plans else None,
         )
         began = perf_counter()
-        outcome = build(request, NoProgress())
+        phases = Phases()
+        outcome = build(request, phases)
         seconds = perf_counter() - began
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         prepared = prepare(exhibit.model, {}, folder)
         held_out = load_samples(str(exhibit.heldout), prepared.inputs)
-        return _row(exhibit, strict, outcome, prepared, held_out, seconds, peak_mb)
+        return _row(exhibit, strict, outcome, prepared, held_out, seconds, peak_mb, phases.seconds)
 
 
 def _row(
@@ -118,6 +144,7 @@ def _row(
     held_out: Samples,
     seconds: float,
     peak_mb: float,
+    phases: dict[str, float],
 ) -> Row:
     manifest = outcome.manifest
     gates = manifest.variants["fp32"].gates
@@ -161,6 +188,7 @@ def _row(
         search_seconds=sum(found["seconds"] for found in report["searches"].values()),
         build_seconds=seconds,
         peak_mb=peak_mb,
+        phases=phases,
     )
 
 

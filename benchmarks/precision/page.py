@@ -187,12 +187,15 @@ def _traps(found: Sequence[Sprung]) -> str:
 def _resnet50(row: Row) -> str:
     int8 = "published" if row.bytes_int8 else "refused"
     size = f"{row.bytes_int8 / row.bytes_fp32:.1%} of FP32's" if row.bytes_int8 else "not in the package"
+    phases = "; ".join(f"{title} {seconds:.0f} s" for title, seconds in row.phases.items() if seconds >= 1)
     return f"""## A model of ResNet-50's size
 
 Random weights, {row.evaluated} pictures for calibration and as many for the gate; FP32, FP16 and INT8 built,
 judged by the default budget without labels, and timed: **{row.build_seconds:.0f} s** in all,
 {row.search_seconds:.0f} s of them spent searching, with at most {row.peak_mb:.0f} MB of memory. INT8 was {int8}:
-{row.int8_nodes} of {row.weighted_nodes} weighted nodes ({row.kept_macs:.0%} of the MACs), file size {size}."""
+{row.int8_nodes} of {row.weighted_nodes} weighted nodes ({row.kept_macs:.0%} of the MACs), file size {size}.
+
+Steps: {phases or "not recorded"}."""
 
 
 def _find(row: Row, precision: str, how: str) -> Judged | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.precision import data, models, resnet50
+from benchmarks.precision import data, models
 from benchmarks.precision.exhibit import Exhibit
 
 SEED = 20
@@ -124,30 +124,6 @@ def export(model: nn.Module, example: Tensor, path: Path, input_name: str, outpu
             dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
         )
     part.rename(path)
-
-
-def make_resnet50(folder: Path, samples: int = 256) -> Exhibit:
-    """ResNet-50's size with random weights and random pictures: for times and sizes, not for accuracy."""
-    home = (
-        folder / f"resnet50-{hashlib.sha256(inspect.getsource(resnet50).encode()).hexdigest()[:12]}-{samples}"
-    )
-    exhibit = Exhibit(
-        "resnet50", "ResNet-50 (random weights)", home / "model.onnx", home / "pictures.npz", home / "pictures.npz",
-        home / "pictures.npz",
-    )  # fmt: skip
-    if exhibit.model.exists():
-        return exhibit
-    home.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(SEED)
-    coarse = random.normal(size=(samples, 3, 14, 14)).astype(np.float32)
-    np.savez(exhibit.calibration, image=coarse.repeat(16, axis=2).repeat(16, axis=3))
-    torch.manual_seed(SEED)
-    model = resnet50.ResNet50().train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.randn(8, 3, 14, 14).repeat_interleave(16, 2).repeat_interleave(16, 3))
-    export(model.eval(), torch.zeros(1, 3, 224, 224), exhibit.model, "image", "logits")
-    return exhibit
 
 
 def _fingerprint(plan: Plan) -> str:

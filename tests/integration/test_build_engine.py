@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.package.integrity import open_package
+from tests.unit.build.architectures import residual_cnn
 from tests.unit.build.models import mlp, save, weights
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +144,46 @@ def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path) -> No
         process.stderr.read()
         assert process.wait(timeout=60) == 130
     assert not list((tmp_path / "engines").rglob("*"))
+
+
+def test_a_killed_calibration_goes_on_and_gives_the_same_package(tmp_path: Path) -> None:
+    """SIGKILL in the middle: nothing can be tidied up, and only the state file tells what was done."""
+    samples = 60_000
+    save(residual_cnn(), tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((samples, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "c.npz", x=x)
+    np.savez(tmp_path / "e.npz", x=x[:64])
+    state = tmp_path / "state.npz"
+
+    def arguments(out: str, *more: object) -> list[object]:
+        data = ("--calibration", tmp_path / "c.npz", "--eval", tmp_path / "e.npz")
+        wanted = ("--precision", "fp32,fp16,int8", "--budget", "rel_spread.max<=0.9")
+        return [tmp_path / "m.onnx", "--name", "m", *data, *wanted, "--out", tmp_path / out, *more]
+
+    with subprocess.Popen(
+        command(*arguments("killed", "--resume", state)), stderr=subprocess.DEVNULL
+    ) as process:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL, (
+            "it ended before it was killed: give it more samples"
+        )
+    with np.load(state) as left:
+        assert 0 < int(left["done"]) < samples
+    again = run(*arguments("killed", "--resume", state))
+    assert again.returncode == 0, again.stderr
+    said = re.search(rf"going on with an interrupted calibration: (\d+) of {samples} samples", again.stderr)
+    assert said, again.stderr
+    assert 0 < int(said[1]) < samples
+    assert not state.exists()
+    whole = run(*arguments("whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert "going on" not in whole.stderr
+    built = [open_package(tmp_path / out / "m" / "1").files for out in ("killed", "whole")]
+    same = [name for name in built[1] if not name.startswith("report.")]
+    assert {"fp32.onnx", "fp16.onnx", "int8.onnx", "calibration.cache", "golden.npz"} <= set(same)
+    assert {n: built[0][n].sha256 for n in same} == {n: built[1][n].sha256 for n in same}
 
 
 def test_folders_that_cannot_be_written_are_named(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.build.calibrate import METHODS, Ranges, calibrate, model_digest
+from app.build.calibrate import METHODS, Ranges, calibrate
+from app.build.counting import model_digest
 from app.build.data import ArraySamples
 from app.build.placement import quantizable_nodes
 from app.build.prepare import clean
@@ -59,10 +60,10 @@ def test_best_is_no_worse_for_the_outputs_than_any_single_method() -> None:
     spiky["x"][::7, 0, 0, 0] = 60.0  # a rare outlier in the input, which carries no information
     samples = ArraySamples(spiky)
     rehearsal = Rehearsal(model, nodes)
-    exact = rehearsal.run(samples, 32, {})
+    exact = rehearsal.remember(samples, 32)
 
     def harm(ranges: Ranges) -> float:
-        return damage(exact, rehearsal.run(samples, 32, ranges.scales))
+        return damage(exact, rehearsal.run(ranges.scales))
 
     best = harm(calibrate(model, nodes, samples, "best"))
     for method in ("minmax", "entropy", "percentile", "mse"):
@@ -74,8 +75,9 @@ def test_a_rehearsal_without_scales_is_the_model_itself() -> None:
     nodes, samples = quantizable_nodes(model), data(model, 8)
     rehearsal = Rehearsal(model, nodes)
     exact = values_of(model, samples.take(range(8)))["y"].reshape(8, -1)
-    assert np.allclose(rehearsal.run(samples, 4, {})["y"], exact, atol=1e-5)
-    off = rehearsal.run(samples, 4, {"l1": 0.5})["y"]
+    assert np.allclose(rehearsal.remember(samples, 4)["y"], exact, atol=1e-5)
+    assert np.allclose(rehearsal.run({})["y"], exact, atol=1e-5)
+    off = rehearsal.run({"l1": 0.5})["y"]
     assert np.abs(off - exact).max() > 0.01
 
 

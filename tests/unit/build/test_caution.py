@@ -103,3 +103,16 @@ def test_the_least_similar_sample_is_extrapolated_downwards() -> None:
     candidate = {"y": reference["y"] + 0.3 * random.normal(size=(500, 8))}
     judge = Judge(Budget.parse("cosine.min>=0.1"), reference)
     assert 1 > CautiousJudge(judge).used(candidate) > judge.judge(candidate).used > 0
+
+
+@pytest.mark.parametrize("text", ["rel_spread.max<=0.5", "max_abs<=0.5", "cosine.min>=0.5", "rel_l2<=0.1"])
+def test_the_first_samples_never_use_up_more_than_all(text: str) -> None:
+    random = np.random.default_rng(3)
+    reference = {"y": random.normal(size=(200, 5)).astype(np.float32)}
+    noisy = reference["y"] + random.standard_t(2, size=(200, 5)).astype(np.float32) * np.float32(0.1)
+    cautious = CautiousJudge(Judge(Budget.parse(text), reference))
+    all_used = cautious.used({"y": noisy})
+    few = [cautious.worst_of_some({"y": noisy[:count]}) for count in (1, 16, 100, 200)]
+    assert few == sorted(few)
+    assert few[-1] <= all_used
+    assert (few[-1] > 0) == (text != "rel_l2<=0.1")

@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.build.data import ArraySamples, feeds, limit, load_samples, one_request_each, rows_of, split
+from app.build.data import (
+    ArraySamples,
+    feeds,
+    first_and_rest,
+    limit,
+    load_samples,
+    one_request_each,
+    positions,
+    rows_of,
+    split,
+)
 from app.errors import BuildError
 from app.tensors import TensorSpec
 
@@ -235,3 +245,32 @@ def test_large_arrays_are_mapped_and_not_held(compress: bool, tmp_path: Path) ->
         assert len(samples.sha256) == 64
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def test_what_was_read_of_a_mapped_file_is_given_back(tmp_path: Path) -> None:
+    """Pages of a mapped file count as the process's memory for as long as they are there."""
+    np.save(tmp_path / "x.npy", np.ones((200, 500_000), np.float32))
+    samples = load_samples(str(tmp_path / "x.npy"), [TensorSpec("x", "float32", ("batch", 500_000))])
+
+    def mapped_bytes() -> int:
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+    before = mapped_bytes()
+    assert samples.sha256
+    assert sum(len(batch["x"]) for batch in samples.batches(8)) == 200
+    assert mapped_bytes() - before < 50 << 20
+
+
+def test_subsets_know_where_they_stand() -> None:
+    whole = ArraySamples({"x": np.arange(50, dtype=np.float32)[:, None]})
+    first, second = split(whole, 20)
+    few = limit(second, 7)
+    np.testing.assert_array_equal(few.take(range(7))["x"], whole.take(positions(few, whole).tolist())["x"])
+    assert set(positions(first, whole)) | set(positions(second, whole)) == set(range(50))
+    with pytest.raises(ValueError, match="not a subset"):
+        positions(ArraySamples({"x": np.zeros((3, 1))}), whole)
+    beginning, rest = first_and_rest(few, 3)
+    assert rest is not None
+    assert (len(beginning), len(rest)) == (3, 4)
+    assert first_and_rest(few, 7) == (few, None)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from app.build.counting import count
 from app.build.data import ArraySamples
 from app.build.evaluate import run_model
-from app.build.half import half_hazards, hazard_notes, overflow_nodes
+from app.build.half import half_hazards, hazard_notes, hazards_of, overflow_nodes
 from app.build.lower import Recipe, lower
 from app.build.prepare import clean
+from app.build.progress import NoProgress
+from app.build.watch import Watch
 from tests.support.quantized_graphs import full_recipe
 from tests.unit.build.architectures import ALL, data, kinds, node
 from tests.unit.build.models import make_model, weights
@@ -185,3 +188,13 @@ def test_hazards_hold_in_int8_graphs_too() -> None:
     assert not np.isfinite(unprotected).all()
     protected = replace(recipe, fp32=overflow_nodes(model, samples))
     assert np.allclose(run_model(lower(model, protected), samples)["y"], exact, atol=0.02)
+
+
+@pytest.mark.parametrize("base", ["fp16", "bf16"])
+def test_a_calibration_pass_sees_the_same_hazards(base: str) -> None:
+    model, samples = overflowing(), normal()
+    watch = Watch(model)
+    counted = count(model, ["t"], samples, NoProgress(), watch=watch)
+    assert counted.seen is not None
+    assert hazards_of(model, watch, counted.seen, base) == half_hazards(model, samples, base)
+    assert counted.histograms["t"].total == 64 * 4

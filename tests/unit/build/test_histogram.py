@@ -63,6 +63,49 @@ def test_zeros_and_non_finite_numbers_are_kept_apart() -> None:
     assert histogram.total == 4
 
 
+@pytest.mark.parametrize("size", [1, 1000, 1024, 50_000])
+def test_some_numbers_of_each_sample_stand_for_all(size: int) -> None:
+    values = np.random.default_rng(3).standard_normal((20, size)).astype(np.float32)
+    values[7, size // 2] = 100.0
+    some, pieces = Histogram(), Histogram()
+    some.add_some(values, 512)
+    for start in range(0, 20, 3):
+        part = Histogram()
+        part.add_some(values[start : start + 3], 512)
+        pieces.merge(part)
+    assert some.peak == 100.0
+    assert 20 * min(340, size) <= some.total <= 20 * min(1000 if size == 1000 else 520, size)
+    assert np.array_equal(some.counts, pieces.counts)
+    assert (some.zeros, some.exponent, some.peak) == (pieces.zeros, pieces.exponent, pieces.peak)
+    if size > 1024:
+        exact = counted(values)
+        assert percentile_scale(some, 99.0) == pytest.approx(percentile_scale(exact, 99.0), rel=0.05)
+
+
+def test_every_channel_and_place_is_among_some_numbers() -> None:
+    values = np.zeros((1, 64, 56, 56), np.float32)
+    for channel in range(64):
+        values[:] = 0
+        values[0, channel] = 1
+        histogram = Histogram()
+        histogram.add_some(values, 8192)
+        assert histogram.counts.sum() == pytest.approx(8192 / 64, rel=0.25)
+
+
+def test_merging_is_adding() -> None:
+    whole, other = Histogram(), Histogram()
+    small, large = NORMAL[:500] * np.float32(1e-3), NORMAL[500:900] * np.float32(1e3)
+    whole.add(small)
+    whole.add(large)
+    for first, second in ((small, large), (large, small)):
+        merged, other = Histogram(), Histogram()
+        merged.add(first)
+        other.add(second)
+        merged.merge(other)
+        assert np.array_equal(merged.counts, whole.counts)
+        assert (merged.peak, merged.exponent, merged.zeros) == (whole.peak, whole.exponent, whole.zeros)
+
+
 def test_the_state_brings_a_histogram_back() -> None:
     histogram = counted(NORMAL)
     again = Histogram.restore(histogram.state())

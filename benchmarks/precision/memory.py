@@ -1,0 +1,47 @@
+"""Peak memory of a build that calibrates a ResNet-50-sized model on many samples, which lie in one mapped .npy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks.precision import resnet50
+
+ROOT = Path(__file__).resolve().parents[2]
+_CHUNK = 100
+
+
+def measure_memory(samples: int) -> str:
+    """Builds fp32 and int8 with `samples` pictures for calibration, in a process of its own.
+
+    Returns a sentence with the seconds and the largest resident set that the process had at any time.
+    """
+    with tempfile.TemporaryDirectory(prefix="vernier-memory-") as scratch:
+        folder = Path(scratch)
+        (folder / "model.onnx").write_bytes(resnet50.make_model(0).SerializeToString())
+        np.savez(folder / "eval.npz", image=resnet50.pictures(16, 1))
+        shape = (samples, 3, resnet50.PIXELS, resnet50.PIXELS)
+        data = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.float32, shape)
+        for start in range(0, samples, _CHUNK):
+            chunk = data[start : start + _CHUNK]
+            chunk[:] = resnet50.pictures(len(chunk), 2 + start)
+        data.flush()
+        del data
+        command = [
+            sys.executable, str(ROOT / "build_engine.py"), str(folder / "model.onnx"), "--name", "resnet50",
+            "--precision", "fp32,int8", "--no-search", "--calibration", str(folder / "pictures.npy"),
+            "--eval", str(folder / "eval.npz"), "--out", str(folder / "engines"),
+        ]  # fmt: skip
+        began = perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = perf_counter() - began
+        if (code := os.waitstatus_to_exitcode(status)) not in (0, 1):  # 1: the gate refused INT8
+            raise RuntimeError(f"the build ended with {code}")
+        return f"{samples} calibration samples: {seconds:.0f} s, {usage.ru_maxrss / 1e6:.2f} GB at most"
