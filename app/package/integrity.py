@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path, PurePosixPath
 from typing import Iterable, Iterator, List, Mapping
 
@@ -16,6 +18,8 @@ from app.package.manifest import FileEntry, Manifest, read_manifest
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_PREFIX = ".building-"
+#: A folder that is younger may be about to be locked.
+_ABANDONED_S = 60.0
 
 
 def sha256_file(path: Path) -> str:
@@ -108,12 +112,15 @@ def _raise_if_full(error: OSError, target: Path) -> None:
 def staging_folder(model_dir: Path) -> Iterator[Path]:
     """A temporary folder beside the versions, removed on every way out unless `publish` renamed it.
 
+    It is locked until then, so that the next build can tell what a killed one has left, and removes it.
     Raises BuildError when the disk is full or the folder cannot be made.
     """
+    _remove_abandoned(model_dir)
     folder = model_dir / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
-        yield folder
+        with _locked(folder):
+            yield folder
     except OSError as error:
         _raise_if_full(error, model_dir)
         if not folder.exists():
@@ -123,6 +130,30 @@ def staging_folder(model_dir: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the folder's lock, which ends with the process; False when another process holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(model_dir: Path) -> None:
+    for folder in model_dir.glob(_TEMPORARY_PREFIX + "*"):
+        with contextlib.suppress(OSError):  # another build may be removing it, or may have published it
+            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                with _locked(folder) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(folder)
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -19,13 +20,25 @@ BLOCKS = 20
 _SAMPLE_S = 0.5
 
 
+def stolen_seconds() -> float:
+    """What a hypervisor has given of all cores' time to other machines, in seconds; see proc_stat(5)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Held:
-    """What the process held in one block: bytes and counts, a sample each half second."""
+    """What the process held in one block: bytes and counts, a sample each half second.
+
+    late_s: by how much the sampler itself woke too late: of seconds, when the whole machine stood still.
+    stolen_s: what a hypervisor gave of the cores' time to other machines since the last sample.
+    """
 
     rss: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
+    stolen_s: list[float] = field(default_factory=list)
     reloads: int = 0
 
     def row(self, record: Record) -> dict[str, float]:
@@ -40,6 +53,8 @@ class Held:
             "descriptors": min(self.descriptors),
             "threads": min(self.threads),
             "reloads": self.reloads,
+            "late_s": max(self.late_s),
+            "stolen_s": sum(self.stolen_s),
         }
 
 
@@ -85,13 +100,17 @@ class Soak:
 
     def _watch(self, began: float, seconds: float, now: Callable[[], Held]) -> None:
         folder = Path(f"/proc/{self.pid}")
-        while time.monotonic() < began + seconds:
+        stolen = stolen_seconds()
+        while (woken := time.monotonic()) < began + seconds:
             block = now()
             status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines())
             block.rss.append(1024 * int(status["VmRSS"].split()[0]))
             block.threads.append(int(status["Threads"]))
             block.descriptors.append(sum(1 for _ in (folder / "fd").iterdir()))
+            before, stolen = stolen, stolen_seconds()
+            block.stolen_s.append(stolen - before)
             time.sleep(_SAMPLE_S)
+            block.late_s.append(time.monotonic() - woken - _SAMPLE_S)
 
     def _reload(self, port: int, stop: threading.Event, ends: float, now: Callable[[], Held]) -> None:
         url = f"http://127.0.0.1:{port}/v2/repository/models/{self.model}/load"

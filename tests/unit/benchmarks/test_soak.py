@@ -28,6 +28,8 @@ def rows(**changes: object) -> Rows:
         "descriptors": 60,
         "threads": 12,
         "reloads": 4,
+        "late_s": 0.01,
+        "stolen_s": 0.2,
     }
     columns = {name: np.broadcast_to(np.asarray(v, float), 20) for name, v in (quiet | changes).items()}
     return [{name: float(column[at]) for name, column in columns.items()} for at in range(20)]

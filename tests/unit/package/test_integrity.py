@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,28 @@ def test_links_are_not_followed_out_of_a_package(tmp_path: Path) -> None:
     os.symlink(outside, package / "link")
     with pytest.raises(PackageError, match="link"):
         resolve_inside(package, "link")
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_and_a_build_under_way_is_not(tmp_path: Path) -> None:
+    hold = (
+        "import fcntl, os, sys\n"
+        "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()"
+    )
+    killed, running, young = (tmp_path / f".building-{name}" for name in ("killed", "running", "young"))
+    for folder in (killed, running, young):
+        folder.mkdir()
+        (folder / "fp32.onnx").write_bytes(b"half")
+    for folder in (killed, running):
+        os.utime(folder, (0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(running)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as builder:
+        assert builder.stdout is not None
+        builder.stdout.readline()
+        with staging_folder(tmp_path) as staged:
+            assert sorted(tmp_path.iterdir()) == sorted([running, young, staged])
+        builder.kill()
+    with staging_folder(tmp_path):
+        assert not running.exists()
