@@ -112,10 +112,12 @@ def page(
         "![memory, latency, descriptors and threads over the time](SOAK.svg)",
         "",
         "Latencies count from when a request was due, so a service that stalls is charged for the requests that wait. "
-        "Arrivals are a Poisson process. `late`: by how much the sampler, a process that does nothing else, woke too late at "
-        "worst; seconds mean that the machine itself stood still. `stolen`: what the hypervisor gave of both cores to others.",
+        "Arrivals are a Poisson process. `late`: by how much the sampler, which does nothing else, woke too late at "
+        "worst; seconds mean that the machine itself stood still. `stolen`: what the hypervisor gave of all cores to "
+        "others.",
         "",
-        "| block | requests | p50 ms | p99 ms | p99.9 ms | memory MB | descriptors | threads | reloads | late s | stolen s |",
+        "| block | requests | p50 ms | p99 ms | p99.9 ms | memory MB | descriptors | threads | reloads "
+        "| late s | stolen s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {number + 1} | {row['requests']:.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | "
