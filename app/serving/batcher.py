@@ -24,7 +24,7 @@ from app.serving.batching import (
     predict_finish,
 )
 from app.serving.execution import Batch
-from app.serving.latency import ArrivalRate, LatencyCurve
+from app.serving.latency import ArrivalRate, LatencyCurve, Lateness
 from app.serving.padding import BatchLayout, Gather, ShapeKey
 from app.serving.queue import Lane, RequestQueue
 from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, start_again
@@ -90,6 +90,7 @@ class Batcher:
         self.queue = RequestQueue(policy.age_s)
         self.limits = Limits(layout.largest, policy.max_queue_delay_s, policy.objective_s)
         self.rate = ArrivalRate()
+        self.lateness = Lateness()
         self._patience_s = policy.objective_s if policy.objective_s is not None else policy.age_s
         self._curves: dict[tuple[str, ShapeKey | None], LatencyCurve] = {}
         for name, is_exact in exact.items():
@@ -194,14 +195,24 @@ class Batcher:
             limit = request.deadline if limit is None else min(limit, request.deadline)
         backlog = Backlog(rows_ahead, free)
         finish = predict_finish(request.rows, backlog, now, curve, self.rate.per_second(now), self.limits)
+        request.promised = finish
+        finish += self.lateness.seconds
         if limit is not None and finish > limit:
             # Who comes back comes with others, and a tenth later, or it would stand on the edge again.
             crowded = predict_finish(request.rows, backlog, now, curve, _CROWD, self.limits)
+            crowded += self.lateness.seconds
             raise QueueFull(
                 f"the answer would take {1e3 * (finish - now):.3g} ms, which is more than the "
                 f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
                 crowded - limit + 0.1 * (crowded - now),
             )
+
+    def answered(self, request: PendingRequest, now: float) -> None:
+        """Learns from an answer how right its prediction was, if there was one."""
+        objective_s, deadline = self.policy.objective_s, request.deadline
+        allowed_s = objective_s if objective_s is not None else (deadline or 0.0) - request.arrived
+        if request.promised is not None and allowed_s > 0:
+            self.lateness.observe(now - request.promised, allowed_s)
 
     def _in_time_for_sure(self, request: PendingRequest, curve: LatencyCurve, now: float) -> bool:
         """The quick answer for deadlines that are far away: one slot alone would meet this one."""

@@ -1,6 +1,6 @@
-"""What an execution will take, and how fast work arrives: the two estimates that the policy stands on.
+"""What an execution will take, how fast work arrives, how wrong that is: the estimates that the policy stands on.
 
-Both are learned from what happens, on any clock; nothing here reads one.
+All are learned from what happens, on any clock; nothing here reads one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _GAIN, _DISTURBED_GAIN = 0.15, 0.01
 _LARGEST_STEP = 2.0
 #: … but this many in a row on the same side say that the whole curve is wrong.
 _CONVINCING = 3
+#: A step of `Lateness`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
+_LATENESS_STEP = 2e-5
 
 
 class LatencyCurve:
@@ -176,6 +178,30 @@ class LatencyCurve:
         while i >= 0 and values[i] > values[i + 1]:
             values[i] = values[i + 1]
             i -= 1
+
+
+class Lateness:
+    """By how much answers come later than predicted, one in a hundred apart: a running 99th percentile.
+
+    The stochastic approximation of Robbins and Monro (1951): an answer that came later than that moves it up by 99
+    steps, any other one down by a step. So whatever the predictions leave out is learned from what became of them.
+
+    Attributes:
+        seconds: from 0 to half of what was allowed.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def observe(self, late_s: float, allowed_s: float) -> None:
+        """An answer that came so much later than predicted, when it was allowed to take `allowed_s` in all."""
+        step = _LATENESS_STEP * allowed_s
+        if late_s > self.seconds:
+            self.seconds = min(self.seconds + 99 * step, allowed_s / 2)
+        else:
+            self.seconds = max(0.0, self.seconds - step)
 
 
 class ArrivalRate:

@@ -76,6 +76,8 @@ class Results:
             if request.gather is not None and not _gathered(request, count, answer):
                 continue
             queue_s.append(waited)
+            if request.promised is not None:
+                self._batcher.answered(request, now)
             if request.deadline is not None and now > request.deadline:
                 late.append(request)
             else:

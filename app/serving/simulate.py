@@ -222,6 +222,7 @@ class Simulation:
             for request, _, rows, _ in batch.parts:
                 request.unanswered -= rows
                 if not request.unanswered and request.state != ENDED:
+                    self.batcher.answered(request, now)
                     self._end(request, "answered", now)  # type: ignore[arg-type]
 
         return finish

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.latency import ArrivalRate, LatencyCurve
+from app.serving.latency import ArrivalRate, LatencyCurve, Lateness
 
 BUCKETS = [1, 2, 4, 8, 16]
 
@@ -117,3 +118,22 @@ def test_the_arrival_rate_is_found_quickly_and_forgotten_quickly(rate: float) ->
         found = estimate.per_second(now)
     assert found == pytest.approx(rate, rel=0.6 if rate < 100 else 0.3)
     assert estimate.per_second(now + 1.0) < 0.1 * rate
+
+
+def test_lateness_is_the_99th_percentile_of_what_became_of_the_predictions() -> None:
+    lateness, rng = Lateness(), np.random.default_rng(0)
+    for late_s in rng.exponential(0.004, 60_000):
+        lateness.observe(float(late_s), 0.1)
+    assert lateness.seconds == pytest.approx(0.004 * np.log(100), rel=0.25)
+
+
+def test_lateness_neither_rewards_haste_nor_takes_all_that_is_allowed() -> None:
+    lateness = Lateness()
+    lateness.observe(-1.0, 0.1)
+    assert lateness.seconds == 0
+    for _ in range(10_000):
+        lateness.observe(5.0, 0.1)
+    assert lateness.seconds == pytest.approx(0.05)
+    for _ in range(100_000):
+        lateness.observe(0.0, 0.1)
+    assert lateness.seconds < 0.003

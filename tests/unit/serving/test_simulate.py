@@ -35,7 +35,9 @@ def simulate(
     policy: Policy | None = None,
     policy_function: Decide = decide,
     exact: bool = True,
+    disturbed: float = 0.0,
 ) -> Trace:
+    """disturbed: the share of batches that take two and a half times as long."""
     seconds = MODELS[model]
     noise = Random(5)
     batcher = make_batcher(
@@ -45,8 +47,11 @@ def simulate(
         {bucket: seconds(bucket) for bucket in default_buckets(LARGEST)},
         policy_function=policy_function,
     )
-    simulation = Simulation(batcher, slots, lambda rows: seconds(rows) * (0.95 + 0.1 * noise.random()))
-    return simulation.run(arrivals)
+
+    def service(rows: int) -> float:
+        return seconds(rows) * (0.95 + 0.1 * noise.random()) * (2.5 if noise.random() < disturbed else 1.0)
+
+    return Simulation(batcher, slots, service).run(arrivals)
 
 
 def load(model: str, share: float, slots: int = 1, requests: int = 5000, seed: int = 1) -> list[Arrival]:
@@ -80,6 +85,18 @@ def test_the_objective_holds_below_capacity_and_nothing_is_refused(
     trace = simulate(model, load(model, share), policy=policy, exact=exact)
     assert trace.of("refused") == []
     assert percentile(trace.latencies(), 0.99) <= objective_s
+
+
+@pytest.mark.parametrize("model", ["flat", "between", "linear"])
+def test_what_predictions_leave_out_is_learned_and_overload_stays_within_the_objective(model: str) -> None:
+    objective_s = 6 * MODELS[model](LARGEST)
+    arrivals = load(model, 3.0, requests=60_000)
+    policy = Policy(objective_s=objective_s, queue_limit=10**6)
+    trace = simulate(model, arrivals, policy=policy, disturbed=0.1)
+    learned = [r.latency_s for r in trace.of("answered") if r.arrival.at > arrivals[-1].at / 2]
+    assert percentile(learned, 0.99) <= 1.02 * objective_s
+    done = len(trace.of("answered")) / arrivals[-1].at
+    assert done >= 0.8 * capacity(model) / 1.15
 
 
 @pytest.mark.parametrize("slots", [1, 2])
