@@ -9,7 +9,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import time
 from pathlib import Path, PurePosixPath
 from typing import Iterable, Iterator, List, Mapping
 
@@ -115,11 +114,11 @@ def staging_folder(model_dir: Path) -> Iterator[Path]:
     It is locked until then, so that the next build can tell what a killed one has left, and removes it.
     Raises BuildError when the disk is full or the folder cannot be made.
     """
-    _remove_abandoned(model_dir)
     folder = model_dir / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True)
         with _locked(folder):
+            _remove_abandoned(folder)
             yield folder
     except OSError as error:
         _raise_if_full(error, model_dir)
@@ -147,10 +146,11 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _remove_abandoned(model_dir: Path) -> None:
-    for folder in model_dir.glob(_TEMPORARY_PREFIX + "*"):
+def _remove_abandoned(mine: Path) -> None:
+    """Removes folders beside `mine` that nobody holds, old ones by the clock that the file system goes by."""
+    for folder in mine.parent.glob(_TEMPORARY_PREFIX + "*"):
         with contextlib.suppress(OSError):  # another build may be removing it, or may have published it
-            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+            if mine.stat().st_mtime - folder.stat().st_mtime > _ABANDONED_S:
                 with _locked(folder) as abandoned:
                     if abandoned:
                         shutil.rmtree(folder)

@@ -113,7 +113,9 @@ def test_a_key_keeps_its_limit_of_requests_at_once_however_they_end(engines: Pat
             assert wire.reply().json()["code"] == "unauthorized"
             with Wire(server) as other:
                 other.send(ask[:-5])
-                while True:  # until its head has been read, which must not be while another request is under way
+                while (
+                    True
+                ):  # until its head has been read, which must not be while another request is under way
                     time.sleep(0.2)
                     wire.send(ask)
                     reply = wire.reply()
