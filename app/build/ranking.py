@@ -52,7 +52,6 @@ class Ranker:
         self._samples = samples
         self._sample_seconds = sample_seconds
         self._seconds = seconds
-        self._names = frozenset(node.name for node in model.graph.node)
         #: Quantized (True) or narrow float (False) → node → sensitivity.
         self._found: dict[bool, dict[str, float]] = {True: {}, False: {}}
 

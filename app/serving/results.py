@@ -58,12 +58,8 @@ class Results:
         answers: list[tuple[PendingRequest, Answer]] = []
         late: list[PendingRequest] = []
         rescued: list[PendingRequest] = []
-        dispatched, precision, compute_s, rows = (
-            batch.dispatched,
-            batch.precision,
-            batch.compute_s,
-            batch.rows,
-        )
+        dispatched, precision = batch.dispatched, batch.precision
+        compute_s, rows = batch.compute_s, batch.rows
         queue_s: list[float] = []
         for (request, _, count, attempt), outputs in zip(batch.parts, batch.outputs, strict=True):
             if request.state == ENDED or request.attempt != attempt:
@@ -85,18 +81,7 @@ class Results:
         self._ledger.answered(answers)
         for request in late:
             self._ledger.expired(request)
-        self._metrics.batch_done(
-            precision,
-            self._runtimes[precision],
-            rows,
-            batch.bucket,
-            len(queue_s),
-            batch.reason,
-            queue_s,
-            batch.times,
-            batch.predicted_s,
-        )
-        self._metrics.padding(*batch.elements)
+        self._count(batch, queue_s)
         if self._tap is not None and answers:
             for at in self._chosen(len(answers), now):
                 request, answer = answers[at]
@@ -106,29 +91,34 @@ class Results:
     def settle_joined(self, batch: Batch, count: int, now: float) -> Answer | None:
         """Books a batch of `count` requests that are joined in its only part; None, with nothing booked,
         when it must be computed request by request."""
-        ((joined, *_),), (outputs, *_) = batch.parts, batch.outputs or (None,)
-        if batch.error is not None or outputs is None:
+        outputs = batch.outputs[0] if batch.error is None else None
+        if outputs is None:
             return None
         precision, rows = batch.precision, batch.rows
         self._ledger.passed(count)
+        self._count(batch, [0.0] * count)
+        if self._tap is not None:
+            each = rows // count
+            for at in self._chosen(count, now):
+                mine = slice(at * each, (at + 1) * each)
+                inputs = {name: array[mine] for name, array in batch.parts[0][0].inputs.items()}
+                self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
+        return Answer(outputs, precision, 0.0, batch.compute_s, rows)
+
+    def _count(self, batch: Batch, queue_s: Sequence[float]) -> None:
+        """queue_s: how long each request waited that the batch answers."""
         self._metrics.batch_done(
-            precision,
-            self._runtimes[precision],
-            rows,
+            batch.precision,
+            self._runtimes[batch.precision],
+            batch.rows,
             batch.bucket,
-            count,
+            len(queue_s),
             batch.reason,
-            [0.0] * count,
+            queue_s,
             batch.times,
             batch.predicted_s,
         )
         self._metrics.padding(*batch.elements)
-        if self._tap is not None:
-            for at in self._chosen(count, now):
-                mine = slice(at * rows // count, (at + 1) * rows // count)
-                inputs = {name: array[mine] for name, array in joined.inputs.items()}
-                self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
-        return Answer(outputs, precision, 0.0, batch.compute_s, rows)
 
     def _rescue(self, requests: list[PendingRequest], precision: str, now: float) -> bool:
         """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""

@@ -83,6 +83,11 @@ def assert_doubles(wire: Wire, x: np.ndarray) -> None:
     np.testing.assert_array_equal(np.array(orjson.loads(reply.body)["outputs"]["z"], np.float32), 2 * x)
 
 
+def ask(wire: Wire, x: np.ndarray, **headers: str) -> None:
+    wire.send(raw(x, **headers))
+    assert_doubles(wire, x)
+
+
 def assert_small(wire: Wire, n: int) -> None:
     assert wire.reply().json()["outputs"]["z"] == [[2.0 * n, 4.0, 6.0, 8.0]]
 
@@ -131,16 +136,12 @@ def test_what_is_pipelined_behind_large_bodies_is_answered_in_order(service: Ser
 def test_other_lengths_other_heads_and_other_routes_follow(service: Service) -> None:
     with service.connect() as wire:
         for n in range(3):
-            wire.send(raw(numbers(n)))
-            assert_doubles(wire, numbers(n))
+            ask(wire, numbers(n))
             wire.send(small(n))
             assert_small(wire, n)
-            wire.send(raw(numbers(n)))
-            assert_doubles(wire, numbers(n))
-            wire.send(raw(numbers(n, 20_000)))
-            assert_doubles(wire, numbers(n, 20_000))
-            wire.send(raw(numbers(n, 5_000), x_request_id=f"number-{n}"))
-            assert_doubles(wire, numbers(n, 5_000))
+            ask(wire, numbers(n))
+            ask(wire, numbers(n, 20_000))
+            ask(wire, numbers(n, 5_000), x_request_id=f"number-{n}")
             wire.send(request(target="/v1/models", method="GET"))
             assert wire.reply().status == 200
 
@@ -150,10 +151,8 @@ def test_a_body_too_large_to_be_received_in_place_is_answered_too(service: Servi
     assert x.nbytes > LARGEST
     with service.connect() as wire:
         for n in range(2):
-            wire.send(raw(numbers(n)))
-            assert_doubles(wire, numbers(n))
-            wire.send(raw(x))
-            assert_doubles(wire, x)
+            ask(wire, numbers(n))
+            ask(wire, x)
 
 
 def test_a_large_text_is_read_too(service: Service) -> None:
@@ -172,8 +171,7 @@ def test_a_large_body_that_is_refused_does_no_harm(service: Service) -> None:
         for n in range(3):
             wire.send(raw(odd))
             assert wire.reply().json()["code"] == "non_finite_input"
-            wire.send(raw(numbers(n)))
-            assert_doubles(wire, numbers(n))
+            ask(wire, numbers(n))
             wire.send(request(b"[" * 100_000))
             assert wire.reply().status == 400
 
@@ -182,8 +180,7 @@ def test_connection_close_is_honoured(service: Service) -> None:
     for before in range(2):
         with service.connect() as wire:
             for n in range(before):
-                wire.send(raw(numbers(n)))
-                assert_doubles(wire, numbers(n))
+                ask(wire, numbers(n))
             wire.send(raw(numbers(7), connection="close"))
             assert_doubles(wire, numbers(7))
             assert wire.ended()
@@ -198,8 +195,7 @@ def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(service: S
     for cut in (-1, 70_000):
         with service.connect() as wire:
             for n in range(before):
-                wire.send(raw(numbers(n)))
-                assert_doubles(wire, numbers(n))
+                ask(wire, numbers(n))
             wire.send(raw(numbers(9))[:cut])
             time.sleep(0.05)
             if cut == -1:
@@ -217,8 +213,7 @@ def test_a_client_that_leaves_within_its_body_is_counted_as_cancelled(service: S
 def test_a_body_that_takes_too_long_is_given_up(service: Service, before: int, more: bool) -> None:
     with service.connect() as wire:
         for n in range(before):
-            wire.send(raw(numbers(n)))
-            assert_doubles(wire, numbers(n))
+            ask(wire, numbers(n))
         data = raw(numbers(9))
         wire.send(data[:90_000])
         began = time.monotonic()

@@ -269,13 +269,7 @@ class Exchanges:
             for exchange in exchanges:
                 self._answer_error(exchange, fault)
         else:
-            now = self.clock()
-            for exchange, payload in zip(exchanges, payloads, strict=True):
-                exchange.payload = payload
-                if exchange.permit is not None:
-                    exchange.permit.release()
-            seconds = [now - exchange.came for exchange in exchanges]
-            model.metrics.responded_ok(answer.precision, model.runtime, seconds)
+            self._answer_ok(model, answer.precision, list(zip(exchanges, payloads, strict=True)))
         self._send(exchanges)
 
     def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
@@ -286,21 +280,29 @@ class Exchanges:
         if len(group) > 1:
             ids, answers = [e.identity for e, _ in group], [answer for _, answer in group]
             payloads = encode_answers(ids, model.name, model.version, answers)
-        now = self.clock()
-        seconds = []
+        written = []
         for at, (exchange, answer) in enumerate(group):
             try:
-                exchange.payload = (
+                payload = (
                     encode_answer(exchange.identity, model.name, model.version, answer)
                     if payloads is None
                     else payloads[at]
                 )
             except Exception as fault:  # what cannot be written is answered too
                 self._answer_error(exchange, fault)
-                continue
-            seconds.append(now - exchange.came)
+            else:
+                written.append((exchange, payload))
+        self._answer_ok(model, precision, written)
+
+    def _answer_ok(
+        self, model: LoadedModel, precision: str, written: Sequence[tuple[Exchange, bytes]]
+    ) -> None:
+        now = self.clock()
+        for exchange, payload in written:
+            exchange.payload = payload
             if exchange.permit is not None:
                 exchange.permit.release()
+        seconds = [now - exchange.came for exchange, _ in written]
         model.metrics.responded_ok(precision, model.runtime, seconds)
 
     def abandon(self, exchange: Exchange) -> None:
