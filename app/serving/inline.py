@@ -47,21 +47,27 @@ class Inline:
         """Whether at least the smallest batch may turn out to be quick enough."""
         return curve.known and curve.seconds(1) <= _NOT_FAR * self.limit_s
 
-    def rows(self, precision: str, shape: ShapeKey, base: LatencyCurve, now: float) -> int:
-        """The largest batch of a lane that should run inline; 0 for none.
+    def room(self, precision: str, shape: ShapeKey, base: LatencyCurve) -> int:
+        """The largest batch of a lane that is known to be quick enough here; 0 for none.
 
         Args:
             base: the lane's curve on the workers, to start from.
         """
         if precision not in self.slots:
             return 0
-        key = (precision, shape)
-        curve = self._curves.get(key)
+        curve = self._curves.get((precision, shape))
         if curve is None:
-            curve = self._curves[key] = base.copy(undisturbed=True)
-        rows = curve.rows_within(max(self.limit_s, _CROWD_S)) if curve.rows_within(self.limit_s) else 0
-        if rows or curve.seconds(1) > _NOT_FAR * self.limit_s:
-            return rows
+            curve = self._curves[precision, shape] = base.copy(undisturbed=True)
+        return curve.rows_within(max(self.limit_s, _CROWD_S)) if curve.rows_within(self.limit_s) else 0
+
+    def rows(self, precision: str, shape: ShapeKey, base: LatencyCurve, now: float) -> int:
+        """The largest batch of a lane that should run inline now: `room`, or a single row to try again."""
+        room = self.room(precision, shape, base)
+        if room or precision not in self.slots:
+            return room
+        key = (precision, shape)
+        if self._curves[key].seconds(1) > _NOT_FAR * self.limit_s:
+            return 0
         if now - self._tried.get(key, 0.0) < _TRY_AGAIN_S:
             return 0
         self._tried[key] = now

@@ -238,22 +238,18 @@ class Scheduler:
         None, with nothing done or counted, when that cannot be: something waits before them, they are no batch
         that is quick enough, or what came of it must be looked at request by request. Then submit each.
         """
-        precision = joined.precision or self._batcher.precision
-        layout, now = self._layout, self._clock()
-        lane = Lane((precision, (), False))
-        if (
-            self._queue.requests
-            or self._draining
-            or self._crew.gone is not None
-            or layout.kind != "dynamic"
-            or layout.dims
-            or joined.rows > self._inline_rows(lane, now)
-        ):
+        layout, rows = self._layout, joined.rows
+        if self._queue.requests or self._draining or self._crew.gone is not None:
             return None
-        curve, rows = self._batcher.curve(precision, ()), joined.rows
-        batch = Batch(
-            layout, lane, [(joined, 0, rows, 0)], rows, curve.bucket(rows), IDLE, curve.seconds(rows), now
-        )
+        if layout.kind != "dynamic" or layout.dims:
+            return None
+        precision = joined.precision or self._batcher.precision
+        lane = Lane((precision, (), False))
+        curve = self._batcher.curve(precision, lane.shape)
+        if rows > self._inline.room(precision, lane.shape, curve):
+            return None
+        now, bucket, seconds = self._clock(), curve.bucket(rows), curve.seconds(rows)
+        batch = Batch(layout, lane, [(joined, 0, rows, 0)], rows, bucket, IDLE, seconds, now)
         batch.execute(self._inline.slots[precision])
         answer = self._results.settle_joined(batch, count, now)
         if answer is not None:

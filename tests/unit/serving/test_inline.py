@@ -52,6 +52,14 @@ def test_an_estimate_little_over_the_limit_is_tried_again_after_a_while(inline: 
     assert [inline.rows("fp32", (), slow, now) for now in (10.0, 10.5, 11.1, 11.2)] == [1, 0, 1, 0]
 
 
+def test_asking_for_room_does_not_use_up_the_next_try(inline: Inline) -> None:
+    slow = curve(200e-6, 0.0)
+    assert inline.room("fp32", (), slow) == 0
+    assert inline.rows("fp32", (), slow, 10.0) == 1
+    assert inline.room("fp32", (1,), curve(10e-6, 1e-6)) == 64
+    assert inline.room("int8", (), curve(1e-6, 0.0)) == 0
+
+
 def test_what_was_slow_once_is_not_given_up(inline: Inline) -> None:
     """The loop's thread is preempted now and then; only what an undisturbed run takes counts."""
     batcher = make_batcher(64, curve=dict.fromkeys(BUCKETS, 2e-05))
