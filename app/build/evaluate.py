@@ -7,7 +7,6 @@ another model than the one in the file. With `as_on_gpu`, FP16 and BF16 are emul
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from app.build import sessions
 from app.build.data import Samples, feeds, has_no_batch_axis, rows_of
 from app.build.emulate import emulate
-from app.build.parallel import THREADS, in_order, rows_each
-from app.build.probe import RunFailed, open_session
+from app.build.parallel import in_order, rows_each
 from app.build.progress import Advance
 from app.errors import BuildError
 from app.tensors import Array, Arrays, TensorSpec
@@ -53,11 +52,7 @@ class Evaluator:
     ) -> None:
         if as_on_gpu and isinstance(model, ModelProto):
             model = emulate(model)
-        with tempfile.TemporaryDirectory(prefix="vernier-evaluate-") as work:
-            try:
-                self._session = open_session(model, Path(work), THREADS, optimize)
-            except RunFailed as error:
-                raise BuildError(f"ONNX Runtime cannot load the graph: {error}") from error
+        self._session = sessions.load(model, optimize=optimize, what="graph")
         self.inputs = tuple(_spec(argument) for argument in self._session.get_inputs())
         self.output_names = [output.name for output in self._session.get_outputs()]
 
@@ -87,11 +82,8 @@ class Evaluator:
 
     def _answer(self, batch: tuple[Arrays, int]) -> tuple[Sequence[Array], int]:
         feed, count = batch
-        try:
-            return [np.asarray(output) for output in self._session.run(None, feed)], count
-        except Exception as error:  # ONNX Runtime's errors share no base class
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise BuildError(f"the graph failed on the evaluation data: {text}") from error
+        outputs = sessions.run(self._session, None, feed, "the graph failed on the evaluation data")
+        return [np.asarray(output) for output in outputs], count
 
 
 def run_model(

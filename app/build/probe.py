@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from app.build.store import INLINE_LIMIT_BYTES, weight_bytes, write_model
-from app.engine.onnxruntime import exact_int8
+from app.engine.onnxruntime import exact_int8, first_line
 from app.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
 #: Two runs of the same rows may differ by this share of the output's largest value: other shapes
@@ -54,11 +54,7 @@ def open_session(
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class
-        raise RunFailed(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
+        raise RunFailed(first_line(error)) from error
 
 
 class Probe:
@@ -140,7 +136,7 @@ class Probe:
         try:
             return [np.asarray(o) for o in self._session.run(None, feeds)]
         except Exception as error:  # ONNX Runtime's errors share no base class
-            raise RunFailed(_first_line(error)) from error
+            raise RunFailed(first_line(error)) from error
 
     def runs(self, sizes: Mapping[str, int]) -> bool:
         try:

@@ -10,13 +10,14 @@ from typing import Any
 from onnx import ModelProto
 
 from app.budget import Budget
+from app.build import sessions
 from app.build.data import Samples, limit
 from app.build.emulate import emulate
 from app.build.evaluate import Evaluator, batch_rows
 from app.build.gate import make_judge, ranking_budget
 from app.build.lower import Recipe, lower
 from app.build.progress import Progress
-from app.build.segments import Chain, cut, open_piece
+from app.build.segments import Chain, cut
 from app.build.units import Unit, alone
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
@@ -96,7 +97,7 @@ class Ranker:
     def _lowered(self, piece: ModelProto, unit: Unit, names: frozenset[str]) -> Any:
         recipe = alone(self._recipe, unit, names)
         inside = replace(recipe, int8=recipe.int8 & names, fp8=recipe.fp8 & names)
-        return open_piece(emulate(lower(piece, inside)))
+        return sessions.load(emulate(lower(piece, inside)))
 
 
 def time_per_sample(model: ModelProto, samples: Samples) -> float:

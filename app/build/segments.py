@@ -6,20 +6,18 @@ as it was: the values between pieces are kept, and on average half of the model 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto, helper
 
+from app.build import sessions
 from app.build.data import Samples, Subset, feeds, has_no_batch_axis, rows_of
 from app.build.graph import GraphView
-from app.build.parallel import THREADS, in_order, rows_each
+from app.build.parallel import in_order, rows_each
 from app.build.placement import quantizable_nodes, shortcut
-from app.build.probe import RunFailed, open_session
 from app.build.shapes import specs
 from app.build.simplify import reads
 from app.errors import BuildError
@@ -129,7 +127,7 @@ class Chain:
     """
 
     def __init__(self, pieces: Sequence[ModelProto], whole: ModelProto, *, optimize: bool = False) -> None:
-        self._sessions = [open_piece(piece, optimize) for piece in pieces]
+        self._sessions = [sessions.load(piece, optimize=optimize) for piece in pieces]
         self._outputs = [output.name for output in whole.graph.output]
         self._inputs = specs(whole.graph.input)
         self._needed = _needed(pieces, {name for piece in pieces for name in _names(piece.graph.output)})
@@ -172,26 +170,23 @@ class Chain:
         Output → array, samples first; arrays whose further sizes differ are flattened and cut.
         """
         begin = max(start for start in self._starts if start <= first)
-        sessions = [other.get(i, s) for i, s in enumerate(self._sessions) if i >= begin]
+        again_run = [other.get(i, s) for i, s in enumerate(self._sessions) if i >= begin]
 
         def again(batch: _Batch) -> Arrays:
-            return self._pass(batch.values, sessions, fed or {})
+            return self._pass(batch.values, again_run, fed or {})
 
         return self._joined(in_order(again, self._batches))
 
     @staticmethod
-    def _pass(known: Arrays, sessions: Sequence[Any], fed: Mapping[str, Array]) -> Arrays:
+    def _pass(known: Arrays, chain: Sequence[Any], fed: Mapping[str, Array]) -> Arrays:
         """`known` and every value that the sessions make."""
         values = dict(known)
-        for session in sessions:
+        for session in chain:
             names = [argument.name for argument in session.get_inputs()]
             feed = {name: fed[name] if name in fed else values[name] for name in names}
             made = [output.name for output in session.get_outputs()]
-            try:
-                values.update(zip(made, session.run(made, feed), strict=True))
-            except Exception as error:  # ONNX Runtime's errors share no base class
-                text = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise BuildError(f"the model fails on the samples: {text}") from error
+            outputs = sessions.run(session, made, feed, "the model fails on the samples")
+            values.update(zip(made, outputs, strict=True))
         return values
 
     def _joined(self, batches: Iterable[Arrays]) -> Arrays:
@@ -227,12 +222,3 @@ def _join(parts: list[Array]) -> Array:
         parts = [part[:, :width] for part in parts]
     joined: Array = np.concatenate(parts)
     return joined
-
-
-def open_piece(piece: ModelProto, optimize: bool = False) -> Any:
-    """A session; without `optimize` it runs the graph as it is. Raises BuildError."""
-    with tempfile.TemporaryDirectory(prefix="vernier-piece-") as work:
-        try:
-            return open_session(piece, Path(work), THREADS, optimize)
-        except RunFailed as error:
-            raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error

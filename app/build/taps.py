@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from app.build import sessions
 from app.build.data import Samples, Subset, feeds
-from app.build.parallel import AT_ONCE, THREADS, in_order
-from app.build.probe import RunFailed, open_session
+from app.build.parallel import AT_ONCE, in_order
 from app.build.shapes import specs
-from app.errors import BuildError
 from app.tensors import Array, Arrays
 
 Digest = TypeVar("Digest")
@@ -44,20 +41,12 @@ class Taps:
         )
         if not self._made:  # a graph needs an output
             tapped.graph.output.extend(model.graph.output[:1])
-        with tempfile.TemporaryDirectory(prefix="vernier-taps-") as work:
-            try:
-                self._session = open_session(tapped, Path(work), threads=THREADS)
-            except RunFailed as error:
-                raise BuildError(f"ONNX Runtime cannot load the model: {error}") from error
+        self._session = sessions.load(tapped, optimize=True)
 
     def _run(self, feed: Arrays) -> Arrays:
         values = {name: feed[name] for name in self._fed}
         if self._made:
-            try:
-                outputs = self._session.run(self._made, feed)
-            except Exception as error:  # ONNX Runtime's errors share no base class
-                text = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise BuildError(f"the model fails on the calibration data: {text}") from error
+            outputs = sessions.run(self._session, self._made, feed, "the model fails on the calibration data")
             values.update(zip(self._made, outputs, strict=True))
         return values
 

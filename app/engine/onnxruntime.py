@@ -86,12 +86,13 @@ def ort_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except ORT_ERRORS as error:
-        raise EngineError(f"ONNX Runtime failed {doing}: {_first_line(error)}") from error
+        raise EngineError(f"ONNX Runtime failed {doing}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or its type when it says nothing."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return text.splitlines()[0].strip()
 
 
 def _spec(argument: Any) -> TensorSpec:
@@ -262,7 +263,7 @@ class OnnxRuntimeSlot(Slot):
             try:
                 results = self._session.run(self._names, self._staged)
             except ORT_ERRORS as error:
-                raise EngineError(f"ONNX Runtime failed to run: {_first_line(error)}") from error
+                raise EngineError(f"ONNX Runtime failed to run: {first_line(error)}") from error
             self._times = StageTimes(infer=self._clock() - began)
             return dict(zip(self._names, results))
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from app.build import segments
+from app.build import segments, sessions
 from app.build.data import ArraySamples
 from app.build.evaluate import run_model
 from app.build.placement import quantizable_nodes
-from app.build.segments import Chain, cut, open_piece
+from app.build.segments import Chain, cut
 from tests.unit.build.architectures import ALL, data, residual_cnn, transformer
 
 
@@ -49,7 +49,7 @@ def test_what_comes_before_a_change_is_not_run_again() -> None:
     for tensor in pieces[last].graph.initializer:
         if tensor.data_type == tensor.FLOAT:
             tensor.raw_data = bytes(len(tensor.raw_data))
-    changed = chain.run(last, {last: open_piece(pieces[last])})
+    changed = chain.run(last, {last: sessions.load(pieces[last])})
     assert any(not np.array_equal(changed[n], exact[n]) for n in exact)
     again = chain.run(0, {})
     assert all(np.array_equal(again[n], exact[n]) for n in exact)
