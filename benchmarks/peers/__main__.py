@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.load import wrk
+from benchmarks.machine import processor
 from benchmarks.peers import page
 from benchmarks.peers.decoding import decoding
 from benchmarks.peers.environments import InstallError, install
@@ -88,11 +89,9 @@ def measured(part: str, options: argparse.Namespace, say: Callable[[str], None])
 
 def circumstances() -> dict[str, Any]:
     """Machine and day."""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = model[0].partition(":")[2].strip() if model else platform.machine()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "wrk": wrk.version(),
     }
 

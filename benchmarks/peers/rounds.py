@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Call, ClosedLoop, measure, wrk
+from benchmarks.machine import core_seconds, cpu_ticks, stolen
 from benchmarks.peers.environments import FOLDER, InstallError, install, python_of, versions
 from benchmarks.peers.peers import PEERS, Peer, Place
 from benchmarks.peers.workloads import Workload, workload
@@ -146,27 +146,6 @@ def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> di
         return {**summary.as_dict(), "core_rate": summary.requests / busy_s if busy_s else None}
     finally:
         server.pause()
-
-
-def cpu_ticks() -> list[int]:
-    """What the cores did since the machine started, in ticks; see proc_stat(5)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        return [int(ticks) for ticks in file.readline().split()[1:9]]
-
-
-def core_seconds(core: int) -> float:
-    """What a core has worked since the machine started, in seconds of processor time; see proc_stat(5)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system, _, _, irq, softirq, *_ = next(
-            map(int, line.split()[1:]) for line in file if line.split()[0] == f"cpu{core}"
-        )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def stolen(before: list[int], after: list[int]) -> float:
-    """The share of the cores' time that a hypervisor gave to other machines meanwhile, 0 to 1."""
-    spent = [b - a for a, b in zip(before, after, strict=True)]
-    return spent[7] / sum(spent) if sum(spent) else 0.0
 
 
 def build_package(load: Workload) -> Path:

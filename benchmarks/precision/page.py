@@ -9,6 +9,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.machine import processor
 from benchmarks.precision.measure import BASELINE, EMULATED, Judged, Row, from_json
 from benchmarks.precision.traps import HELD_OUT, Sprung, read_traps
 
@@ -49,9 +50,7 @@ def _measured_on(results: Path) -> str:
 
 
 def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{os.cpu_count()} cores of a shared virtual machine ({name or platform.machine()})"
+    return f"{os.cpu_count()} cores of a shared virtual machine ({processor()})"
 
 
 def _introduction(when: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import onnxruntime
 
 import app
 from app.build.progress import BarProgress
+from benchmarks.machine import processor
 from benchmarks.processes import ROOT
 from benchmarks.scheduler import page
 from benchmarks.scheduler.bare import BareSession
@@ -199,10 +201,9 @@ def main() -> None:
 
 def measured(options: Options) -> dict[str, Any]:
     """When, where and how long."""
-    cpus = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "date": date.today().isoformat(),
-        "machine": f"{cpus[0].partition(':')[2].strip() if cpus else platform.machine()}, {len(cpus)} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": f"Vernier {app.__version__}, Python {platform.python_version()}, ONNX Runtime "
         f"{onnxruntime.__version__}, NumPy {numpy.__version__}",
         "rounds": options.rounds,

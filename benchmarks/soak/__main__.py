@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 import app
 from benchmarks.load import ClosedLoop, OpenLoop, measure
+from benchmarks.machine import processor
 from benchmarks.processes import ROOT
 from benchmarks.serving import call_of, start
 from benchmarks.soak.capacity import open_capacity
@@ -31,13 +32,6 @@ from benchmarks.soak.traffic import Soak
 from benchmarks.soak.verdict import judge
 
 TOKEN = "only-for-this-soak"
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:

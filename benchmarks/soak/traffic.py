@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import threading
 import time
@@ -14,16 +13,11 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import OpenLoop, Record, measure
+from benchmarks.machine import stolen_seconds
 
 #: The whole time is looked at in so many blocks of equal length, a minute each when it lasts twenty.
 BLOCKS = 20
 _SAMPLE_S = 0.5
-
-
-def stolen_seconds() -> float:
-    """What a hypervisor has given of all cores' time to other machines, in seconds; see proc_stat(5)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
