@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu.packages PACKAGES     (the builder's Python: needs onnx)
     python -m benchmarks.gpu --packages PACKAGES   (the Python that has TensorRT and PyCUDA)
+    python -m benchmarks.gpu --packages PACKAGES --keep --gpus 0 1      what two GPUs reach together
 
-Without --packages the page is written again from the results stored before.
+Without --packages the page is written again from the results stored before; with --keep they are kept and
+those measured now take their places among them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import platform
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from benchmarks.gpu.report import write_page
+from benchmarks.gpu.report import put_row, write_page
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "GPU.md"
@@ -31,15 +33,26 @@ FOCUS = 64
 
 
 class Recorder:
-    """Results so far, on disk after each row: a run that is cut short has lost nothing."""
+    """Results so far, on disk after each row: a run that is cut short has lost nothing.
 
-    def __init__(self, path: Path) -> None:
+    keep: rows that are in the file already stay, unless they are measured again.
+    """
+
+    def __init__(self, path: Path, keep: bool = False) -> None:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.results: Dict[str, Any] = {"machine": machine(), "networks": [], "small": []}
+        self.machine = machine()
+        self.results: Dict[str, Any] = {"machine": self.machine}
+        if keep and path.is_file():
+            self.results = json.loads(path.read_text())
+        for kind in ("networks", "small", "several"):
+            self.results.setdefault(kind, [])
 
     def add(self, kind: str, row: Dict[str, Any]) -> None:
-        self.results[kind].append(row)
+        """A row tells its machine where that is not the page's, or not of its day."""
+        if self.machine != self.results["machine"]:
+            row = {**row, "machine": self.machine}
+        put_row(self.results[kind], row)
         self._path.write_text(json.dumps(self.results, indent=1))
 
 
@@ -93,9 +106,11 @@ def _measure_batch(bench: Any, executor: Any, plan: bytes, batch: int, seconds: 
     # Long executions need longer for as many of them.
     lasting = max(seconds, 40 * row["raw_in_a_row_s"]) * (2 if batch == FOCUS else 1)
     counts = (1, 2, 3, 4) if batch == FOCUS else (2, 3)
-    row["pool"] = [pool_throughput(executor, inputs, slots, lasting, filled=False) for slots in counts]
+    row["pool"] = [pool_throughput([executor], inputs, slots, lasting, filled=False) for slots in counts]
     counts = (2, 4, 8) if batch == FOCUS else (4,)
-    row["pool_filled"] = [pool_throughput(executor, inputs, slots, lasting, filled=True) for slots in counts]
+    row["pool_filled"] = [
+        pool_throughput([executor], inputs, slots, lasting, filled=True) for slots in counts
+    ]
     if batch == 1:
         plain = bench.executor(plan, executor.precision, use_graphs=False)
         slot = plain.open_slot()
@@ -138,6 +153,33 @@ def measure_small(recorder: Recorder, bench: Any, seconds: float) -> None:
             )
 
 
+def measure_several(
+    recorder: Recorder, package: Path, work: Path, precision: str, gpus: List[int], seconds: float
+) -> None:
+    """The pool's rate on the first GPU alone and on all of them in one process, at the batch FOCUS."""
+    from benchmarks.gpu.measure import Bench, pool_throughput
+
+    benches = [Bench.open(package, work, gpu) for gpu in gpus]
+    plan, _ = benches[0].plan(precision, PROFILES)
+    executors = [bench.executor(plan, precision) for bench in benches]
+    inputs = benches[0].inputs(FOCUS)
+    for count in range(1, len(gpus) + 1):
+        row: Dict[str, Any] = {"network": benches[0].manifest.name, "precision": precision, "batch": FOCUS}
+        row["gpus"] = count
+        for kind, filled in (("pool", False), ("pool_filled", True)):
+            row[kind] = [
+                pool_throughput(executors[:count], inputs, slots * count, seconds, filled)
+                for slots in (2, 3, 4)
+            ]
+        recorder.add("several", row)
+        rates = [
+            ", ".join(f"{p['per_s'] * FOCUS:,.0f}" for p in row[kind]) for kind in ("pool", "pool_filled")
+        ]
+        print(f"{precision} on {count} GPUs, 2, 3, 4 slots each: {rates[0]}; filled {rates[1]}", flush=True)
+    for executor in executors:
+        executor.close()
+
+
 def machine() -> Dict[str, str]:
     from app.build.plan_libraries import usable_tactic_sources
     from app.engine.cuda import open_device
@@ -167,7 +209,12 @@ def measure(arguments: argparse.Namespace) -> None:
 
     work: Path = arguments.work or arguments.results.parent
     work.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(arguments.results)
+    recorder = Recorder(arguments.results, arguments.keep)
+    if arguments.gpus:
+        package = arguments.packages / "resnet50" / "1"
+        for precision in arguments.precisions or ["fp16", "int8"]:
+            measure_several(recorder, package, work, precision, arguments.gpus, 4 * arguments.seconds)
+        return
     for name in arguments.only:
         package = arguments.packages / name / "1"
         if not package.is_dir():
@@ -193,6 +240,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where timing caches are kept; default: beside the results")
     parser.add_argument("--only", nargs="*", default=["mlp", *NETWORKS])
     parser.add_argument("--precisions", nargs="*")
+    parser.add_argument("--keep", action="store_true", help="add to the results that are there")
+    parser.add_argument(
+        "--gpus", nargs="+", type=int, help="measure ResNet-50 on these GPUs together instead"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)

@@ -36,10 +36,10 @@ class Bench:
     work: Path
 
     @classmethod
-    def open(cls, package: Path, work: Path) -> Bench:
+    def open(cls, package: Path, work: Path, gpu: int = 0) -> Bench:
         manifest = open_package(package)
         golden = load_golden(package / "golden.npz")
-        return cls(package, manifest, golden, load_api("tensorrt"), open_device(), work)
+        return cls(package, manifest, golden, load_api("tensorrt"), open_device(gpu), work)
 
     @property
     def target(self) -> Target:
@@ -204,9 +204,12 @@ def round_trip(slot: Slot, inputs: Arrays, seconds: float, filled: bool) -> Dict
 
 # --- the pool -------------------------------------------------------------------------------------
 def pool_throughput(
-    executor: TensorRtExecutor, inputs: Arrays, slots: int, seconds: float, filled: bool
+    executors: Sequence[TensorRtExecutor], inputs: Arrays, slots: int, seconds: float, filled: bool
 ) -> Dict[str, float]:
-    """Executions per second of `slots` threads with a slot each, and the percentiles of one execution."""
+    """Executions per second of `slots` threads with a slot each, and the percentiles of one execution.
+
+    executors: of the same plan, one on each GPU; the threads take them in turn.
+    """
     ready, go = threading.Barrier(slots + 1), threading.Event()
     stop = threading.Event()
     ends: List[List[Tuple[float, float]]] = [[] for _ in range(slots)]
@@ -214,7 +217,7 @@ def pool_throughput(
 
     def work(number: int) -> None:
         try:
-            slot = executor.open_slot()
+            slot = executors[number % len(executors)].open_slot()
             own = {name: array.copy() for name, array in inputs.items()}
             stage(slot, own)
             for _ in range(5):

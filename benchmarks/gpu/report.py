@@ -23,6 +23,19 @@ def write_page(results: Dict[str, Any], page: Path) -> None:
     page.write_text(before + "\n".join(tables(results)) + "\n" + after, "utf-8")
 
 
+def put_row(rows: List[Dict[str, Any]], row: Dict[str, Any]) -> None:
+    """Appends a row, or puts it in the place of the one that measured the same before."""
+
+    def subject(found: Dict[str, Any]) -> List[Any]:
+        return [found.get(field) for field in ("network", "precision", "batch", "gpus")]
+
+    for index, old in enumerate(rows):
+        if subject(old) == subject(row):
+            rows[index] = row
+            return
+    rows.append(row)
+
+
 def tables(results: Dict[str, Any]) -> List[str]:
     machine = results["machine"]
     lines = [
@@ -41,6 +54,13 @@ def tables(results: Dict[str, Any]) -> List[str]:
     if results["small"]:
         lines += ["", "### 64→256→128→1, round trip", "", *small_table(results["small"])]
     lines += ["", "### Slots at batch 64, rows/s", "", *slots_table(results["networks"])]
+    if results.get("several"):
+        lines += [
+            "",
+            f"### Several GPUs in one process, ResNet-50, batch 64{_elsewhere(results['several'][0])}",
+            "",
+        ]
+        lines += several_table(results["several"])
     earlier = f" ({results['earlier']})" if results.get("earlier") else ""
     if results.get("waits"):
         lines += [
@@ -177,6 +197,37 @@ def slots_table(rows: Sequence[Dict[str, Any]]) -> List[str]:
                 *filled,
             ]
         )
+    return _table(head, lines)
+
+
+def _elsewhere(row: Dict[str, Any]) -> str:
+    """Where and when a row was measured, if not as the page says at its top."""
+    machine = row.get("machine")
+    return f" ({machine['gpu']}, {machine['date']})" if machine else ""
+
+
+def several_table(rows: Sequence[Dict[str, Any]]) -> List[str]:
+    """Images per second of one GPU and of several together, by slots on each."""
+    lines = []
+    for row in rows:
+        alone = next(r for r in rows if r["precision"] == row["precision"] and r["gpus"] == 1)
+        line = [row["precision"].upper(), str(row["gpus"])]
+        for kind in ("pool", "pool_filled"):
+            line += [f"{p['per_s'] * row['batch']:,.0f}" for p in row[kind]]
+            line.append(f"{_best(row[kind])['per_s'] / _best(alone[kind])['per_s']:.2f}")
+        lines.append(line)
+    head = [
+        "",
+        "GPUs",
+        "2 slots each",
+        "3",
+        "4",
+        "best, to one GPU's",
+        "filled: 2",
+        "3",
+        "4",
+        "best, to one GPU's",
+    ]
     return _table(head, lines)
 
 

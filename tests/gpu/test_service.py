@@ -57,7 +57,8 @@ def first(engines: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) 
     token.write_text("administration-token")
     token.chmod(0o600)
     log = tmp_path_factory.mktemp("log") / "first.log"
-    with serve(engines, log, ready=False, **settings(cache, admin_token_file=str(token))) as server:
+    more = settings(cache, admin_token_file=str(token), monitor_share="1")
+    with serve(engines, log, ready=False, **more) as server:
         server.wait_until("/v2/health/ready", 200, timeout_s=300)
         wait_for_variants(server, "mlp", 4)
         yield server
@@ -153,6 +154,38 @@ def test_reduced_variants_answer_within_their_budget(first: Server, shop: Shop) 
             assert used == precision
             for name, array in wanted.items():
                 assert np.linalg.norm(found[name] - array) <= limit * np.linalg.norm(array)
+
+
+def test_variants_that_came_while_it_served_are_watched(first: Server) -> None:
+    inputs = random_inputs("mlp", 4, 11)
+    with httpx.Client(timeout=30) as client:
+        for precision in ("tf32", "fp16", "int8"):
+            limit = time.monotonic() + 30
+            labels = {"model": "mlp", "precision": precision, "metric": "rel_l2"}
+            while first.metric("vernier_precision_error_count", **labels) == 0:
+                assert ask(client, first, "mlp", inputs, precision=precision)[1] == precision
+                assert time.monotonic() < limit, first.log[-3000:]
+    assert first.metric("vernier_precision_samples_total", model="mlp", result="failed") == 0
+
+
+def test_a_variant_that_strays_on_live_traffic_falls_back(
+    engines: Path, cache: Path, first: Server, shop: Shop, tmp_path: Path
+) -> None:
+    """INT8 proved itself on the golden vectors; what comes is far beyond the ranges it was calibrated for."""
+    more = settings(cache, rebuild="never", precision="int8", monitor_share="1")
+    inputs = {k: 30 * v for k, v in random_inputs("mlp", 8, 5).items()}
+    wanted = shop.reference("mlp")(inputs)
+    with serve(engines, tmp_path / "log", **more) as server, httpx.Client(timeout=30) as client:
+        assert ask(client, server, "mlp", random_inputs("mlp", 8, 5))[1] == "int8"
+        limit = time.monotonic() + 30
+        while ask(client, server, "mlp", inputs)[1] == "int8":
+            assert time.monotonic() < limit, server.log[-3000:]
+        found, precision = ask(client, server, "mlp", inputs)
+        assert precision == "fp16"
+        for name, array in wanted.items():
+            assert np.linalg.norm(found[name] - array) <= 2e-2 * np.linalg.norm(array)
+        labels = {"model": "mlp", "reason": "budget", "from": "int8", "to": "fp16"}
+        assert server.metric("vernier_precision_fallbacks_total", **labels) == 1
 
 
 def test_raw_bodies_are_answered_too(first: Server, shop: Shop) -> None:
