@@ -380,8 +380,11 @@ def test_one_of_two_gpus_lost_to_a_bad_kernel_takes_the_process_and_nothing_is_l
             load.stop()
             assert "until this process restarts" in json.dumps(reason)
             assert load.codes.count("answered") > 20
-            assert 1 <= load.codes.count("internal") <= 8
+            # Eight clients, two GPUs: one that failed on the first may reach the other before that is known lost.
+            assert 1 <= load.codes.count("internal") <= 16
             assert set(load.codes) == {"answered", "internal", "not_ready"}, server.log[-2000:]
+            admitted = server.metric("vernier_requests_admitted_total", model="mlp")
+            assert admitted == server.metric("vernier_requests_ended_total", model="mlp")
             assert server.metric("vernier_inflight_requests") == 0
 
 
