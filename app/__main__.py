@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app.api.fast.protocol import fast_protocol
 from app.api.punctual import punctual_protocol
+from app.heap import limit_arenas
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
@@ -48,6 +49,7 @@ def protocol_of(app: FastAPI, settings: Settings) -> Any:
 
 
 def main() -> None:
+    limit_arenas()
     try:
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level, settings.access_log)

@@ -18,6 +18,7 @@ from app.engine.base import Executor
 from app.engine.ready import ReadyEngine
 from app.errors import EngineError, NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
 from app.exposition import Metrics
+from app.heap import trim_heap
 from app.metrics import ModelMetrics
 from app.package.integrity import list_versions, open_package
 from app.package.manifest import Manifest
@@ -217,6 +218,7 @@ class Repository:
         engines.subscribe(arrived)
         if replaced is not None:
             await self._retire(replaced)
+        await asyncio.to_thread(trim_heap)
         return model
 
     def _engine_arrived(self, model: LoadedModel, ready: ReadyEngine) -> None:
@@ -292,6 +294,7 @@ class Repository:
             for model in leaving:
                 await self._retire(model)
                 self._metrics.forget(model.name, model.version)
+            await asyncio.to_thread(trim_heap)
 
     async def _retire(self, model: LoadedModel) -> None:
         model.state = "unloading"

@@ -172,3 +172,22 @@ def test_a_model_is_unloaded_under_load_and_no_admitted_request_is_lost(
         assert leaving.statuses.count(404) > 0
         settled(server, "leaving")
         settled(server, "staying")
+
+
+def test_a_model_that_is_loaded_again_and_again_takes_no_more_memory(engines: Path, tmp_path: Path) -> None:
+    weights = write_package(engines, "heavy", model=slow_model(layers=10)) / "fp32.onnx"
+    token = tmp_path / "token"
+    token.write_text("administrators-token")
+    admin = {"authorization": "Bearer administrators-token"}
+    with serve(engines, tmp_path / "log", admin_token_file=str(token)) as server:
+
+        def reload(times: int) -> float:
+            for _ in range(times):
+                response = httpx.post(
+                    f"{server.url}/v2/repository/models/heavy/load", headers=admin, timeout=30
+                )
+                assert response.status_code == 200, response.text
+            return server.metric("process_resident_memory_bytes")
+
+        before = reload(5)
+        assert reload(25) - before < 2 * weights.stat().st_size
