@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
+from app.errors import DeviceFailed, Draining, EngineError, NotReady, VernierError
 from app.metrics import ModelMetrics
-from app.serving.batcher import Batcher, Policy
+from app.serving.admission import Policy
+from app.serving.batcher import Batcher
 from app.serving.batching import IDLE, Slots
 from app.serving.execution import Batch
 from app.serving.inline import PLACE as INLINE_PLACE
@@ -196,41 +197,34 @@ class Scheduler:
         Raises:
             Draining, NotReady, QueueFull: nothing was queued.
         """
-        if self._draining:
-            self._metrics.rejected("draining")
-            raise Draining(f"model '{self.name}' is being taken out of service; send the request again")
-        if self._crew.gone is not None:
-            self._metrics.rejected("not_ready")
-            raise NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
-        try:
-            self._batcher.admit(request, self._clock(), self._free_at)
-        except QueueFull:
-            over = self._queue.requests >= self._batcher.policy.queue_limit
-            self._metrics.rejected("queue_full" if over else "deadline")
-            raise
-        self._ledger.admitted()
-        if not self._pump_due and (self._crew.idle or self._inline.slots or request.deadline is not None):
-            self._pump_due = True
-            self._loop.call_soon(self._pump)
+        error = self.submit_alike((request,))[1]
+        if error is not None:
+            raise error
 
-    def submit_alike(self, requests: Sequence[PendingRequest]) -> list[tuple[PendingRequest, VernierError]]:
-        """`submit` for requests that differ in their numbers only: at once, where all can be admitted.
+    def submit_alike(self, requests: Sequence[PendingRequest]) -> tuple[int, VernierError | None]:
+        """`submit` for requests that differ in their numbers only.
 
-        Returns those that were refused, each with its error.
+        Returns how many were admitted, from the front, and the error of all others.
         """
-        running = not self._draining and self._crew.gone is None
-        if running and self._batcher.admit_alike(requests, self._clock()):
-            self._ledger.admitted(len(requests))
-            if self._crew.idle or self._inline.slots:
+        if self._draining or self._crew.gone is not None:
+            fault = self._closed()
+            self._metrics.rejected(fault.code, len(requests))
+            return 0, fault
+        admitted, refusal = self._batcher.admit_alike(requests, self._clock(), self._free_at)
+        if refusal is not None:
+            over = self._queue.requests >= self._batcher.policy.queue_limit
+            self._metrics.rejected("queue_full" if over else "deadline", len(requests) - admitted)
+        if admitted:
+            self._ledger.admitted(admitted)
+            if self._crew.idle or self._inline.slots or requests[0].deadline is not None:
                 self._want_pump()
-            return []
-        refused: list[tuple[PendingRequest, VernierError]] = []
-        for request in requests:
-            try:
-                self.submit(request)
-            except VernierError as error:
-                refused.append((request, error))
-        return refused
+        return admitted, refusal
+
+    def _closed(self) -> VernierError:
+        """Why nothing is admitted any more."""
+        if self._draining:
+            return Draining(f"model '{self.name}' is being taken out of service; send the request again")
+        return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
 
     def run_joined(self, joined: JoinedRequests, count: int) -> Answer | None:
         """Runs `count` requests, joined into one of all their rows, at once on this thread.

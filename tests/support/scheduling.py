@@ -10,7 +10,7 @@ import numpy as np
 
 from app.engine.base import Executor, default_buckets
 from app.metrics import ModelMetrics
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.padding import BatchLayout
 from app.serving.scheduler import Scheduler
 from app.serving.sharing import Device

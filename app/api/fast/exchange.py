@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol
 
 from app.api.codecs import (
     Body,
@@ -156,10 +156,11 @@ class Exchanges:
         name = form.name
         for exchange, array in zip(exchanges, arrays, strict=True):
             exchange.prepare(model, ({name: array}, *form.rest))
-        for request, error in model.scheduler.submit_alike(exchanges):
-            refused = cast(Exchange, request)
-            self._answer_error(refused, error)
-            refused.connection.send_ready()
+        admitted, error = model.scheduler.submit_alike(exchanges)
+        if error is not None:
+            refused = exchanges[admitted:]
+            self._answer_errors(refused, error)
+            self._send(refused)
         return True
 
     def _ask(self, exchange: Exchange) -> None:
@@ -314,17 +315,24 @@ class Exchanges:
         self._answer_error(exchange, Cancelled("the client disconnected before its answer was ready"))
 
     def _answer_error(self, exchange: Exchange, error: Exception) -> None:
-        exchange.identity = exchange.identity or new_id()
-        token = request_id.set(exchange.identity)
+        self._answer_errors((exchange,), error)
+
+    def _answer_errors(self, exchanges: Sequence[Exchange], error: Exception) -> None:
+        """One answer for all, which are of one model; only the id in its head is each one's own."""
+        first = exchanges[0]
+        first.identity = first.identity or new_id()
+        token = request_id.set(first.identity)
         try:
-            exchange.refusal = refusal = answer_error(error)
+            refusal = answer_error(error)
         finally:
             request_id.reset(token)
-        exchange.payload = refusal.body
-        if exchange.permit is not None:
-            exchange.permit.release()
-        model = exchange.model
-        if model is None:
-            self._metrics.responded_without_model(refusal.code)
+        for exchange in exchanges:
+            exchange.identity = exchange.identity or new_id()
+            exchange.refusal = refusal
+            exchange.payload = refusal.body
+            if exchange.permit is not None:
+                exchange.permit.release()
+        if first.model is None:
+            self._metrics.responded_without_model(refusal.code, len(exchanges))
         else:
-            model.metrics.responded(refusal.code, "", model.runtime, self.clock() - exchange.came)
+            first.model.metrics.responded_error(refusal.code, len(exchanges))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.engine.base import default_buckets
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.batching import Decide, decide
 from app.serving.simulate import Arrival, Simulation, Trace, fixed_delay, percentile, poisson
 from tests.support.schedules import make_batcher
