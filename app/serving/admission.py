@@ -40,12 +40,14 @@ class Policy:
 
 
 class Asked(NamedTuple):
-    """So many requests of `rows` rows each; the deadline is on the caller's clock."""
+    """So many requests of `rows` rows each. Times are on the caller's clock; they arrived after `earliest`, from
+    when the objective counts."""
 
     requests: int
     rows: int
-    priority: int = 0
-    deadline: float | None = None
+    priority: int
+    deadline: float | None
+    earliest: float
 
 
 class Verdict(NamedTuple):
@@ -78,7 +80,7 @@ class Admission:
             curve: of the lane that they would wait in.
             free_at: asked only when a prediction is needed.
         """
-        count, rows, _, deadline = asked
+        count, rows, _, deadline, _ = asked
         self.rate.add(rows)
         room = max(0, min(count, self._policy.queue_limit - self._queue.requests))
         promised: list[float | None] = [None] * room
@@ -99,10 +101,12 @@ class Admission:
         When nothing stands before it, trying costs nobody anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
-        _, rows, priority, deadline = asked
+        _, rows, priority, deadline, earliest = asked
         objective_s, limits, rate = self._policy.objective_s, self._limits, self.rate.per_second(now)
         ahead = self._queue.rows_ahead(priority)
-        ends = [at for at in (deadline, None if objective_s is None else now + objective_s) if at is not None]
+        ends = [
+            at for at in (deadline, None if objective_s is None else earliest + objective_s) if at is not None
+        ]
         limit = min(ends)
         forecast: Forecast | None = None
         for at in range(len(promised)):

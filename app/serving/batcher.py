@@ -95,12 +95,13 @@ class Batcher:
             raise refusal
 
     def admit_alike(
-        self, requests: Sequence[PendingRequest], now: float, free_at: FreeAt
+        self, requests: Sequence[PendingRequest], now: float, free_at: FreeAt, earliest: float | None = None
     ) -> tuple[int, QueueFull | None]:
         """Puts requests that differ in their numbers only into the queue, as many of them as may wait.
 
         Args:
             free_at: when each slot should be free.
+            earliest: when they may have arrived, if that was before now.
 
         Returns:
             How many were admitted, from the front, and why the others were not.
@@ -109,7 +110,7 @@ class Batcher:
         rows, deadline = first.rows, first.deadline
         precision = first.precision or self.precision
         shape = self.layout.shape_key(first.inputs)
-        asked = Asked(len(requests), rows, first.priority, deadline)
+        asked = Asked(len(requests), rows, first.priority, deadline, now if earliest is None else earliest)
         promised, refusal = self.admission.judge(asked, self.curve(precision, shape), now, free_at)
         if not promised:
             return 0, refusal

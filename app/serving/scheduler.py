@@ -21,6 +21,7 @@ from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.batcher import Batcher
 from app.serving.batching import IDLE, Slots
+from app.serving.deference import Deference
 from app.serving.execution import Batch
 from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
@@ -55,6 +56,7 @@ class Scheduler:
         curves: precision → bucket → seconds measured before, perhaps on another machine; what is measured at
             start wins, and scales the rest.
         device: shares the device's workers fairly with other models; None for a device of one's own.
+        deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
 
@@ -73,6 +75,7 @@ class Scheduler:
         *,
         curves: Mapping[str, Mapping[int, float]] | None = None,
         device: Device | None = None,
+        deference: Deference | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
     ) -> None:
@@ -92,6 +95,7 @@ class Scheduler:
         self._inline = Inline()
         self._inline_allowed = inline
         self._device = device
+        self._deference = deference
         self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
         self._draining = False
         self._pump_due = False
@@ -210,8 +214,12 @@ class Scheduler:
             fault = self._closed()
             self._metrics.rejected(fault.code, len(requests))
             return 0, fault
-        admitted, refusal = self._batcher.admit_alike(requests, self._clock(), self._free_at)
+        now, deference = self._clock(), self._deference
+        earliest = None if deference is None else deference.earliest(now)
+        admitted, refusal = self._batcher.admit_alike(requests, now, self._free_at, earliest)
         if refusal is not None:
+            if deference is not None and self._crew.busy:
+                deference.refused(now)
             over = self._queue.requests >= self._batcher.policy.queue_limit
             self._metrics.rejected("queue_full" if over else "deadline", len(requests) - admitted)
         if admitted:
@@ -332,6 +340,13 @@ class Scheduler:
         self._set_timer(now, wake)
         self._show()
         self._ledger.deliver()
+        if promised := self._results.take_promised():
+            self._loop.call_soon(self._learn, promised)  # once their answers have been written
+
+    def _learn(self, promised: Sequence[PendingRequest]) -> None:
+        now = self._clock()
+        for request in promised:
+            self._batcher.answered(request, now)
 
     def _run_inline(self, batch: Batch) -> None:
         batch.execute(self._inline.slots[batch.precision])

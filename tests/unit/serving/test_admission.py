@@ -80,3 +80,11 @@ def test_the_refusal_of_many_tells_the_wait_of_the_first_that_is_refused() -> No
     assert "60 ms allowed" in refusal.message
     # Who comes back comes with others: to a full batch, which ends after 70 ms.
     assert refusal.retry_after_s == pytest.approx(0.070 - 0.060 + 0.1 * 0.070)
+
+
+def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
+    batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
+    admitted, refusal = batcher.admit_alike(requests(200), 1.0, lambda: (1.010,), earliest=0.992)
+    assert admitted == 43  # two full batches, and 11.9 ms for eleven more
+    assert refusal is not None
+    assert "52 ms allowed" in refusal.message
