@@ -198,12 +198,12 @@ class Exchanges:
     def _learn(
         self, head: Head, body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
     ) -> None:
-        if head.form is not None:
-            head.patience -= 1
         if head.envelope is None:
             form = json_form(body, envelope, model, prepared)
         else:
             form = raw_form(envelope, model, prepared)
+        if form is None or head.form is not None:
+            head.patience -= 1
         if form is not None:
             known = self._forms.get(form.key)
             if known is not None and known.fits(model):
