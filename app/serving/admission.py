@@ -92,6 +92,14 @@ class Admission:
         self.rate.add(rows * (count - 1))
         return Verdict(promised, refusal)
 
+    def refusal(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> QueueFull | None:
+        """Why the first of them would be refused now; None when it would not. Nothing is counted."""
+        if self._queue.requests >= self._policy.queue_limit:
+            return self._full(0, asked.rows, curve, now, free_at())
+        if asked.deadline is None and self._policy.objective_s is None:
+            return None
+        return self._promise(asked, [None], curve, now, free_at)
+
     def _promise(
         self, asked: Asked, promised: list[float | None], curve: LatencyCurve, now: float, free_at: FreeAt
     ) -> QueueFull | None:
@@ -109,15 +117,14 @@ class Admission:
         ]
         limit = min(ends)
         forecast: Forecast | None = None
+        free: tuple[float, ...] = ()
         for at in range(len(promised)):
             if objective_s is None and self._in_time_for_sure(rows * (at + 1), curve, now, limit):
                 ahead += rows
                 continue
-            if forecast is None:
-                free = free_at()
-                idle = not free or min(free) <= now
-                forecast = Forecast(free, now, curve, rate, limits)
-            if ahead or not idle:
+            free = free or free_at()
+            if ahead or (free and min(free) > now):
+                forecast = forecast or Forecast(free, now, curve, rate, limits)
                 finish = promised[at] = forecast.finish(rows, ahead)
                 if finish + self.lateness.seconds > limit:
                     del promised[at:]

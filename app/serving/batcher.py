@@ -126,6 +126,22 @@ class Batcher:
         self.queue.push_alike(admitted, (precision, shape, False))
         return len(admitted), refusal
 
+    def refusal(
+        self,
+        precision: str | None,
+        priority: int,
+        deadline: float | None,
+        now: float,
+        free_at: FreeAt,
+        earliest: float | None = None,
+    ) -> QueueFull | None:
+        """Why a request that has not been read would be refused, had it one row; None when that depends on its shape,
+        and when it would be admitted."""
+        if self.layout.dims:
+            return None
+        asked = Asked(1, 1, priority, deadline, now if earliest is None else earliest)
+        return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
+
     def answered(self, request: PendingRequest, now: float) -> None:
         """Learns from an answer how right its prediction was, if there was one."""
         if request.promised is not None:

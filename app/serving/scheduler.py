@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import DeviceFailed, Draining, EngineError, NotReady, VernierError
+from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.batcher import Batcher
@@ -212,21 +212,46 @@ class Scheduler:
         """
         if self._draining or self._crew.gone is not None:
             fault = self._closed()
-            self._metrics.rejected(fault.code, len(requests))
+            self.refused(fault, len(requests))
             return 0, fault
-        now, deference = self._clock(), self._deference
-        earliest = None if deference is None else deference.earliest(now)
-        admitted, refusal = self._batcher.admit_alike(requests, now, self._free_at, earliest)
+        now = self._clock()
+        admitted, refusal = self._batcher.admit_alike(requests, now, self._free_at, self._earliest(now))
         if refusal is not None:
-            if deference is not None and self._crew.busy:
-                deference.refused(now)
-            over = self._queue.requests >= self._batcher.policy.queue_limit
-            self._metrics.rejected("queue_full" if over else "deadline", len(requests) - admitted)
+            self._count_refused(refusal, len(requests) - admitted, now)
         if admitted:
             self._ledger.admitted(admitted)
             if self._crew.idle or self._inline.slots or requests[0].deadline is not None:
                 self._want_pump()
         return admitted, refusal
+
+    def refusal(
+        self, precision: str | None = None, priority: int = 0, deadline: float | None = None
+    ) -> VernierError | None:
+        """Why a request that has not been read yet would be refused, had it one row; None when it would be admitted.
+
+        So that reading costs nothing under overload. Whoever heeds it calls `refused`.
+        """
+        if self._draining or self._crew.gone is not None:
+            return self._closed()
+        now = self._clock()
+        return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
+
+    def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
+        """Counts requests of `rows` rows each that were refused for what `refusal` said."""
+        if isinstance(error, QueueFull):
+            self._batcher.rate.add(count * rows)
+            self._count_refused(error, count, self._clock())
+        else:
+            self._metrics.rejected(error.code, count)
+
+    def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
+        over = self._queue.requests >= self._batcher.policy.queue_limit
+        self._metrics.rejected("queue_full" if over else "deadline", count)
+        if self._deference is not None and self._crew.busy:
+            self._deference.refused(now)
+
+    def _earliest(self, now: float) -> float:
+        return now if self._deference is None else self._deference.earliest(now)
 
     def _closed(self) -> VernierError:
         """Why nothing is admitted any more."""

@@ -137,9 +137,6 @@ class Exchanges:
 
     def _ask_together(self, form: Form, exchanges: Sequence[Exchange]) -> bool:
         """False, with nothing done, when each must be looked at."""
-        arrays = form.read_all([exchange.body for exchange in exchanges])
-        if arrays is None:
-            return False
         try:
             model = self._repository.resolve(form.envelope.model, form.envelope.version)
             self._predictions.require_running()
@@ -148,6 +145,14 @@ class Exchanges:
         if not form.fits(model):
             return False
         count, (rows, outputs, precision, priority, deadline) = len(exchanges), form.rest
+        refusal = model.scheduler.refusal(precision, priority, deadline)
+        if refusal is not None and all(form.matches(exchange.body) for exchange in exchanges):
+            model.scheduler.refused(refusal, count, rows)
+            self._refuse(exchanges, refusal)
+            return True
+        arrays = form.read_all([exchange.body for exchange in exchanges])
+        if arrays is None:
+            return False
         joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
         answer = model.scheduler.run_joined(joined, count)
         if answer is not None:
@@ -158,10 +163,12 @@ class Exchanges:
             exchange.prepare(model, ({name: array}, *form.rest))
         admitted, error = model.scheduler.submit_alike(exchanges)
         if error is not None:
-            refused = exchanges[admitted:]
-            self._answer_errors(refused, error)
-            self._send(refused)
+            self._refuse(exchanges[admitted:], error)
         return True
+
+    def _refuse(self, exchanges: Sequence[Exchange], error: VernierError) -> None:
+        self._answer_errors(exchanges, error)
+        self._send(exchanges)
 
     def _ask(self, exchange: Exchange) -> None:
         """Reads one body and hands it to its scheduler, or refuses it."""
@@ -169,16 +176,18 @@ class Exchanges:
         exchange.identity = head.request_id or ""
         try:
             form = head.form
-            arrays = None if form is None else form.read(body)
-            if form is not None and arrays is not None:
+            if form is not None and form.matches(body):
                 envelope = form.envelope
                 exchange.identity = envelope.id or head.request_id or new_id()
                 exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    exchange.prepare(model, (arrays, *form.rest))
-                    model.scheduler.submit(exchange)
-                    return
+                    self._predictions.require_room(model, *form.rest[2:])
+                    arrays = form.read(body)
+                    if arrays is not None:
+                        exchange.prepare(model, (arrays, *form.rest))
+                        model.scheduler.submit(exchange)
+                        return
             exchange.model = None
             if head.envelope is None:
                 envelope, inputs = parse_predict(body)

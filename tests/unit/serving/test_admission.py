@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def one_by_one(
     return len(asked) - len(refusals), refusals[0] if refusals else None
 
 
+def refusal_of_one(
+    batcher: Batcher, kind: dict[str, Any], now: float, free: tuple[float, ...]
+) -> QueueFull | None:
+    return batcher.refusal(None, kind["priority"], kind["timeout_s"], now, lambda: free)
+
+
 def told(refusal: QueueFull | None) -> tuple[str, float] | None:
     return None if refusal is None else (refusal.message, refusal.retry_after_s)
 
@@ -52,16 +59,22 @@ def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by
     for _ in range(8):
         now += random.choice([0.0, 0.001, 0.01])
         free = tuple(now + random.choice([-1.0, 0.002, 0.012]) for _ in range(random.choice([0, 1, 2])))
-        kind = {
+        kind: dict[str, Any] = {
             "count": random.choice([1, 3, 20, 64]),
             "rows": random.choice([1, 1, 3, 40]),
             "priority": random.choice([0, 0, 1]),
             "timeout_s": random.choice([None, None, now + 0.03, now + 1.0]),
         }
-        asked, same = requests(**kind), requests(**kind)  # type: ignore[arg-type]
+        early = refusal_of_one(together, kind, now, free)
+        refusal_of_one(alone, kind, now, free)
+        asked, same = requests(**kind), requests(**kind)
         admitted, refusal = together.admit_alike(asked, now, lambda free=free: free)
         expected, error = one_by_one(alone, same, now, free)
         assert (admitted, told(refusal)) == (expected, told(error))
+        if kind["rows"] == 1:
+            assert told(early) == (None if admitted else told(refusal)), (
+                "before it is read it is told the same"
+            )
         assert [r.promised for r in asked[:admitted]] == [r.promised for r in same[:admitted]]
         assert [r.due for r in asked] == [r.due for r in same] or refusal is not None
         assert together.queue.rows == alone.queue.rows
@@ -88,3 +101,10 @@ def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
     assert admitted == 43  # two full batches, and 11.9 ms for eleven more
     assert refusal is not None
     assert "52 ms allowed" in refusal.message
+
+
+def test_of_a_model_of_many_shapes_nothing_is_refused_before_it_is_read() -> None:
+    batcher = make_batcher(4, policy=Policy(queue_limit=0), curve=CURVE, sequence=True)
+    assert batcher.refusal(None, 0, None, 0.0, lambda: (1.0,)) is None
+    flat = make_batcher(4, policy=Policy(queue_limit=0), curve=CURVE)
+    assert flat.refusal(None, 0, None, 0.0, lambda: (1.0,)) is not None
