@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.errors import QueueFull
 from app.serving.batching import Forecast, Limits
-from app.serving.latency import ArrivalRate, LatencyCurve, Lateness
+from app.serving.latency import ArrivalRate, LatencyCurve, Margin
 from app.serving.queue import RequestQueue
 
 #: Rows per second that fill every batch.
@@ -51,8 +51,8 @@ class Asked(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """promised: for each that is let in, from the front, when it should be answered; None where that was not asked.
-    refusal: of all the others; None when there are none."""
+    """promised: of each that is let in, from the front, by when it is to be answered; None where nothing was
+    predicted. refusal: of all the others; None when there are none."""
 
     promised: list[float | None]
     refusal: QueueFull | None
@@ -63,12 +63,12 @@ class Admission:
 
     Attributes:
         rate: of the rows that arrive, refused ones among them.
-        lateness: of answers beyond what was promised.
+        margin: between what is predicted and what is promised.
     """
 
     def __init__(self, policy: Policy, limits: Limits, queue: RequestQueue) -> None:
         self.rate = ArrivalRate()
-        self.lateness = Lateness()
+        self.margin = Margin()
         self._policy = policy
         self._limits = limits
         self._queue = queue
@@ -125,8 +125,9 @@ class Admission:
             free = free or free_at()
             if ahead or (free and min(free) > now):
                 forecast = forecast or Forecast(free, now, curve, rate, limits)
-                finish = promised[at] = forecast.finish(rows, ahead)
-                if finish + self.lateness.seconds > limit:
+                finish = forecast.finish(rows, ahead)
+                promised[at] = limit
+                if finish + self.margin.seconds > limit:
                     del promised[at:]
                     crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
                     return self._too_late(finish, crowded, limit, now)
@@ -135,11 +136,11 @@ class Admission:
 
     def _too_late(self, finish: float, crowded: float, limit: float, now: float) -> QueueFull:
         """Who comes back comes with others, and a tenth later, or it would stand on the edge again."""
-        late = self.lateness.seconds
+        margin = self.margin.seconds
         return QueueFull(
-            f"the answer would take {1e3 * (finish + late - now):.3g} ms, which is more than the "
+            f"the answer would take {1e3 * (finish + margin - now):.3g} ms, which is more than the "
             f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
-            crowded + late - limit + 0.1 * (crowded + late - now),
+            crowded + margin - limit + 0.1 * (crowded + margin - now),
         )
 
     def _full(
@@ -163,9 +164,6 @@ class Admission:
         batches = 3 + (self._queue.rows + rows) // self._limits.max_rows
         return now + batches * curve.worst_s <= deadline
 
-    def answered(self, promised: float, arrived: float, deadline: float | None, now: float) -> None:
-        """Learns from an answer how right its prediction was."""
-        objective_s = self._policy.objective_s
-        allowed_s = objective_s if objective_s is not None else (deadline or 0.0) - arrived
-        if allowed_s > 0:
-            self.lateness.observe(now - promised, allowed_s)
+    def answered(self, promised: float, arrived: float, now: float) -> None:
+        """Learns from an answer whether it was right to let its request in."""
+        self.margin.observe(now > promised, promised - arrived)

@@ -143,9 +143,9 @@ class Batcher:
         return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
 
     def answered(self, request: PendingRequest, now: float) -> None:
-        """Learns from an answer how right its prediction was, if there was one."""
+        """Learns from an answer whether its prediction was right, if there was one."""
         if request.promised is not None:
-            self.admission.answered(request.promised, request.arrived, request.deadline, now)
+            self.admission.answered(request.promised, request.arrived, now)
 
     def again(self, request: PendingRequest, now: float) -> None:
         """Puts back a request that must be computed anew; it keeps its arrival and its due time."""

@@ -19,10 +19,10 @@ _CONVINCING = 3
 #: A bucket that did not run for so many executions of others is not believed to take longer than they would for
 #: the same rows: or one that was disturbed when it was measured would be avoided, and so never measured again.
 _STALE = 64
-#: One answer in so many may be later than `Lateness` says: so the 99th percentile stays on the safe side of it.
+#: One answer in so many may come too late: so the 99th percentile stays on the safe side.
 _ONE_IN = 200
-#: A step of `Lateness`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
-_LATENESS_STEP = 1e-5
+#: A step of `Margin`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
+_MARGIN_STEP = 1e-5
 
 
 class LatencyCurve:
@@ -200,11 +200,12 @@ class LatencyCurve:
             i -= 1
 
 
-class Lateness:
-    """By how much answers come later than predicted, one in two hundred apart: a running 99.5th percentile.
+class Margin:
+    """How much earlier than it must an answer has to be predicted, so that one in two hundred comes too late.
 
-    The stochastic approximation of Robbins and Monro (1951): an answer that came later than that moves it up by 199
-    steps, any other one down by a step. So whatever the predictions leave out is learned from what became of them.
+    The stochastic approximation of Robbins and Monro (1951): an answer that came too late moves it up by 199 steps,
+    any other one down by a step. So whatever the predictions leave out is learned from what became of them, and
+    while everything is in time it costs nothing: below capacity nobody is refused for a stall that all can bear.
 
     Attributes:
         seconds: from 0 to half of what was allowed.
@@ -215,10 +216,10 @@ class Lateness:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def observe(self, late_s: float, allowed_s: float) -> None:
-        """An answer that came so much later than predicted, when it was allowed to take `allowed_s` in all."""
-        step = _LATENESS_STEP * allowed_s
-        if late_s > self.seconds:
+    def observe(self, too_late: bool, allowed_s: float) -> None:
+        """An answer, when it was allowed to take `allowed_s` in all."""
+        step = _MARGIN_STEP * allowed_s
+        if too_late:
             self.seconds = min(self.seconds + (_ONE_IN - 1) * step, allowed_s / 2)
         else:
             self.seconds = max(0.0, self.seconds - step)

@@ -80,7 +80,7 @@ def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by
         assert together.queue.rows == alone.queue.rows
         assert together.rate.per_second(now) == alone.rate.per_second(now)
         outcomes.append((admitted, refusal))
-        together.admission.lateness.seconds = alone.admission.lateness.seconds = random.choice([0.0, 0.005])
+        together.admission.margin.seconds = alone.admission.margin.seconds = random.choice([0.0, 0.005])
     assert any(admitted for admitted, _ in outcomes)
 
 
