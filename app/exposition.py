@@ -248,9 +248,9 @@ class Metrics(Collector):
         with self._lock:
             self._refused[key] = self._refused.get(key, 0) + 1
 
-    def responded_without_model(self, code: str) -> None:
-        """A response for which no model was found: bad JSON, an unknown name …"""
-        self._unrouted[code] = self._unrouted.get(code, 0) + 1
+    def responded_without_model(self, code: str, n: int = 1) -> None:
+        """Responses for which no model was found: bad JSON, an unknown name …"""
+        self._unrouted[code] = self._unrouted.get(code, 0) + n
 
     def describe(self) -> Iterator[Metric]:
         """Nothing up front: the families depend on the models that are loaded."""

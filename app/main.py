@@ -39,6 +39,7 @@ from app.logs import configure_logging
 from app.metrics import ModelMetrics
 from app.package.manifest import Manifest
 from app.package.plan_cache import PlanCache, cache_folder
+from app.serving.deference import Deference
 from app.serving.lifecycle import Lifecycle
 from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
 from app.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
@@ -76,13 +77,14 @@ def create_app(settings: Settings) -> FastAPI:
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, loader.runtime)
-        return await start_scheduler(settings, options, manifest, engines, counted, device)
+        return await start_scheduler(settings, options, manifest, engines, counted, device, deference)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
     device = shared_device(settings, loader.runtime)
+    deference = Deference()
     repository = Repository(
         settings.engines_dir,
         loader,
@@ -221,6 +223,7 @@ async def start_scheduler(
     engines: LoadedEngines,
     metrics: ModelMetrics,
     device: Device,
+    deference: Deference | None = None,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
     objective_ms = options.latency_objective_ms
@@ -239,6 +242,7 @@ async def start_scheduler(
         metrics,
         curves=expected_curves(manifest, engines),
         device=device,
+        deference=deference,
         clock=time.monotonic,
     )
     try:

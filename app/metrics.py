@@ -143,9 +143,14 @@ class ModelMetrics:
 
     def responded(self, code: str, precision: str, runtime: str, seconds: float) -> None:
         """One response sent; `code` is `ok` or an error's code. Only `ok` enters the latency histogram."""
-        self._codes[code] = self._codes.get(code, 0) + 1
         if code == "ok":
-            self.serving(precision, runtime).request.observe(seconds)
+            self.responded_ok(precision, runtime, (seconds,))
+        else:
+            self.responded_error(code)
+
+    def responded_error(self, code: str, n: int = 1) -> None:
+        """`responded` for errors of one kind."""
+        self._codes[code] = self._codes.get(code, 0) + n
 
     def responded_ok(self, precision: str, runtime: str, seconds: Sequence[float]) -> None:
         """`responded` for good answers sent together, one duration for each."""

@@ -57,6 +57,10 @@ class Form:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
+    def matches(self, body: Body) -> bool:
+        """Whether a body is of this form but perhaps for its numbers."""
+        raise TypeError("a form is raw or JSON")
+
     def read(self, body: Body) -> Arrays | None:
         """The arrays of a body of this form; None when it is of another."""
         arrays = self.read_all([body])
@@ -76,6 +80,9 @@ class RawForm(Form):
 
     __slots__ = ()
 
+    def matches(self, body: Body) -> bool:
+        return True
+
     def read_all(self, bodies: Sequence[Body]) -> Array | None:
         joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
         arrays: Array = np.ndarray((len(bodies), *self.shape), self.dtype, joined)
@@ -94,6 +101,11 @@ class JsonForm(Form):
         self._way = WAYS[self.dtype.name]
         self._before = before
         self._after = after
+
+    def matches(self, body: Body) -> bool:
+        if isinstance(body, memoryview):
+            return False
+        return body.startswith(self._before) and body.endswith(self._after)
 
     def read_all(self, bodies: Sequence[Body]) -> Array | None:
         before, after = self._before, self._after

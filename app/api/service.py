@@ -37,13 +37,15 @@ class Predictions:
     def prepare(
         self, envelope: PredictRequest, inputs: Inputs, model: LoadedModel, arrived: float
     ) -> Prepared:
-        """Validates everything about a request.
+        """Validates everything about a request, but its inputs only where there is room for it: under overload
+        reading them would cost those that are served.
 
         Args:
             arrived: when the request's first byte was seen, on `clock`.
 
         Raises:
-            RequestError: see app.errors; DeadlineExceeded when the deadline has passed already.
+            RequestError: see app.errors; QueueFull when it would be refused whatever its inputs are, DeadlineExceeded
+                when the deadline has passed already.
         """
         self.require_running()
         signature = model.signature
@@ -53,19 +55,27 @@ class Predictions:
                 f"model '{model.name}' version {model.version} has no '{precision}' variant; "
                 f"it has {', '.join(model.precisions)}"
             )
-        arrays = inputs.decode(signature)
-        rows = signature.check(arrays, inputs.finite)
         outputs = signature.select_outputs(envelope.outputs)
         timeout_ms = self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
-        deadline = None
-        if timeout_ms is not None:
-            deadline = arrived + timeout_ms / 1e3
-            if self.clock() >= deadline:
-                raise DeadlineExceeded(
-                    f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; "
-                    f"allow more time"
-                )
+        deadline = None if timeout_ms is None else arrived + timeout_ms / 1e3
+        self.require_room(model, precision, envelope.priority, deadline)
+        arrays = inputs.decode(signature)
+        rows = signature.check(arrays, inputs.finite)
+        if deadline is not None and self.clock() >= deadline:
+            raise DeadlineExceeded(
+                f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; "
+                f"allow more time"
+            )
         return arrays, rows, outputs, precision, envelope.priority, deadline
+
+    def require_room(
+        self, model: LoadedModel, precision: str | None, priority: int, deadline: float | None
+    ) -> None:
+        """Raises QueueFull, Draining or NotReady when a request that has not been read would be refused anyhow."""
+        refusal = model.scheduler.refusal(precision, priority, deadline)
+        if refusal is not None:
+            model.scheduler.refused(refusal)
+            raise refusal
 
     def require_running(self) -> None:
         """Raises Draining once new requests are refused."""

@@ -1,55 +1,26 @@
 """The queue, the estimates and the policy of one model version, without clock, threads or loop.
 
 The scheduler drives it in real time; the simulator and the property tests in virtual time. Whatever
-is decided about requests (who is admitted, who runs with whom, when, who is dropped) is decided here.
+is decided about requests (who runs with whom, when, who is dropped) is decided here, but for who is let in
+(`admission.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.errors import QueueFull
-from app.serving.batching import (
-    IDLE,
-    Backlog,
-    Decide,
-    Decision,
-    Dispatch,
-    Limits,
-    Slots,
-    Waiting,
-    decide,
-    predict_finish,
-)
+from app.serving.admission import Admission, Asked, FreeAt, Policy
+from app.serving.batching import IDLE, Decide, Decision, Dispatch, Limits, Slots, Waiting, decide
 from app.serving.execution import Batch
-from app.serving.latency import ArrivalRate, LatencyCurve, Lateness
+from app.serving.latency import LatencyCurve
 from app.serving.padding import BatchLayout, Gather, ShapeKey
 from app.serving.queue import Lane, RequestQueue
 from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, start_again
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
 _MOST_CURVES = 64
-#: Rows per second that fill every batch.
-_CROWD = 1e12
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the operator asks for.
-
-    Attributes:
-        max_queue_delay_s, objective_s: see `app.serving.batching.Limits`.
-        queue_limit: the most requests that wait.
-        age_s: how much longer waiting outweighs one step of priority; also the patience of a request
-            that has neither deadline nor objective.
-    """
-
-    max_queue_delay_s: float = 0.002
-    objective_s: float | None = None
-    queue_limit: int = 1024
-    age_s: float = 1.0
 
 
 class Choice(NamedTuple):
@@ -89,8 +60,8 @@ class Batcher:
         self.precision = precision
         self.queue = RequestQueue(policy.age_s)
         self.limits = Limits(layout.largest, policy.max_queue_delay_s, policy.objective_s)
-        self.rate = ArrivalRate()
-        self.lateness = Lateness()
+        self.admission = Admission(policy, self.limits, self.queue)
+        self.rate = self.admission.rate
         self._patience_s = policy.objective_s if policy.objective_s is not None else policy.age_s
         self._curves: dict[tuple[str, ShapeKey | None], LatencyCurve] = {}
         for name, is_exact in exact.items():
@@ -117,116 +88,64 @@ class Batcher:
         return found
 
     # --- in ---------------------------------------------------------------------------------------
-    def admit(self, request: PendingRequest, now: float, free_at: Callable[[], tuple[float, ...]]) -> None:
-        """Puts a request into the queue.
+    def admit(self, request: PendingRequest, now: float, free_at: FreeAt) -> None:
+        """Puts a request into the queue. Raises QueueFull: too many wait, or it could not be answered in time."""
+        refusal = self.admit_alike((request,), now, free_at)[1]
+        if refusal is not None:
+            raise refusal
+
+    def admit_alike(
+        self, requests: Sequence[PendingRequest], now: float, free_at: FreeAt, earliest: float | None = None
+    ) -> tuple[int, QueueFull | None]:
+        """Puts requests that differ in their numbers only into the queue, as many of them as may wait.
 
         Args:
-            free_at: when each slot should be free; asked only when a prediction is needed.
+            free_at: when each slot should be free.
+            earliest: when they may have arrived, if that was before now.
 
-        Raises:
-            QueueFull: too many wait, or it could not be answered in time.
+        Returns:
+            How many were admitted, from the front, and why the others were not.
         """
-        queue, policy = self.queue, self.policy
-        self.rate.add(request.rows)
-        request.arrived = now
-        precision = request.precision or self.precision
-        shape = self.layout.shape_key(request.inputs)
-        request.shape = shape
-        deadline = request.deadline
-        if queue.requests >= policy.queue_limit:
-            raise QueueFull(
-                f"{queue.requests} requests wait already; retry after the given time",
-                self._drain_s(precision, shape, free_at(), now),
-            )
-        if deadline is not None:
-            request.due = deadline
-            self._require_time(request, precision, shape, now, free_at)
-        else:
-            request.due = now + self._patience_s
-            if policy.objective_s is not None:
-                self._require_time(request, precision, shape, now, free_at)
-        if request.rows > self.layout.largest:
-            request.gather = Gather(request.rows)
-        queue.push(request, (precision, shape, False))
-
-    def admit_alike(self, requests: Sequence[PendingRequest], now: float) -> bool:
-        """`admit` for requests that differ in their numbers only; False, with nothing done, where each
-        must be looked at: when one may have to be refused, or must be split."""
-        queue, policy, first = self.queue, self.policy, requests[0]
-        if (
-            first.deadline is not None
-            or policy.objective_s is not None
-            or first.rows > self.layout.largest
-            or queue.requests + len(requests) > policy.queue_limit
-        ):
-            return False
+        first, largest = requests[0], self.layout.largest
+        rows, deadline = first.rows, first.deadline
+        precision = first.precision or self.precision
         shape = self.layout.shape_key(first.inputs)
-        due = now + self._patience_s
-        for request in requests:
+        asked = Asked(len(requests), rows, first.priority, deadline, now if earliest is None else earliest)
+        promised, refusal = self.admission.judge(asked, self.curve(precision, shape), now, free_at)
+        if not promised:
+            return 0, refusal
+        due = now + self._patience_s if deadline is None else deadline
+        admitted = requests[: len(promised)] if refusal else requests
+        for request, promise in zip(admitted, promised, strict=True):
             request.arrived = now
             request.due = due
             request.shape = shape
-        self.rate.add(first.rows * len(requests))
-        queue.push_alike(requests, (first.precision or self.precision, shape, False))
-        return True
+            request.promised = promise
+            if rows > largest:
+                request.gather = Gather(rows)
+        self.queue.push_alike(admitted, (precision, shape, False))
+        return len(admitted), refusal
 
-    def _require_time(
+    def refusal(
         self,
-        request: PendingRequest,
-        precision: str,
-        shape: ShapeKey,
+        precision: str | None,
+        priority: int,
+        deadline: float | None,
         now: float,
-        free_at: Callable[[], tuple[float, ...]],
-    ) -> None:
-        """Refuses what should finish too late, unless it would start at once.
-
-        When nothing stands before it, trying costs nobody anything, and a prediction that has become
-        too high corrects itself instead of refusing everything for ever.
-        """
-        curve = self.curve(precision, shape)
-        if self._in_time_for_sure(request, curve, now):
-            return
-        free = free_at()
-        rows_ahead = self.queue.rows_ahead(request.priority)
-        if not rows_ahead and (not free or min(free) <= now):
-            return
-        limit = now + self.policy.objective_s if self.policy.objective_s is not None else None
-        if request.deadline is not None:
-            limit = request.deadline if limit is None else min(limit, request.deadline)
-        backlog = Backlog(rows_ahead, free)
-        finish = predict_finish(request.rows, backlog, now, curve, self.rate.per_second(now), self.limits)
-        request.promised = finish
-        finish += self.lateness.seconds
-        if limit is not None and finish > limit:
-            # Who comes back comes with others, and a tenth later, or it would stand on the edge again.
-            crowded = predict_finish(request.rows, backlog, now, curve, _CROWD, self.limits)
-            crowded += self.lateness.seconds
-            raise QueueFull(
-                f"the answer would take {1e3 * (finish - now):.3g} ms, which is more than the "
-                f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
-                crowded - limit + 0.1 * (crowded - now),
-            )
+        free_at: FreeAt,
+        earliest: float | None = None,
+    ) -> QueueFull | None:
+        """Why a request that has not been read would be refused, had it one row; None when that depends on its shape,
+        and when it would be admitted."""
+        if self.layout.dims:
+            return None
+        asked = Asked(1, 1, priority, deadline, now if earliest is None else earliest)
+        return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
 
     def answered(self, request: PendingRequest, now: float) -> None:
-        """Learns from an answer how right its prediction was, if there was one."""
-        objective_s, deadline = self.policy.objective_s, request.deadline
-        allowed_s = objective_s if objective_s is not None else (deadline or 0.0) - request.arrived
-        if request.promised is not None and allowed_s > 0:
-            self.lateness.observe(now - request.promised, allowed_s)
-
-    def _in_time_for_sure(self, request: PendingRequest, curve: LatencyCurve, now: float) -> bool:
-        """The quick answer for deadlines that are far away: one slot alone would meet this one."""
-        if self.policy.objective_s is not None or request.deadline is None:
-            return False
-        largest = self.layout.largest
-        # What runs, full batches before it, one for the remainder, and its own.
-        batches = 3 + (self.queue.rows + request.rows) // largest
-        return now + batches * curve.worst_s <= request.deadline
-
-    def _drain_s(self, precision: str, shape: ShapeKey, free: tuple[float, ...], now: float) -> float:
-        """Seconds until everything that waits should be done."""
-        curve = self.curve(precision, shape)
-        return predict_finish(1, Backlog(self.queue.rows, free), now, curve, 0.0, self.limits) - now
+        """Learns from an answer whether its prediction was right, if there was one."""
+        if request.promised is not None:
+            self.admission.answered(request.promised, request.arrived, now)
 
     def again(self, request: PendingRequest, now: float) -> None:
         """Puts back a request that must be computed anew; it keeps its arrival and its due time."""

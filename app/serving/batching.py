@@ -25,7 +25,7 @@ Both were chosen by simulation (`app.serving.simulate`) against immediate dispat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -211,29 +211,36 @@ def _shrink(
     return Dispatch(rows, reason)
 
 
-class Backlog(NamedTuple):
-    """What stands before a new request: rows that wait, and when each slot should be free (idle: now)."""
+class Forecast:
+    """When requests that arrive now should be answered.
 
-    rows: int
-    free_at: tuple[float, ...]
-
-
-def predict_finish(
-    rows: int, backlog: Backlog, now: float, curve: LatencyCurve, rate: float, limits: Limits
-) -> float:
-    """When a request of `rows` rows that arrives now should be answered.
-
-    What waits before it leaves in the largest batches allowed, on the slots as they get free; it itself
+    What waits before one leaves in the largest batches allowed, on the slots as they get free; it itself
     runs in the batch that still has room, which will have been filled by others until it starts.
+
+    Args:
+        free_at: when each slot should be free; idle ones: in the past.
+        rate: rows per second that arrive behind it.
     """
-    slots = len(backlog.free_at)
-    if not slots or not curve.known:
-        return now
-    cap = batch_cap(curve, limits, slots)
-    full = curve.pessimistic(cap)
-    free = sorted(max(now, t) for t in backlog.free_at)
-    # Whole batches before the one that takes its last row.
-    ahead = (backlog.rows + rows - 1) // cap
-    start = free[ahead % slots] + ahead // slots * full
-    company = backlog.rows + rows - ahead * cap + int(rate * (start - now))
-    return start + (full if company >= cap else curve.pessimistic(company))
+
+    __slots__ = ("_cap", "_curve", "_free", "_full_s", "_now", "_rate")
+
+    def __init__(
+        self, free_at: Sequence[float], now: float, curve: LatencyCurve, rate: float, limits: Limits
+    ) -> None:
+        self._now = now
+        self._curve = curve
+        self._rate = rate
+        self._free = sorted([max(now, at) for at in free_at]) if curve.known else []
+        self._cap = batch_cap(curve, limits, len(free_at))
+        self._full_s = curve.pessimistic(self._cap)
+
+    def finish(self, rows: int, ahead: int) -> float:
+        """For a request of `rows` rows behind `ahead` rows; now while nothing is known."""
+        free, cap, now = self._free, self._cap, self._now
+        if not free:
+            return now
+        # Whole batches before the one that takes its last row.
+        batches = (ahead + rows - 1) // cap
+        start = free[batches % len(free)] + batches // len(free) * self._full_s
+        company = ahead + rows - batches * cap + int(self._rate * (start - now))
+        return start + (self._full_s if company >= cap else self._curve.pessimistic(company))

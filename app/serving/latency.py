@@ -16,8 +16,13 @@ _GAIN, _DISTURBED_GAIN = 0.15, 0.01
 _LARGEST_STEP = 2.0
 #: … but this many in a row on the same side say that the whole curve is wrong.
 _CONVINCING = 3
-#: A step of `Lateness`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
-_LATENESS_STEP = 2e-5
+#: A bucket that did not run for so many executions of others is not believed to take longer than they would for
+#: the same rows: or one that was disturbed when it was measured would be avoided, and so never measured again.
+_STALE = 64
+#: One answer in so many may come too late: so the 99th percentile stays on the safe side.
+_ONE_IN = 200
+#: A step of `Margin`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
+_MARGIN_STEP = 1e-5
 
 
 class LatencyCurve:
@@ -32,7 +37,10 @@ class LatencyCurve:
             it takes on average.
     """
 
-    __slots__ = ("_counts", "_far_off", "_seconds", "_spread", "buckets", "exact", "largest", "undisturbed")
+    __slots__ = (
+        "_counts", "_executions", "_far_off", "_ran", "_seconds", "_spread",
+        "buckets", "exact", "largest", "undisturbed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,6 +55,8 @@ class LatencyCurve:
         self.largest = self.buckets[-1]
         self._seconds = [0.0] * len(self.buckets)
         self._counts = [0] * len(self.buckets)
+        self._executions = 0
+        self._ran = [0] * len(self.buckets)  # which execution was the last of each
         self._spread = 0.0  # mean absolute deviation, as a share of the prediction
         self._far_off = 0  # measurements in a row beyond the largest step: above (> 0) or below (< 0)
         for bucket, value in (seconds or {}).items():
@@ -120,6 +130,8 @@ class LatencyCurve:
             self._set(at, seconds)
             self._fill()
             return
+        self._executions += 1
+        self._ran[at] = self._executions
         predicted = self.seconds(rows)
         ratio = seconds / predicted
         if 1 / _LARGEST_STEP <= ratio <= _LARGEST_STEP:
@@ -137,6 +149,7 @@ class LatencyCurve:
             self._correct(at - 1, ratio)
             self._keep_rising(at - 1)
         self._keep_rising(at)
+        self._doubt(at)
 
     def _correct(self, at: int, ratio: float) -> None:
         self._counts[at] += 1
@@ -144,6 +157,13 @@ class LatencyCurve:
         if ratio > 1.0 and self.undisturbed:
             gain = _DISTURBED_GAIN
         self._seconds[at] *= 1.0 + gain * (ratio - 1.0)
+
+    def _doubt(self, at: int) -> None:
+        """Larger batches that did not run for long take no longer than several of this one."""
+        buckets, values = self.buckets, self._seconds
+        for i in range(at + 1, len(buckets)):
+            if self._executions - self._ran[i] > _STALE:
+                values[i] = max(values[i - 1], min(values[i], values[at] * -(-buckets[i] // buckets[at])))
 
     def _set(self, at: int, seconds: float) -> None:
         self._seconds[at] = seconds
@@ -180,11 +200,12 @@ class LatencyCurve:
             i -= 1
 
 
-class Lateness:
-    """By how much answers come later than predicted, one in a hundred apart: a running 99th percentile.
+class Margin:
+    """How much earlier than it must an answer has to be predicted, so that one in two hundred comes too late.
 
-    The stochastic approximation of Robbins and Monro (1951): an answer that came later than that moves it up by 99
-    steps, any other one down by a step. So whatever the predictions leave out is learned from what became of them.
+    The stochastic approximation of Robbins and Monro (1951): an answer that came too late moves it up by 199 steps,
+    any other one down by a step. So whatever the predictions leave out is learned from what became of them, and
+    while everything is in time it costs nothing: below capacity nobody is refused for a stall that all can bear.
 
     Attributes:
         seconds: from 0 to half of what was allowed.
@@ -195,11 +216,11 @@ class Lateness:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def observe(self, late_s: float, allowed_s: float) -> None:
-        """An answer that came so much later than predicted, when it was allowed to take `allowed_s` in all."""
-        step = _LATENESS_STEP * allowed_s
-        if late_s > self.seconds:
-            self.seconds = min(self.seconds + 99 * step, allowed_s / 2)
+    def observe(self, too_late: bool, allowed_s: float) -> None:
+        """An answer, when it was allowed to take `allowed_s` in all."""
+        step = _MARGIN_STEP * allowed_s
+        if too_late:
+            self.seconds = min(self.seconds + (_ONE_IN - 1) * step, allowed_s / 2)
         else:
             self.seconds = max(0.0, self.seconds - step)
 

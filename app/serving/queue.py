@@ -40,8 +40,8 @@ class Level:
         self.entered = 0
 
     def push_alike(self, requests: Sequence[PendingRequest]) -> None:
-        """Requests without deadline, all due at one time."""
-        line = self._undated
+        """Requests of one due time, all with a deadline or all without."""
+        line = self._undated if requests[0].deadline is None else self._line
         if line and line[-1].due > requests[0].due:
             for request in requests:
                 self.push(request)
@@ -173,7 +173,7 @@ class RequestQueue:
         self._came(lane, request.priority, 1, request.rows - request.taken)
 
     def push_alike(self, requests: Sequence[PendingRequest], key: LaneKey) -> None:
-        """`push` for new requests of one priority, due at one time and without deadline."""
+        """`push` for new requests of one priority, with one due time and one deadline or none."""
         priority = requests[0].priority
         lane, level = self._place(key, priority)
         rows = 0

@@ -97,7 +97,7 @@ class PendingRequest(ABC):
         self.state = NEW
         self.arrived = 0.0
         self.due = 0.0  # what the queue orders by: the deadline, or arrival plus patience
-        self.promised: float | None = None  # when it should be answered, as predicted when it was admitted
+        self.promised: float | None = None  # by when, if that was predicted when it was admitted
         self.shape: ShapeKey = ()  # requests of one shape can share a batch
         self.lane: Lane | None = None
         self.level: Level | None = None  # where it waits; None when it does not

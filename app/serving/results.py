@@ -46,6 +46,7 @@ class Results:
         self._tap_owed = 0.0
         self._shown = 0.0
         self._random = Random(0)
+        self._promised: list[PendingRequest] = []
 
     def set_tap(self, tap: Tap | None, share: float, quiet_s: float) -> None:
         """See `Scheduler.set_tap`."""
@@ -73,7 +74,7 @@ class Results:
                 continue
             queue_s.append(waited)
             if request.promised is not None:
-                self._batcher.answered(request, now)
+                self._promised.append(request)
             if request.deadline is not None and now > request.deadline:
                 late.append(request)
             else:
@@ -87,6 +88,13 @@ class Results:
                 request, answer = answers[at]
                 self._tap(request.inputs, answer.outputs, answer.precision)
         return self._rescue(rescued, precision, now) if rescued else False
+
+    def take_promised(self) -> list[PendingRequest]:
+        """Requests answered since the last time for which there was a prediction."""
+        promised = self._promised
+        if promised:
+            self._promised = []
+        return promised
 
     def settle_joined(self, batch: Batch, count: int, now: float) -> Answer | None:
         """Books a batch of `count` requests that are joined in its only part; None, with nothing booked,

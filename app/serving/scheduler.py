@@ -18,8 +18,10 @@ from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
 from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
-from app.serving.batcher import Batcher, Policy
+from app.serving.admission import Policy
+from app.serving.batcher import Batcher
 from app.serving.batching import IDLE, Slots
+from app.serving.deference import Deference
 from app.serving.execution import Batch
 from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
@@ -54,6 +56,7 @@ class Scheduler:
         curves: precision → bucket → seconds measured before, perhaps on another machine; what is measured at
             start wins, and scales the rest.
         device: shares the device's workers fairly with other models; None for a device of one's own.
+        deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
 
@@ -72,6 +75,7 @@ class Scheduler:
         *,
         curves: Mapping[str, Mapping[int, float]] | None = None,
         device: Device | None = None,
+        deference: Deference | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
     ) -> None:
@@ -91,6 +95,7 @@ class Scheduler:
         self._inline = Inline()
         self._inline_allowed = inline
         self._device = device
+        self._deference = deference
         self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
         self._draining = False
         self._pump_due = False
@@ -196,41 +201,63 @@ class Scheduler:
         Raises:
             Draining, NotReady, QueueFull: nothing was queued.
         """
-        if self._draining:
-            self._metrics.rejected("draining")
-            raise Draining(f"model '{self.name}' is being taken out of service; send the request again")
-        if self._crew.gone is not None:
-            self._metrics.rejected("not_ready")
-            raise NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
-        try:
-            self._batcher.admit(request, self._clock(), self._free_at)
-        except QueueFull:
-            over = self._queue.requests >= self._batcher.policy.queue_limit
-            self._metrics.rejected("queue_full" if over else "deadline")
-            raise
-        self._ledger.admitted()
-        if not self._pump_due and (self._crew.idle or self._inline.slots or request.deadline is not None):
-            self._pump_due = True
-            self._loop.call_soon(self._pump)
+        error = self.submit_alike((request,))[1]
+        if error is not None:
+            raise error
 
-    def submit_alike(self, requests: Sequence[PendingRequest]) -> list[tuple[PendingRequest, VernierError]]:
-        """`submit` for requests that differ in their numbers only: at once, where all can be admitted.
+    def submit_alike(self, requests: Sequence[PendingRequest]) -> tuple[int, VernierError | None]:
+        """`submit` for requests that differ in their numbers only.
 
-        Returns those that were refused, each with its error.
+        Returns how many were admitted, from the front, and the error of all others.
         """
-        running = not self._draining and self._crew.gone is None
-        if running and self._batcher.admit_alike(requests, self._clock()):
-            self._ledger.admitted(len(requests))
-            if self._crew.idle or self._inline.slots:
+        if self._draining or self._crew.gone is not None:
+            fault = self._closed()
+            self.refused(fault, len(requests))
+            return 0, fault
+        now = self._clock()
+        admitted, refusal = self._batcher.admit_alike(requests, now, self._free_at, self._earliest(now))
+        if refusal is not None:
+            self._count_refused(refusal, len(requests) - admitted, now)
+        if admitted:
+            self._ledger.admitted(admitted)
+            if self._crew.idle or self._inline.slots or requests[0].deadline is not None:
                 self._want_pump()
-            return []
-        refused: list[tuple[PendingRequest, VernierError]] = []
-        for request in requests:
-            try:
-                self.submit(request)
-            except VernierError as error:
-                refused.append((request, error))
-        return refused
+        return admitted, refusal
+
+    def refusal(
+        self, precision: str | None = None, priority: int = 0, deadline: float | None = None
+    ) -> VernierError | None:
+        """Why a request that has not been read yet would be refused, had it one row; None when it would be admitted.
+
+        So that reading costs nothing under overload. Whoever heeds it calls `refused`.
+        """
+        if self._draining or self._crew.gone is not None:
+            return self._closed()
+        now = self._clock()
+        return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
+
+    def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
+        """Counts requests of `rows` rows each that were refused for what `refusal` said."""
+        if isinstance(error, QueueFull):
+            self._batcher.rate.add(count * rows)
+            self._count_refused(error, count, self._clock())
+        else:
+            self._metrics.rejected(error.code, count)
+
+    def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
+        over = self._queue.requests >= self._batcher.policy.queue_limit
+        self._metrics.rejected("queue_full" if over else "deadline", count)
+        if self._deference is not None and self._crew.busy:
+            self._deference.refused(now)
+
+    def _earliest(self, now: float) -> float:
+        return now if self._deference is None else self._deference.earliest(now)
+
+    def _closed(self) -> VernierError:
+        """Why nothing is admitted any more."""
+        if self._draining:
+            return Draining(f"model '{self.name}' is being taken out of service; send the request again")
+        return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
 
     def run_joined(self, joined: JoinedRequests, count: int) -> Answer | None:
         """Runs `count` requests, joined into one of all their rows, at once on this thread.
@@ -338,6 +365,13 @@ class Scheduler:
         self._set_timer(now, wake)
         self._show()
         self._ledger.deliver()
+        if promised := self._results.take_promised():
+            self._loop.call_soon(self._learn, promised)  # once their answers have been written
+
+    def _learn(self, promised: Sequence[PendingRequest]) -> None:
+        now = self._clock()
+        for request in promised:
+            self._batcher.answered(request, now)
 
     def _run_inline(self, batch: Batch) -> None:
         batch.execute(self._inline.slots[batch.precision])

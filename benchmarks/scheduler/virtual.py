@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from app.engine.base import default_buckets
-from app.serving.batcher import Batcher, Policy
+from app.serving.admission import Policy
+from app.serving.batcher import Batcher
 from app.serving.batching import decide
 from app.serving.latency import LatencyCurve
 from app.serving.padding import BatchLayout

@@ -74,6 +74,70 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(engines: 
         settled(server, "slow")
 
 
+@pytest.mark.parametrize("fast_path", ["true", "false"])
+def test_requests_refused_together_have_their_own_ids_and_are_counted_one_by_one(
+    engines: Path, tmp_path: Path, fast_path: str
+) -> None:
+    write_package(engines, "slow", model=slow_model(layers=200))
+    row = json.dumps({"model": "slow", "inputs": ROW}).encode()
+    long = request(json.dumps({"model": "slow", "inputs": {"x": X * 16}}).encode())
+    settings = {"queue_limit": "4", "slots": "1", "fast_path": fast_path}
+    with serve(engines, tmp_path / "log", **settings) as server, ExitStack() as stack:
+        blockers = [stack.enter_context(Wire(server, 60)) for _ in range(5)]
+        clients = {f"client-{i}": stack.enter_context(Wire(server, 60)) for i in range(40)}
+        for identity, client in clients.items():  # so that their heads and the form of their bodies are known
+            client.send(request(row, x_request_id=identity))
+            assert client.reply().status == 200
+        for admitted, blocker in enumerate(blockers, len(clients) + 1):
+            blocker.send(long)
+            wait_until(
+                lambda: server.metric("vernier_requests_admitted_total", model="slow") == admitted  # noqa: B023
+            )
+        for identity, client in clients.items():
+            client.send(request(row, x_request_id=identity))
+        replies = {identity: client.reply() for identity, client in clients.items()}
+        refused = [reply for reply in replies.values() if reply.status == 429]
+        assert refused
+        assert {reply.status for reply in replies.values()} <= {200, 429}
+        assert {reply.headers["x-request-id"] for reply in replies.values()} == set(replies)
+        assert all(reply.headers["x-request-id"] == identity for identity, reply in replies.items())
+        assert {reply.json()["code"] for reply in refused} == {"queue_full"}
+        assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+        assert all(int(reply.headers["content-length"]) == len(reply.body) for reply in refused)
+        assert server.metric("vernier_rejected_total", reason="queue_full") == len(refused)
+        assert server.metric("vernier_requests_total", code="queue_full") == len(refused)
+        assert [blocker.reply().status for blocker in blockers] == [200] * 5
+        settled(server, "slow")
+
+
+@pytest.mark.parametrize("fast_path", ["true", "false"])
+def test_inputs_are_not_read_where_there_is_no_room_for_them_and_everything_else_is_checked(
+    engines: Path, tmp_path: Path, fast_path: str
+) -> None:
+    write_package(engines, "slow", model=slow_model(layers=200))
+    long = request(
+        json.dumps({"model": "slow", "inputs": {"x": X * 400}}).encode()
+    )  # many batches, a place in the queue
+    text = request(json.dumps({"model": "slow", "inputs": {"x": [["a", "b", "c", "d"]]}}).encode())
+    nobody = request(json.dumps({"model": "nobody", "inputs": ROW}).encode())
+    settings = {"queue_limit": "1", "slots": "1", "fast_path": fast_path}
+    with serve(engines, tmp_path / "log", **settings) as server, ExitStack() as stack:
+        blocker, client = [stack.enter_context(Wire(server, 60)) for _ in range(2)]
+        blocker.send(long)
+        wait_until(lambda: server.metric("vernier_requests_admitted_total", model="slow") == 1)
+        statuses = []
+        for message in (text, nobody, text):
+            client.send(message)
+            statuses.append(client.reply().status)
+        assert blocker.reply().status == 200
+        client.send(text)
+        last = client.reply()
+        assert statuses[1] == 404
+        assert statuses[0] == 429
+        assert (last.status, last.json()["code"]) == (400, "wrong_dtype")
+        assert server.metric("vernier_rejected_total", model="slow") == statuses.count(429)
+
+
 def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(engines: Path, tmp_path: Path) -> None:
     """They leave once all of them are admitted: one that leaves earlier may never have been seen by the service."""
     clients = 20

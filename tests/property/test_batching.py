@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.simulate import Arrival, Simulation
 from tests.support.schedules import make_batcher, play, random_schedule
 

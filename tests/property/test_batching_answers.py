@@ -16,7 +16,7 @@ from app.engine.base import default_buckets
 from app.engine.onnxruntime import OnnxRuntimeExecutor
 from app.metrics import ModelMetrics
 from app.package.manifest import SequenceDim
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.padding import BatchLayout
 from app.serving.scheduler import Answer, Scheduler
 from app.tensors import Arrays

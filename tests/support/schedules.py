@@ -7,7 +7,8 @@ from random import Random
 
 from app.engine.base import default_buckets
 from app.package.manifest import SequenceDim
-from app.serving.batcher import Batcher, Policy
+from app.serving.admission import Policy
+from app.serving.batcher import Batcher
 from app.serving.batching import Decide, decide
 from app.serving.execution import Batch
 from app.serving.padding import BatchLayout

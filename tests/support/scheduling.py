@@ -10,7 +10,8 @@ import numpy as np
 
 from app.engine.base import Executor, default_buckets
 from app.metrics import ModelMetrics
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
+from app.serving.deference import Deference
 from app.serving.padding import BatchLayout
 from app.serving.scheduler import Scheduler
 from app.serving.sharing import Device
@@ -36,6 +37,7 @@ async def serving(
     inline: bool = False,
     largest: int = 8,
     device: Device | None = None,
+    deference: Deference | None = None,
 ) -> AsyncIterator[Scheduler]:
     """A started scheduler; at the end everything is drained and every slot closed."""
     first = executors[0]
@@ -50,6 +52,7 @@ async def serving(
         policy or Policy(),
         slots,
         metrics,
+        deference=deference,
         inline=inline,
     )
     await scheduler.started()

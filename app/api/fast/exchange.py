@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol
 
 from app.api.codecs import (
     Body,
@@ -137,9 +137,6 @@ class Exchanges:
 
     def _ask_together(self, form: Form, exchanges: Sequence[Exchange]) -> bool:
         """False, with nothing done, when each must be looked at."""
-        arrays = form.read_all([exchange.body for exchange in exchanges])
-        if arrays is None:
-            return False
         try:
             model = self._repository.resolve(form.envelope.model, form.envelope.version)
             self._predictions.require_running()
@@ -148,6 +145,14 @@ class Exchanges:
         if not form.fits(model):
             return False
         count, (rows, outputs, precision, priority, deadline) = len(exchanges), form.rest
+        refusal = model.scheduler.refusal(precision, priority, deadline)
+        if refusal is not None and all(form.matches(exchange.body) for exchange in exchanges):
+            model.scheduler.refused(refusal, count, rows)
+            self._refuse(exchanges, refusal)
+            return True
+        arrays = form.read_all([exchange.body for exchange in exchanges])
+        if arrays is None:
+            return False
         joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
         answer = model.scheduler.run_joined(joined, count)
         if answer is not None:
@@ -156,11 +161,14 @@ class Exchanges:
         name = form.name
         for exchange, array in zip(exchanges, arrays, strict=True):
             exchange.prepare(model, ({name: array}, *form.rest))
-        for request, error in model.scheduler.submit_alike(exchanges):
-            refused = cast(Exchange, request)
-            self._answer_error(refused, error)
-            refused.connection.send_ready()
+        admitted, error = model.scheduler.submit_alike(exchanges)
+        if error is not None:
+            self._refuse(exchanges[admitted:], error)
         return True
+
+    def _refuse(self, exchanges: Sequence[Exchange], error: VernierError) -> None:
+        self._answer_errors(exchanges, error)
+        self._send(exchanges)
 
     def _ask(self, exchange: Exchange) -> None:
         """Reads one body and hands it to its scheduler, or refuses it."""
@@ -168,16 +176,18 @@ class Exchanges:
         exchange.identity = head.request_id or ""
         try:
             form = head.form
-            arrays = None if form is None else form.read(body)
-            if form is not None and arrays is not None:
+            if form is not None and form.matches(body):
                 envelope = form.envelope
                 exchange.identity = envelope.id or head.request_id or new_id()
                 exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    exchange.prepare(model, (arrays, *form.rest))
-                    model.scheduler.submit(exchange)
-                    return
+                    self._predictions.require_room(model, *form.rest[2:])
+                    arrays = form.read(body)
+                    if arrays is not None:
+                        exchange.prepare(model, (arrays, *form.rest))
+                        model.scheduler.submit(exchange)
+                        return
             exchange.model = None
             if head.envelope is None:
                 envelope, inputs = parse_predict(body)
@@ -197,12 +207,12 @@ class Exchanges:
     def _learn(
         self, head: Head, body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
     ) -> None:
-        if head.form is not None:
-            head.patience -= 1
         if head.envelope is None:
             form = json_form(body, envelope, model, prepared)
         else:
             form = raw_form(envelope, model, prepared)
+        if form is None or head.form is not None:
+            head.patience -= 1
         if form is not None:
             known = self._forms.get(form.key)
             if known is not None and known.fits(model):
@@ -314,17 +324,24 @@ class Exchanges:
         self._answer_error(exchange, Cancelled("the client disconnected before its answer was ready"))
 
     def _answer_error(self, exchange: Exchange, error: Exception) -> None:
-        exchange.identity = exchange.identity or new_id()
-        token = request_id.set(exchange.identity)
+        self._answer_errors((exchange,), error)
+
+    def _answer_errors(self, exchanges: Sequence[Exchange], error: Exception) -> None:
+        """One answer for all, which are of one model; only the id in its head is each one's own."""
+        first = exchanges[0]
+        first.identity = first.identity or new_id()
+        token = request_id.set(first.identity)
         try:
-            exchange.refusal = refusal = answer_error(error)
+            refusal = answer_error(error)
         finally:
             request_id.reset(token)
-        exchange.payload = refusal.body
-        if exchange.permit is not None:
-            exchange.permit.release()
-        model = exchange.model
-        if model is None:
-            self._metrics.responded_without_model(refusal.code)
+        for exchange in exchanges:
+            exchange.identity = exchange.identity or new_id()
+            exchange.refusal = refusal
+            exchange.payload = refusal.body
+            if exchange.permit is not None:
+                exchange.permit.release()
+        if first.model is None:
+            self._metrics.responded_without_model(refusal.code, len(exchanges))
         else:
-            model.metrics.responded(refusal.code, "", model.runtime, self.clock() - exchange.came)
+            first.model.metrics.responded_error(refusal.code, len(exchanges))

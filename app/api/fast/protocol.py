@@ -240,13 +240,16 @@ class FastProtocol(PunctualProtocol):
 
     def _send(self, exchange: Exchange, payload: bytes) -> None:
         defaults = self.server_state.default_headers
-        if exchange.refusal is None and not self._ending:
-            head = self.responses.ok(defaults, len(payload), exchange.identity)
-        else:
-            status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
-            if self._ending and not self._due and self._arriving is None:
+        refusal, identity = exchange.refusal, exchange.identity
+        if self._ending:
+            status, _, headers, _ = refusal or (200, b"", {}, "")
+            if not self._due and self._arriving is None:
                 headers = {**headers, "connection": "close"}
-            head = self.responses.make(defaults, status, len(payload), exchange.identity, headers)
+            head = self.responses.make(defaults, status, len(payload), identity, headers)
+        elif refusal is None:
+            head = self.responses.ok(defaults, len(payload), identity)
+        else:
+            head = self.responses.refused(defaults, refusal, identity)
         if len(payload) < _LONG_PAYLOAD:
             self.transport.write(head + payload)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api.codecs import JSON
+from app.api.errors import ErrorAnswer
 from app.api.guarding import SECURITY_HEADERS
 from app.api.identity import header_value
 
@@ -22,6 +23,8 @@ class ResponseHeads:
         self._defaults: Headers | None = None
         self._common = b""
         self._ok = b""
+        self._refusal: ErrorAnswer | None = None
+        self._refused = b""
 
     def ok(self, defaults: Headers, length: int, request_id: str) -> bytes:
         """Everything before the body of a good answer on a connection that stays open.
@@ -33,6 +36,14 @@ class ResponseHeads:
         if defaults is not self._defaults:
             self._renew(defaults)
         return self._ok % (length, header_value(request_id).encode())
+
+    def refused(self, defaults: Headers, refusal: ErrorAnswer, request_id: str) -> bytes:
+        """Everything before the body of an error on a connection that stays open. Quick for the same one again."""
+        if refusal is not self._refusal or defaults is not self._defaults:
+            made = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
+            self._refused = made.removesuffix(b"\r\n\r\n")
+            self._refusal = refusal
+        return b"%b%b\r\n\r\n" % (self._refused, header_value(request_id).encode())
 
     def make(
         self,

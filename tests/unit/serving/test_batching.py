@@ -10,15 +10,14 @@ from app.serving.batching import (
     DELAY,
     FULL,
     IDLE,
-    Backlog,
     Dispatch,
+    Forecast,
     Limits,
     Slots,
     Wait,
     Waiting,
     batch_cap,
     decide,
-    predict_finish,
 )
 from app.serving.latency import LatencyCurve
 
@@ -124,7 +123,7 @@ def test_predicted_finish_counts_what_runs_what_waits_and_who_joins() -> None:
     linear = curve(LINEAR)
 
     def finish(rows: int, waiting: int, *free_at: float, rate: float = 0.0) -> float:
-        return predict_finish(rows, Backlog(waiting, free_at), 1.0, linear, rate, LIMITS)
+        return Forecast(free_at, 1.0, linear, rate, LIMITS).finish(rows, waiting)
 
     assert finish(1, 0, 0.0) == pytest.approx(1.001)
     assert finish(4, 0, 1.5) == pytest.approx(1.504)
@@ -133,4 +132,4 @@ def test_predicted_finish_counts_what_runs_what_waits_and_who_joins() -> None:
     assert finish(1, 40, 1.5, 1.6) == pytest.approx(1.5 + 0.016 + 0.009)
     assert finish(40, 0, 1.0) == pytest.approx(1.0 + 2 * 0.016 + 0.008)
     assert finish(1, 0, 1.5, rate=1e6) == pytest.approx(1.516)
-    assert predict_finish(1, Backlog(99, (5.0,)), 1.0, curve({}), 0.0, LIMITS) == 1.0
+    assert Forecast((5.0,), 1.0, curve({}), 0.0, LIMITS).finish(1, 99) == 1.0

@@ -21,7 +21,7 @@ from app.errors import (
     VernierError,
 )
 from app.metrics import ModelMetrics
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.padding import BatchLayout
 from app.serving.request import JoinedRequests
 from app.serving.scheduler import Answer, PendingRequest, Scheduler
@@ -138,18 +138,19 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         assert [len(r.ends) for r in [running, *waiting, refused]] == [1, 1, 1, 1, 0]
 
 
-async def test_requests_submitted_together_are_admitted_and_refused_one_by_one() -> None:
+async def test_of_requests_submitted_together_as_many_are_admitted_as_there_is_room_for() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
         executor.gate.clear()
         running = Recorded(x(), 1)
-        assert scheduler.submit_alike([running]) == []
+        assert scheduler.submit_alike([running]) == (1, None)
         await until(lambda: scheduler.queued == 0)
         waiting = [Recorded(x(), 1) for _ in range(5)]
-        assert scheduler.submit_alike(waiting[:2]) == []
-        refused = scheduler.submit_alike(waiting[2:])
-        assert [request for request, _ in refused] == waiting[3:]
-        assert all(isinstance(error, QueueFull) and error.retry_after_s > 0 for _, error in refused)
+        assert scheduler.submit_alike(waiting[:2]) == (2, None)
+        admitted, error = scheduler.submit_alike(waiting[2:])
+        assert admitted == 1
+        assert isinstance(error, QueueFull)
+        assert error.retry_after_s > 0
         assert scheduler.inflight == 4
         scheduler.cancel(waiting[0])
         executor.gate.set()
@@ -162,14 +163,15 @@ async def test_requests_submitted_together_get_their_own_rows(inline: bool) -> N
     for rows in (1, 3, 20):  # 20 are more than a batch holds
         async with serving(ArithmeticExecutor(), inline=inline, slots=2) as scheduler:
             requests = [Recorded(x(rows, 100.0 * i), rows) for i in range(30)]
-            assert scheduler.submit_alike(requests) == []
+            assert scheduler.submit_alike(requests) == (len(requests), None)
             await until(lambda: scheduler.inflight == 0)
             for request in requests:
                 ((answer, _),) = request.ends
                 assert answer is not None
                 np.testing.assert_array_equal(answer.outputs["y"], 2 * request.inputs["x"])
-        (late,) = scheduler.submit_alike(requests[:1])
-        assert isinstance(late[1], Draining)
+        admitted, error = scheduler.submit_alike(requests[:2])
+        assert admitted == 0
+        assert isinstance(error, Draining)
 
 
 async def test_joined_requests_run_at_once_and_each_is_counted() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app.engine.base import default_buckets
-from app.serving.batcher import Policy
+from app.serving.admission import Policy
 from app.serving.batching import Decide, decide
 from app.serving.simulate import Arrival, Simulation, Trace, fixed_delay, percentile, poisson
 from tests.support.schedules import make_batcher
@@ -94,9 +94,21 @@ def test_what_predictions_leave_out_is_learned_and_overload_stays_within_the_obj
     policy = Policy(objective_s=objective_s, queue_limit=10**6)
     trace = simulate(model, arrivals, policy=policy, disturbed=0.1)
     learned = [r.latency_s for r in trace.of("answered") if r.arrival.at > arrivals[-1].at / 2]
-    assert percentile(learned, 0.99) <= 1.02 * objective_s
+    assert percentile(learned, 0.99) <= objective_s
     done = len(trace.of("answered")) / arrivals[-1].at
     assert done >= 0.8 * capacity(model) / 1.15
+
+
+@pytest.mark.parametrize("model", ["flat", "between"])
+def test_below_capacity_next_to_nobody_is_refused_for_stalls_that_leave_answers_in_time(model: str) -> None:
+    """A margin for every answer that came later than predicted would refuse one or two in a hundred here."""
+    objective_s = 4 * MODELS[model](LARGEST)
+    arrivals = load(model, 0.8, requests=20_000)
+    trace = simulate(
+        model, arrivals, policy=Policy(objective_s=objective_s, queue_limit=10**6), disturbed=0.02
+    )
+    assert percentile(trace.latencies(), 0.99) <= objective_s
+    assert len(trace.of("refused")) <= 0.004 * len(arrivals)
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -147,6 +159,18 @@ def test_a_wrong_estimate_heals_instead_of_refusing_for_ever() -> None:
     trace = Simulation(batcher, 1, lambda rows: 0.001).run([Arrival(0.02 * i) for i in range(50)])
     assert len(trace.of("answered")) == 50
     assert batcher.curve("int8", ()).seconds(1) < 0.01
+
+
+@pytest.mark.parametrize("wrong_from", [2, 8])
+def test_large_batches_that_were_measured_wrong_heal_under_overload(wrong_from: int) -> None:
+    """If it were true, none of them would fit the objective, so none would run and be measured again."""
+    service, objective_s = MODELS["between"], 4 * MODELS["between"](LARGEST)
+    curve = {b: service(b) if b < wrong_from else 5.0 for b in default_buckets(LARGEST)}
+    batcher = make_batcher(LARGEST, policy=Policy(objective_s=objective_s, queue_limit=10**6), curve=curve)
+    arrivals = load("between", 3.0, requests=30_000)
+    trace = Simulation(batcher, 1, service).run(arrivals)
+    later = [r for r in trace.of("answered") if r.arrival.at > arrivals[-1].at / 2]
+    assert len(later) / (arrivals[-1].at / 2) >= 0.9 * capacity("between")
 
 
 def test_a_stream_of_hopeless_deadlines_does_not_starve_those_that_can_be_met() -> None:

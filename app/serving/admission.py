@@ -1,0 +1,169 @@
+"""Who is let into the queue: the bound on what waits, and the prediction of when an answer would come.
+
+What a refusal stands on is not changed by refusing, so requests that differ in their numbers only are decided on
+together: so many from the front are let in, and one refusal holds for all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from app.errors import QueueFull
+from app.serving.batching import Forecast, Limits
+from app.serving.latency import ArrivalRate, LatencyCurve, Margin
+from app.serving.queue import RequestQueue
+
+#: Rows per second that fill every batch.
+_CROWD = 1e12
+
+#: When each slot should be free; idle ones: in the past.
+FreeAt = Callable[[], tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator asks for.
+
+    Attributes:
+        max_queue_delay_s, objective_s: see `app.serving.batching.Limits`.
+        queue_limit: the most requests that wait.
+        age_s: how much longer waiting outweighs one step of priority; also the patience of a request
+            that has neither deadline nor objective.
+    """
+
+    max_queue_delay_s: float = 0.002
+    objective_s: float | None = None
+    queue_limit: int = 1024
+    age_s: float = 1.0
+
+
+class Asked(NamedTuple):
+    """So many requests of `rows` rows each. Times are on the caller's clock; they arrived after `earliest`, from
+    when the objective counts."""
+
+    requests: int
+    rows: int
+    priority: int
+    deadline: float | None
+    earliest: float
+
+
+class Verdict(NamedTuple):
+    """promised: of each that is let in, from the front, by when it is to be answered; None where nothing was
+    predicted. refusal: of all the others; None when there are none."""
+
+    promised: list[float | None]
+    refusal: QueueFull | None
+
+
+class Admission:
+    """Belongs to one thread, as the queue does.
+
+    Attributes:
+        rate: of the rows that arrive, refused ones among them.
+        margin: between what is predicted and what is promised.
+    """
+
+    def __init__(self, policy: Policy, limits: Limits, queue: RequestQueue) -> None:
+        self.rate = ArrivalRate()
+        self.margin = Margin()
+        self._policy = policy
+        self._limits = limits
+        self._queue = queue
+
+    def judge(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
+        """Who may wait. Nothing is queued and only the arrivals are counted.
+
+        Args:
+            curve: of the lane that they would wait in.
+            free_at: asked only when a prediction is needed.
+        """
+        count, rows, _, deadline, _ = asked
+        self.rate.add(rows)
+        room = max(0, min(count, self._policy.queue_limit - self._queue.requests))
+        promised: list[float | None] = [None] * room
+        refusal = None
+        if room and (deadline is not None or self._policy.objective_s is not None):
+            refusal = self._promise(asked, promised, curve, now, free_at)
+        if refusal is None and room < count:
+            refusal = self._full(room, rows, curve, now, free_at())
+        self.rate.add(rows * (count - 1))
+        return Verdict(promised, refusal)
+
+    def refusal(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> QueueFull | None:
+        """Why the first of them would be refused now; None when it would not. Nothing is counted."""
+        if self._queue.requests >= self._policy.queue_limit:
+            return self._full(0, asked.rows, curve, now, free_at())
+        if asked.deadline is None and self._policy.objective_s is None:
+            return None
+        return self._promise(asked, [None], curve, now, free_at)
+
+    def _promise(
+        self, asked: Asked, promised: list[float | None], curve: LatencyCurve, now: float, free_at: FreeAt
+    ) -> QueueFull | None:
+        """Fills in what can be promised, and cuts off from the first that should finish too late, unless that one
+        would start at once.
+
+        When nothing stands before it, trying costs nobody anything, and a prediction that has become
+        too high corrects itself instead of refusing everything for ever.
+        """
+        _, rows, priority, deadline, earliest = asked
+        objective_s, limits, rate = self._policy.objective_s, self._limits, self.rate.per_second(now)
+        ahead = self._queue.rows_ahead(priority)
+        ends = [
+            at for at in (deadline, None if objective_s is None else earliest + objective_s) if at is not None
+        ]
+        limit = min(ends)
+        forecast: Forecast | None = None
+        free: tuple[float, ...] = ()
+        for at in range(len(promised)):
+            if objective_s is None and self._in_time_for_sure(rows * (at + 1), curve, now, limit):
+                ahead += rows
+                continue
+            free = free or free_at()
+            if ahead or (free and min(free) > now):
+                forecast = forecast or Forecast(free, now, curve, rate, limits)
+                finish = forecast.finish(rows, ahead)
+                promised[at] = limit
+                if finish + self.margin.seconds > limit:
+                    del promised[at:]
+                    crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
+                    return self._too_late(finish, crowded, limit, now)
+            ahead += rows
+        return None
+
+    def _too_late(self, finish: float, crowded: float, limit: float, now: float) -> QueueFull:
+        """Who comes back comes with others, and a tenth later, or it would stand on the edge again."""
+        margin = self.margin.seconds
+        return QueueFull(
+            f"the answer would take {1e3 * (finish + margin - now):.3g} ms, which is more than the "
+            f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
+            crowded + margin - limit + 0.1 * (crowded + margin - now),
+        )
+
+    def _full(
+        self, entering: int, rows: int, curve: LatencyCurve, now: float, free: tuple[float, ...]
+    ) -> QueueFull:
+        """`entering`: requests of `rows` rows that are let in before it."""
+        waiting = self._queue.rows + entering * rows
+        drained = Forecast(free, now, curve, 0.0, self._limits).finish(1, waiting)
+        return QueueFull(
+            f"{self._queue.requests + entering} requests wait already; retry after the given time",
+            drained - now,
+        )
+
+    def _in_time_for_sure(self, rows: int, curve: LatencyCurve, now: float, deadline: float) -> bool:
+        """The quick answer for deadlines that are far away: one slot alone would meet this one.
+
+        Args:
+            rows: its own and those that come in with it.
+        """
+        # What runs, full batches before it, one for the remainder, and its own.
+        batches = 3 + (self._queue.rows + rows) // self._limits.max_rows
+        return now + batches * curve.worst_s <= deadline
+
+    def answered(self, promised: float, arrived: float, now: float) -> None:
+        """Learns from an answer whether it was right to let its request in."""
+        self.margin.observe(now > promised, promised - arrived)

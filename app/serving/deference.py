@@ -1,0 +1,83 @@
+"""While requests are refused, the event loop's thread lets the computing threads finish their time slices.
+
+On a core that also computes, every arrival wakes the loop, which interrupts a worker, finds the caches cold and
+leaves them cold; under overload most of them are arrivals that will be refused. So for that time the loop's thread
+is a batch thread (sched(7): woken, it does not preempt) and reads what came meanwhile in one turn. Where a core is
+idle it waits for nothing, and when the last batch ends the core is free, so that answers do not wait either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+
+logger = logging.getLogger(__name__)
+
+#: After the last refusal. Each change is a call of the system.
+_LINGER_S = 0.05
+#: A thread that is ready to run waits about this long for another's slice to end (a tick at 250 Hz).
+_LONGEST_WAIT_S = 0.004
+
+
+class Deference:
+    """Belongs to the event loop's thread, and changes how that thread is scheduled.
+
+    Attributes:
+        active: whether it defers now.
+    """
+
+    def __init__(self) -> None:
+        self.active = False
+        self._possible = hasattr(os, "SCHED_BATCH")
+        self._refused = False  # since the timer was set
+        self._in_turn = False
+        self._before = self._last = 0.0
+
+    def refused(self, now: float) -> None:
+        """Requests were refused while workers compute."""
+        self._refused = True
+        if self.active or not self._possible:
+            return
+        if os.sched_getscheduler(0) != os.SCHED_OTHER or not self._schedule(os.SCHED_BATCH):
+            self._possible = False  # somebody chose how this thread is scheduled, or forbade to choose
+            return
+        self.active = True
+        self._before = self._last = now
+        self._watch()
+
+    def earliest(self, now: float) -> float:
+        """When the requests that are looked at now may have arrived: after the last turn of the loop began."""
+        if not self.active:
+            return now
+        if not self._in_turn:
+            self._in_turn = True
+            self._before, self._last = self._last, now
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return max(self._before, now - _LONGEST_WAIT_S)
+
+    def _end_turn(self) -> None:
+        self._in_turn = False
+
+    def _watch(self) -> None:
+        self._refused = False
+        asyncio.get_running_loop().call_later(_LINGER_S, self._look)
+
+    def _look(self) -> None:
+        if self._refused:
+            self._watch()
+        else:
+            self.active = False
+            self._schedule(os.SCHED_OTHER)
+
+    def _schedule(self, policy: int) -> bool:
+        try:
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+        except OSError as error:
+            logger.warning(
+                "the loop's thread cannot change how it is scheduled",
+                extra={"thread": threading.current_thread().name, "error": str(error)},
+            )
+            return False
+        return True

@@ -1,0 +1,110 @@
+"""Who is let into the queue, in virtual time: alone or together, the decisions are the same."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.errors import QueueFull
+from app.serving.admission import Policy
+from app.serving.batcher import Batcher
+from app.serving.simulate import Arrival, SimulatedRequest
+from tests.support.schedules import make_batcher
+
+CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
+
+
+def requests(
+    count: int, rows: int = 1, priority: int = 0, timeout_s: float | None = None
+) -> list[SimulatedRequest]:
+    arrival = Arrival(0.0, rows, priority, timeout_s)
+    return [SimulatedRequest(arrival, {"x": np.zeros(rows, np.float32)}) for _ in range(count)]
+
+
+def one_by_one(
+    batcher: Batcher, asked: list[SimulatedRequest], now: float, free: tuple[float, ...]
+) -> tuple[int, QueueFull | None]:
+    refusals = []
+    for request in asked:
+        try:
+            batcher.admit(request, now, lambda: free)
+        except QueueFull as refusal:
+            refusals.append(refusal)
+    assert len({(r.message, r.retry_after_s) for r in refusals}) <= 1, (
+        "alike requests were refused differently"
+    )
+    return len(asked) - len(refusals), refusals[0] if refusals else None
+
+
+def refusal_of_one(
+    batcher: Batcher, kind: dict[str, Any], now: float, free: tuple[float, ...]
+) -> QueueFull | None:
+    return batcher.refusal(None, kind["priority"], kind["timeout_s"], now, lambda: free)
+
+
+def told(refusal: QueueFull | None) -> tuple[str, float] | None:
+    return None if refusal is None else (refusal.message, refusal.retry_after_s)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by_one(seed: int) -> None:
+    random = Random(seed)
+    policy = Policy(objective_s=random.choice([None, 0.02, 0.06]), queue_limit=random.choice([5, 30, 1000]))
+    together, alone = (make_batcher(16, policy=policy, curve=CURVE) for _ in range(2))
+    now = 1.0
+    outcomes = []
+    for _ in range(8):
+        now += random.choice([0.0, 0.001, 0.01])
+        free = tuple(now + random.choice([-1.0, 0.002, 0.012]) for _ in range(random.choice([0, 1, 2])))
+        kind: dict[str, Any] = {
+            "count": random.choice([1, 3, 20, 64]),
+            "rows": random.choice([1, 1, 3, 40]),
+            "priority": random.choice([0, 0, 1]),
+            "timeout_s": random.choice([None, None, now + 0.03, now + 1.0]),
+        }
+        early = refusal_of_one(together, kind, now, free)
+        refusal_of_one(alone, kind, now, free)
+        asked, same = requests(**kind), requests(**kind)
+        admitted, refusal = together.admit_alike(asked, now, lambda free=free: free)
+        expected, error = one_by_one(alone, same, now, free)
+        assert (admitted, told(refusal)) == (expected, told(error))
+        if kind["rows"] == 1:
+            assert told(early) == (None if admitted else told(refusal)), (
+                "before it is read it is told the same"
+            )
+        assert [r.promised for r in asked[:admitted]] == [r.promised for r in same[:admitted]]
+        assert [r.due for r in asked] == [r.due for r in same] or refusal is not None
+        assert together.queue.rows == alone.queue.rows
+        assert together.rate.per_second(now) == alone.rate.per_second(now)
+        outcomes.append((admitted, refusal))
+        together.admission.margin.seconds = alone.admission.margin.seconds = random.choice([0.0, 0.005])
+    assert any(admitted for admitted, _ in outcomes)
+
+
+def test_the_refusal_of_many_tells_the_wait_of_the_first_that_is_refused() -> None:
+    batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
+    admitted, refusal = batcher.admit_alike(requests(200), 0.0, lambda: (0.010,))
+    assert admitted == 48  # what runs, and three batches of 15 ms, end after 55 ms
+    assert refusal is not None
+    assert "61 ms" in refusal.message
+    assert "60 ms allowed" in refusal.message
+    # Who comes back comes with others: to a full batch, which ends after 70 ms.
+    assert refusal.retry_after_s == pytest.approx(0.070 - 0.060 + 0.1 * 0.070)
+
+
+def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
+    batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
+    admitted, refusal = batcher.admit_alike(requests(200), 1.0, lambda: (1.010,), earliest=0.992)
+    assert admitted == 43  # two full batches, and 11.9 ms for eleven more
+    assert refusal is not None
+    assert "52 ms allowed" in refusal.message
+
+
+def test_of_a_model_of_many_shapes_nothing_is_refused_before_it_is_read() -> None:
+    batcher = make_batcher(4, policy=Policy(queue_limit=0), curve=CURVE, sequence=True)
+    assert batcher.refusal(None, 0, None, 0.0, lambda: (1.0,)) is None
+    flat = make_batcher(4, policy=Policy(queue_limit=0), curve=CURVE)
+    assert flat.refusal(None, 0, None, 0.0, lambda: (1.0,)) is not None

@@ -1,0 +1,93 @@
+"""How the loop's thread is scheduled while requests are refused: by the real system calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from app.errors import QueueFull
+from app.serving.admission import Policy
+from app.serving.deference import Deference
+from app.serving.request import AwaitedRequest
+from app.serving.scheduler import Scheduler
+from tests.support.engines import ArithmeticExecutor
+from tests.support.scheduling import serving, until, x
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="batch threads are Linux's")
+
+
+@pytest.fixture(autouse=True)
+def ordinary() -> Iterator[None]:
+    """Every test begins and ends with a thread that preempts when it is woken."""
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+async def test_it_defers_from_the_first_refusal_until_there_was_none_for_a_while() -> None:
+    deference = Deference()
+    deference.refused(1.0)
+    assert deference.active
+    assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    deference.refused(1.01)
+    await until(lambda: not deference.active)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    deference.refused(2.0)
+    assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    await until(lambda: not deference.active)
+
+
+async def test_a_thread_that_somebody_scheduled_on_purpose_is_left_alone() -> None:
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    deference = Deference()
+    deference.refused(1.0)
+    assert not deference.active
+    assert deference.earliest(2.0) == 2.0
+
+
+async def test_while_it_defers_requests_may_have_come_since_the_last_turn_began() -> None:
+    deference = Deference()
+    assert deference.earliest(1.0) == 1.0
+    deference.refused(1.0)
+    assert deference.earliest(1.002) == 1.0
+    assert deference.earliest(1.0025) == 1.0, "the same turn"
+    turns = 0
+
+    def turn() -> bool:
+        nonlocal turns
+        turns += 1
+        return turns > 1
+
+    await until(turn)
+    assert deference.earliest(1.003) == 1.002
+    await until(lambda: not deference.active)
+    assert deference.earliest(9.0) == 9.0
+
+
+async def test_a_wait_is_never_longer_than_a_slice() -> None:
+    deference = Deference()
+    deference.refused(1.0)
+    assert 2.0 - 0.01 < deference.earliest(2.0) < 2.0
+    await until(lambda: not deference.active)
+
+
+async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> None:
+    executor, deference = ArithmeticExecutor(), Deference()
+    policy = Policy(queue_limit=1)
+    async with serving(executor, policy=policy, largest=1, deference=deference) as scheduler:
+        executor.gate.clear()
+        scheduler.submit(AwaitedRequest(x(), 1))
+        await until(lambda: scheduler.queued == 0)
+        scheduler.submit(AwaitedRequest(x(), 1))
+        assert not deference.active
+        refused(scheduler)
+        assert deference.active
+        executor.gate.set()
+    await until(lambda: not deference.active)
+
+
+def refused(scheduler: Scheduler) -> None:
+    with pytest.raises(QueueFull):
+        scheduler.submit(AwaitedRequest(x(), 1))
