@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -17,11 +20,21 @@ ROOT = Path(__file__).resolve().parents[2]
 _CHUNK = 100
 
 
-def measure_memory(samples: int) -> str:
-    """Builds fp32 and int8 with `samples` pictures for calibration, in a process of its own.
+@dataclass(frozen=True)
+class Peak:
+    """The largest resident set that a build had at any time, and how long it took."""
 
-    Returns a sentence with the seconds and the largest resident set that the process had at any time.
-    """
+    samples: int
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.samples} calibration samples: {self.seconds:.0f} s, {self.peak_bytes / 1e9:.2f} GB at most"
+
+
+def measure_memory(samples: int) -> Peak:
+    """Builds fp32 and int8 with `samples` pictures for calibration, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="vernier-memory-") as scratch:
         folder = Path(scratch)
         (folder / "model.onnx").write_bytes(resnet50.make_model(0).SerializeToString())
@@ -44,4 +57,20 @@ def measure_memory(samples: int) -> str:
         seconds = perf_counter() - began
         if (code := os.waitstatus_to_exitcode(status)) not in (0, 1):  # 1: the gate refused INT8
             raise RuntimeError(f"the build ended with {code}")
-        return f"{samples} calibration samples: {seconds:.0f} s, {usage.ru_maxrss / 1e6:.2f} GB at most"
+        return Peak(samples, seconds, usage.ru_maxrss * 1024)
+
+
+def remember(peak: Peak, path: Path) -> None:
+    """Adds the measurement to those in the file, in place of an older one with as many samples."""
+    others = [other for other in recall(path) if other.samples != peak.samples]
+    found = sorted([*others, peak], key=lambda entry: entry.samples)
+    path.write_text(_as_json(found), "utf-8")
+
+
+def recall(path: Path) -> list[Peak]:
+    """The measurements in the file, the fewest samples first."""
+    return [Peak(**entry) for entry in json.loads(path.read_text("utf-8"))] if path.exists() else []
+
+
+def _as_json(peaks: Iterable[Peak]) -> str:
+    return json.dumps([asdict(peak) for peak in peaks], indent=1) + "\n"
