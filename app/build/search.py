@@ -41,10 +41,10 @@ _RANKING_SECONDS = 15.0
 #: Nodes that together save less than this part of all savings are not told apart.
 _HARDLY = 0.02
 _MOST_VERIFICATIONS = 4
-#: So many of the nodes that were given back are tried once more.
-_MOST_RETURNS = 4
-#: … and if all of these that fit are too much for fresh samples, once more without the last.
-_MOST_RETURNS_VERIFIED = 2
+#: So many of the nodes that were given back are tried once more, and if all of these that fit are too much for fresh
+#: samples, once more without the last; of a slow model fewer.
+_RETURNS, _RETURNS_VERIFIED = 4, 2
+_RETURNS_SLOW, _RETURNS_VERIFIED_SLOW = 2, 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ class _Search:
         if kept:
             others = tuple(unit for unit in self._quantized if unit.nodes[0] not in kept)
             given = self._better((*choice.also, *others), given)
-        for fewer in self._returned(given)[:_MOST_RETURNS_VERIFIED]:
+        slow = self._trials.slow
+        found = self._returned(given, _RETURNS_SLOW if slow else _RETURNS)
+        for fewer in found[: _RETURNS_VERIFIED_SLOW if slow else _RETURNS_VERIFIED]:
             if (better := self._better(fewer, given)) is not given:
                 return better, True
         return given, self._trials.verified(given) <= 1
@@ -189,12 +191,12 @@ class _Search:
         count = max(int(np.argmax(fits)), choice.count + math.ceil(least * (len(order) - choice.count)))
         return replace(choice, order=order, count=count)
 
-    def _returned(self, given: tuple[Unit, ...]) -> list[tuple[Unit, ...]]:
+    def _returned(self, given: tuple[Unit, ...], most: int) -> list[tuple[Unit, ...]]:
         """`given` without what the selection can bear after all, tried by what it saves; the fewest first."""
         found: list[tuple[Unit, ...]] = []
         tried = 0
         for unit in sorted(given, key=lambda unit: -unit.saving):
-            if tried == _MOST_RETURNS or unit.saving < _HARDLY * self._savings:
+            if tried == most or unit.saving < _HARDLY * self._savings:
                 break
             left = found[0] if found else given
             if self._would_fit(unit, left):

@@ -26,6 +26,8 @@ SAFETY = 0.85
 #: labels say needs many, or the doubt uses up the budget.
 _SELECTION_SECONDS, _LABELLED_SECONDS, _VERIFICATION_SECONDS = 3.0, 15.0, 30.0
 _LEAST_SELECTION = 48
+#: A model is slow when FP32 takes longer than this for all samples of a verification.
+_SLOW_SECONDS = 5.0
 #: A selection whose worst sample among the first so many passes the budget is not run on the others.
 _GLANCE = 16
 #: A base type that uses up less than this part of what it may is not looked at again.
@@ -57,6 +59,7 @@ class Trials:
     Attributes:
         select: the samples that selections run on, as many as are affordable.
         sample_seconds: how long FP32 takes for one.
+        slow: whether every further evaluation is dear.
         steps: the evaluations, in order.
 
     Raises:
@@ -87,6 +90,7 @@ class Trials:
         #: All there is to count doubt on, what no choice is made on first.
         self._all = (self._verify,) if select is verify else (self._verify, self.select)
         count = sum(len(samples) for samples in self._all)
+        self.slow = count * self.sample_seconds > _SLOW_SECONDS
         self._selection_judge = CautiousJudge(self._judge(self.select), count)
         self._fresh_judge = self._judge(self._verify)
         self._verification_judge = CautiousJudge(self._judge(*self._all))
