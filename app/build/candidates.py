@@ -94,6 +94,7 @@ class Judging:
         self._progress = progress
         self.fp32_files: tuple[str, ...] = ()
         self._sensitivities: dict[tuple[bool, tuple[float, ...]], dict[str, float]] = {}
+        self._kept: dict[tuple[bool, tuple[float, ...]], frozenset[str]] = {}
         began = perf_counter()
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
@@ -115,9 +116,9 @@ class Judging:
         return self._serve(self._write(replace(candidate, status="pass"), folder), folder)
 
     def _candidate(
-        self, precision: str, recipe: Recipe, known: tuple[Samples, Arrays] | None = None
+        self, precision: str, recipe: Recipe, known: Sequence[tuple[Samples, Arrays]] = ()
     ) -> Candidate:
-        """known: some of the samples, and the recipe's answers to them, which are not run again."""
+        """known: disjoint parts of the samples, and the recipe's answers to them, which are not run again."""
         # FP32 is what everything is compared with: there is nothing to run again.
         outputs = self.reference if precision == "fp32" else self._emulated(recipe, known)
         gate = gate_with(self.judge, outputs)
@@ -179,10 +180,10 @@ class Judging:
         if precision in QUANTIZED and not (found.recipe.int8 or found.recipe.fp8):
             candidate = candidate or self._candidate(precision, recipe)
             missed = candidate.gate.reason or self._doubt
-            reason = f"no node can stay quantized inside the budget; with all of them {missed}"
+            reason = f"no node can stay quantized inside the budget; with all of them {missed}{_rest(found)}"
             return replace(_refused(candidate, EMULATED, reason), found=found)
         candidate = self._candidate(precision, found.recipe, found.verified)
-        return replace(candidate, found=replace(found, verified=None))
+        return replace(candidate, found=replace(found, verified=()))
 
     def _tf32(self) -> Candidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
@@ -214,18 +215,17 @@ class Judging:
         refused = _refused(candidate, RUNTIME, reason)
         return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
 
-    def _emulated(self, recipe: Recipe, known: tuple[Samples, Arrays] | None) -> Arrays:
-        done = np.array([], np.int64) if known is None else positions(known[0], self.samples)
-        left = np.setdiff1d(np.arange(len(self.samples)), done)
+    def _emulated(self, recipe: Recipe, known: Sequence[tuple[Samples, Arrays]] = ()) -> Arrays:
+        done = [positions(samples, self.samples) for samples, _ in known]
+        left = np.setdiff1d(np.arange(len(self.samples)), np.concatenate([[], *done]))
+        parts = [answers for _, answers in known]
         with self._progress.task("running the variant", len(self.samples)) as advance:
-            advance(len(done))
-            if known is None:
-                return Evaluator(self.workshop.graph(recipe)).run(self.samples, advance=advance)
-            if not len(left):
-                return {name: array[np.argsort(done)] for name, array in known[1].items()}
-            found = Evaluator(self.workshop.graph(recipe)).run(Subset(self.samples, left), advance=advance)
-        order = np.argsort(np.concatenate([done, left]))
-        return {name: np.concatenate([known[1][name], array])[order] for name, array in found.items()}
+            advance(len(self.samples) - len(left))
+            if len(left):
+                samples = Subset(self.samples, left) if known else self.samples
+                parts.append(Evaluator(self.workshop.graph(recipe)).run(samples, advance=advance))
+        order = np.argsort(np.concatenate([*done, left]))
+        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:
@@ -233,7 +233,8 @@ class Judging:
         else:
             select = verify = self.samples
         # Nodes are ranked one by one in FP32 surroundings, so INT8 variants of both bases share a ranking.
-        known = self._sensitivities.setdefault((bool(recipe.fp8), tuple(recipe.ranges.values())), {})
+        key = (bool(recipe.fp8), tuple(recipe.ranges.values()))
+        known = self._sensitivities.setdefault(key, {})
         found = search(
             self.workshop.prepared,
             recipe,
@@ -244,9 +245,12 @@ class Judging:
             self._progress,
             known,
             (self.samples, self.reference),
+            self._kept.get(key, frozenset()),
         )
         if recipe.int8 or recipe.fp8:
             known |= found.sensitivities
+        if found.passed:
+            self._kept[key] = found.recipe.int8 | found.recipe.fp8
         return found
 
     def _write(self, candidate: Candidate, folder: Path) -> Candidate:
@@ -290,6 +294,15 @@ def _refused(candidate: Candidate, runtime: str, reason: str) -> Candidate:
     gates = dict(candidate.gates or {})
     gates[runtime] = gates[runtime].model_copy(update={"passed": False, "reason": reason})
     return replace(candidate, gates=gates)
+
+
+def _rest(found: SearchResult) -> str:
+    """What the narrow type around the quantized nodes uses up without any of them, in words."""
+    if found.recipe.base == "fp32":
+        return ""
+    given = len(found.given_back)
+    used = next((s.used for s in found.evaluations if (s.samples, s.given_back) == ("verify", given)), 0.0)
+    return f"; without any, {found.recipe.base.upper()} and the doubt use up {used:.0%} of it" if used else ""
 
 
 def lowerings_of(candidate: Candidate) -> dict[str, list[str]]:

@@ -35,10 +35,15 @@ _BLOCKS_OF_TEXT = 8
 
 
 class CautiousJudge:
-    """A judge that counts the doubt as lost: of built-in task metrics, and of bounds on the worst sample."""
+    """A judge that counts the doubt as lost: of built-in task metrics, and of bounds on the worst sample.
 
-    def __init__(self, judge: Judge) -> None:
+    Args:
+        samples: how many the doubt of a task metric will be counted on in the end, if more than these.
+    """
+
+    def __init__(self, judge: Judge, samples: int = 0) -> None:
         self.judge = judge
+        self._samples = samples
         self._reference: dict[str, Array] = {}
 
     def used(self, candidate: Arrays) -> float:
@@ -82,6 +87,8 @@ class CautiousJudge:
             0.0, reference - finding.value if finding.limit <= reference else finding.value - reference
         )
         error = max(self._standard_error(term, candidate), self._error_of_flips(term, candidate))
+        here = len(np.asarray(self.judge.labels))
+        error *= math.sqrt(here / max(here, self._samples))
         return max(finding.used, (lost + _STANDARD_ERRORS * error) / allowed)
 
     def _farther(self, term: Term, candidate: Arrays) -> float:

@@ -88,7 +88,7 @@ class SampleReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One evaluation of a search; see `app.build.search.Step`."""
+    """One evaluation of a search; see `app.build.trials.Step`."""
 
     given_back: int
     used: float

@@ -9,58 +9,42 @@ model is only a model: if its longest beginning that gives up less time suffices
 
 What was selected on some samples is verified on others, since a selection overfits: where nodes are
 selected, a safety factor must fit into the budget as well, and the result must hold on samples that no
-choice was made on. If it does not, the selection is made again with more slack. Both count the doubt that
-finite samples leave (`app.build.caution`).
+choice was made on. If it does not, more of the same order is given back. The doubt that finite samples leave
+(`app.build.caution`) counts as that of all of them together.
+
+Single evaluations are noisy, and the variant does not get better with every node. So in the end what was given
+back and saves much is tried once more, and so is what an earlier search, in other surroundings, kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from app.budget import Budget, Judge
-from app.build.caution import CautiousJudge
-from app.build.data import Samples, first_and_rest, limit, positions
-from app.build.evaluate import Evaluator
-from app.build.gate import make_judge
-from app.build.lower import Recipe, lower
+from app.budget import Budget
+from app.build.data import Samples
+from app.build.lower import Recipe
 from app.build.placement import QuantizableNode
 from app.build.prepare import PreparedModel
-from app.build.progress import Advance, Progress
-from app.build.ranking import Ranker, time_per_sample
+from app.build.progress import Progress
+from app.build.ranking import Ranker
+from app.build.trials import SAFETY, Step, Trials
 from app.build.units import Unit, float_units, kept_macs, quantized_units, without
-from app.errors import BuildError
-from app.tensors import Arrays
+from app.tensors import Array, Arrays
 
-#: The part of the budget that a selection may use up, doubt included; verification may use up all of it.
-SAFETY = 0.85
-#: Ranking, and a single evaluation, take as many samples as fit into these times. Distances show on few
-#: samples; what labels say needs many, or the doubt uses up the budget.
-_RANKING_SECONDS, _SELECTION_SECONDS, _LABELLED_SECONDS, _VERIFICATION_SECONDS = 15.0, 3.0, 15.0, 30.0
-_LEAST_SELECTION = 48
-#: A selection whose worst sample among the first so many passes the budget is not run on the others.
-_GLANCE = 16
-#: A base type that uses up less than this part of what it may is not looked at again.
-_CLEARLY = 0.25
+#: Ranking takes as many samples as fit into this time.
+_RANKING_SECONDS = 15.0
 #: Nodes that together save less than this part of all savings are not told apart.
 _HARDLY = 0.02
 _MOST_VERIFICATIONS = 4
-
-
-@dataclass(frozen=True)
-class Step:
-    """One evaluation: how many nodes were given back, and the part of the budget that was used up.
-
-    samples: `select` or `verify`.
-    """
-
-    given_back: int
-    used: float
-    samples: str
+#: So many of the nodes that were given back are tried once more, and if all of these that fit are too much for fresh
+#: samples, once more without the last; of a slow model fewer.
+_RETURNS, _RETURNS_VERIFIED = 4, 2
+_RETURNS_SLOW, _RETURNS_VERIFIED_SLOW = 2, 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class SearchResult:
         that quantizes, what quantizing it does); empty when nothing had to be ranked. A residual sum is
         measured together with its convolution.
     given_back: nodes, the first given back first.
-    verified: the samples of the last verification and the recipe's answers to them.
+    verified: samples of which the recipe's answers are known, and these answers.
     kept_macs: share of the quantizable nodes' multiply-accumulates that stay quantized.
     """
 
@@ -86,7 +70,20 @@ class SearchResult:
     kept_macs: float
     seconds: float
     reason: str = ""
-    verified: tuple[Samples, Arrays] | None = None
+    verified: tuple[tuple[Samples, Arrays], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """To give back the first `count` of `order`, and `also`."""
+
+    also: tuple[Unit, ...] = ()
+    order: tuple[Unit, ...] = ()
+    count: int = 0
+
+    @property
+    def given(self) -> tuple[Unit, ...]:
+        return (*self.also, *self.order[: self.count])
 
 
 def search(
@@ -99,6 +96,7 @@ def search(
     progress: Progress,
     known: Mapping[str, float] | None = None,
     answered: tuple[Samples, Arrays] | None = None,
+    kept: frozenset[str] = frozenset(),
 ) -> SearchResult:
     """The fastest assignment at or below `recipe` that keeps the budget, by measurement.
 
@@ -108,25 +106,27 @@ def search(
         select, verify: disjoint samples, with labels where the budget needs them.
         known: sensitivities that an earlier search of the same model, ranges and weights has measured.
         answered: samples of which both sets are subsets, and FP32's answers to them.
+        kept: quantized nodes that an earlier search kept, with another base type.
 
     Raises:
         BuildError: FP32 itself misses the budget, or the data cannot judge it.
     """
     began = perf_counter()
     with progress.task("searching precision") as advance:
-        found = _Search(prepared, recipe, nodes, select, verify, budget, progress, advance, known, answered)
-        given, holds = found.run()
+        trials = Trials(prepared.model, recipe, budget, select, verify, answered, advance)
+        found = _Search(prepared, recipe, nodes, budget, trials, progress, known)
+        given, holds = found.run(kept)
     chosen = without(recipe, given)
     return SearchResult(
         recipe=chosen,
         passed=holds,
-        evaluations=tuple(found.steps),
+        evaluations=tuple(trials.steps),
         sensitivities=found.sensitivities,
         given_back=tuple(name for unit in given for name in unit.nodes),
         kept_macs=kept_macs(nodes, chosen),
         seconds=perf_counter() - began,
         reason="" if holds else "no assignment that was selected on some samples held on others",
-        verified=found.verified,
+        verified=trials.answers(chosen),
     )
 
 
@@ -136,74 +136,101 @@ class _Search:
         prepared: PreparedModel,
         recipe: Recipe,
         nodes: Sequence[QuantizableNode],
-        select: Samples,
-        verify: Samples,
         budget: Budget,
+        trials: Trials,
         progress: Progress,
-        advance: Advance,
         known: Mapping[str, float] | None,
-        answered: tuple[Samples, Arrays] | None,
     ) -> None:
-        self._model = prepared.model
-        self._wished = recipe
-        self._budget = budget
         self._progress = progress
-        self._advance = advance
-        self._answered = answered
-        sample_seconds = time_per_sample(self._model, select)
-        labelled = any(term.needs_labels for term in budget.terms)
-        self._bounds_samples = budget.bounds_samples and not labelled
-        seconds = _LABELLED_SECONDS if labelled else _SELECTION_SECONDS
-        self._select = _at_most(select, seconds / max(1e-9, sample_seconds))
-        self._verify = _at_most(verify, _VERIFICATION_SECONDS / max(1e-9, sample_seconds))
-        self._selection_judge = CautiousJudge(self._judge(self._select))
-        self._verification_judge = CautiousJudge(self._judge(self._verify))
-        self._glance, self._rest = first_and_rest(self._select, _GLANCE)
-        self._quantized = quantized_units(self._model, nodes, recipe)
-        self._floats = float_units(self._model, nodes, recipe)
-        self._ranker = Ranker(self._model, recipe, budget, self._select, sample_seconds, _RANKING_SECONDS)
+        self._trials = trials
+        self._quantized = quantized_units(prepared.model, nodes, recipe)
+        self._floats = float_units(prepared.model, nodes, recipe)
+        self._ranker = Ranker(
+            prepared.model, recipe, budget, trials.select, trials.sample_seconds, _RANKING_SECONDS
+        )
         self._ranker.quantized.update(known or {})
-        self._safety = SAFETY
-        self._known: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], float] = {}
-        self.steps: list[Step] = []
-        self.verified: tuple[Samples, Arrays] | None = None
+        self._savings = _savings(self._quantized or self._floats)
 
     @property
     def sensitivities(self) -> dict[str, float]:
         return self._ranker.quantized if self._quantized else self._ranker.narrow
 
-    def run(self) -> tuple[tuple[Unit, ...], bool]:
+    def run(self, kept: frozenset[str]) -> tuple[tuple[Unit, ...], bool]:
         """What to give back, and whether the rest held on the verification samples."""
-        everything = (*self._quantized, *self._floats)
-        given: tuple[Unit, ...] = ()
-        for _ in range(_MOST_VERIFICATIONS):
-            given = self._choose()
-            used = self._verified(given)
-            if used <= 1:
-                return given, True
-            if len(given) == len(everything):
-                return given, False
-            # Fresh samples used up more than those it was selected on: leave that much more slack.
-            self._safety *= 0.8 / min(max(used, 1.0), 4.0)
-        given = self._quantized if len(given) < len(self._quantized) else everything
-        return given, self._verified(given) <= 1
+        choice = self._choose()
+        used = self._trials.verified(choice.given)
+        for attempt in range(1, _MOST_VERIFICATIONS):
+            if used <= 1 or (choice.order and choice.count == len(choice.order)):
+                break
+            choice = self._farther(choice, used, attempt / _MOST_VERIFICATIONS)
+            used = self._trials.verified(choice.given)
+        given, everything = choice.given, (*self._quantized, *self._floats)
+        if used > 1:
+            all_of_it = (*choice.also, *(choice.order or self._quantized))
+            given = all_of_it if self._trials.verified(all_of_it) <= 1 else everything
+        if kept:
+            others = tuple(unit for unit in self._quantized if unit.nodes[0] not in kept)
+            given = self._better((*choice.also, *others), given)
+        slow = self._trials.slow
+        found = self._returned(given, _RETURNS_SLOW if slow else _RETURNS)
+        for fewer in found[: _RETURNS_VERIFIED_SLOW if slow else _RETURNS_VERIFIED]:
+            if (better := self._better(fewer, given)) is not given:
+                return better, True
+        return given, self._trials.verified(given) <= 1
+
+    def _better(self, other: tuple[Unit, ...], given: tuple[Unit, ...]) -> tuple[Unit, ...]:
+        """`other` if it gives up clearly less and holds on the verification samples."""
+        saves = _savings(other) <= _savings(given) - _HARDLY * self._savings
+        return other if saves and self._trials.verified(other) <= 1 else given
+
+    def _farther(self, choice: _Choice, used: float, least: float) -> _Choice:
+        """More of the order, where fresh samples used up so much: as its errors let expect, and at least a part."""
+        order = choice.order or self._orders(self._quantized or self._floats)[0]
+        left = self._left(order)
+        fits = min(used, 1e6) * np.sqrt(left / (left[choice.count] or 1.0)) <= SAFETY
+        count = max(int(np.argmax(fits)), choice.count + math.ceil(least * (len(order) - choice.count)))
+        return replace(choice, order=order, count=count)
+
+    def _returned(self, given: tuple[Unit, ...], most: int) -> list[tuple[Unit, ...]]:
+        """`given` without what the selection can bear after all, tried by what it saves; the fewest first."""
+        found: list[tuple[Unit, ...]] = []
+        tried = 0
+        for unit in sorted(given, key=lambda unit: -unit.saving):
+            if tried == most or unit.saving < _HARDLY * self._savings:
+                break
+            left = found[0] if found else given
+            if self._would_fit(unit, left):
+                tried += 1
+                fewer = tuple(other for other in left if other is not unit)
+                if self._trials.enough(fewer):
+                    found.insert(0, fewer)
+        return found
+
+    def _would_fit(self, unit: Unit, given: tuple[Unit, ...]) -> bool:
+        """Whether errors, taken as independent, let expect that the budget bears `unit` as well."""
+        units = self._quantized if unit.quantized else self._floats
+        error = self._ranker.rank(units, self._progress)
+        left = sum(error[other] ** 2 for other in units if other not in given)
+        more = math.sqrt(1 + error[unit] ** 2 / left) if left else 1.0
+        return max(error[unit], self._trials.used(given) * more) <= SAFETY
 
     # --- selection -----------------------------------------------------------------------------
-    def _choose(self) -> tuple[Unit, ...]:
+    def _choose(self) -> _Choice:
         """What to give back so that the selection uses up no more than the safety factor allows."""
-        if self._enough(()):
-            return ()
+        if self._trials.enough(()):
+            return _Choice()
         floats: tuple[Unit, ...] = ()
-        if self._base_strays():
+        if self._trials.base_strays(self._quantized):
             # Without a single quantized node the base type still strays too far: mend that first.
-            if not self._enough((*self._quantized, *self._floats)):
-                return (*self._quantized, *self._floats)
-            floats = self._shortest(self._floats, also=self._quantized)
-            if self._enough(floats):
-                return floats
-        return (*floats, *self._shortest(self._quantized, also=floats))
+            if not self._trials.enough((*self._quantized, *self._floats)):
+                return _Choice(self._quantized, self._floats, len(self._floats))
+            mended = self._shortest(self._floats, also=self._quantized)
+            floats = mended.order[: mended.count]
+            if self._trials.enough(floats):
+                return replace(mended, also=())
+        return self._shortest(self._quantized, also=floats)
 
-    def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> _Choice:
         """The shortest sufficient beginning of each order; of these, the one that keeps most savings.
 
         `also` is given back besides. All units together are taken to be enough, and none for too little. What
@@ -211,23 +238,22 @@ class _Search:
         """
         by_price, by_error = self._orders(units)
         hardly = _HARDLY * _savings(units)
-        best = by_price[: self._bisected(by_price, also, len(by_price), hardly)]
+        best = _Choice(also, by_price, self._bisected(by_price, also, len(by_price), hardly))
         # Of the other order only a beginning that gives up less is of interest.
         most = len(by_error)
-        while most and _savings(by_error[:most]) > _savings(best) - hardly:
+        while most and _savings(by_error[:most]) > _savings(by_price[: best.count]) - hardly:
             most -= 1
-        if not most or not self._enough((*also, *by_error[:most])):
+        if not most or not self._trials.enough((*also, *by_error[:most])):
             return best
-        return by_error[: self._bisected(by_error, also, most, hardly)]
+        return _Choice(also, by_error, self._bisected(by_error, also, most, hardly))
 
     def _bisected(self, order: tuple[Unit, ...], also: tuple[Unit, ...], enough: int, hardly: float) -> int:
         """How many of `order` are enough, `enough` being so; looked for around where it is expected."""
-        error = self._ranker.rank(order, self._progress)
-        middle = self._expected([error[unit] for unit in order], also)
+        middle = self._expected(order, also)
         too_few, stride = 0, max(1, len(order) // 8)
         while enough - too_few > 1 and _savings(order[too_few:enough]) > hardly:
             middle = min(max(middle, too_few + 1), enough - 1)
-            if self._enough((*also, *order[:middle])):
+            if self._trials.enough((*also, *order[:middle])):
                 enough, guess = middle, middle - stride
             else:
                 too_few, guess = middle, middle + stride
@@ -235,81 +261,26 @@ class _Search:
             stride = 0
         return enough
 
-    def _expected(self, errors: Sequence[float], also: tuple[Unit, ...]) -> int:
+    def _expected(self, order: tuple[Unit, ...], also: tuple[Unit, ...]) -> int:
         """After how many nodes the errors left, taken as independent, should fit."""
-        now = self._used_of(also)
-        left = np.append(np.cumsum(np.square(np.minimum(errors, 1e6))[::-1])[::-1], 0.0)
+        now = self._trials.used(also)
+        left = self._left(order)
         if not math.isfinite(now) or not left[0]:
-            return len(errors) // 2
-        fits = now * np.sqrt(left / left[0]) <= self._safety
+            return len(order) // 2
+        fits = now * np.sqrt(left / left[0]) <= SAFETY
         return int(np.argmax(fits))
+
+    def _left(self, order: Sequence[Unit]) -> Array:
+        """Sum of the squared errors of those still in low precision, after none, the first, the second … of `order`."""
+        error = self._ranker.rank(order, self._progress)
+        squares = np.square([min(error[unit], 1e6) for unit in order])
+        return np.append(np.cumsum(squares[::-1])[::-1], 0.0)
 
     def _orders(self, units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
         error = self._ranker.rank(units, self._progress)
         by_price = sorted(units, key=lambda unit: -(error[unit] ** 2) / unit.saving)
         by_error = sorted(units, key=lambda unit: -error[unit])
         return [tuple(by_price), tuple(by_error)]
-
-    # --- measurement ---------------------------------------------------------------------------
-    def _judge(self, samples: Samples) -> Judge:
-        judge = make_judge(self._budget, self._reference(samples), samples.labels)
-        itself = judge.judge(judge.reference)
-        if not itself.passed:
-            raise BuildError(f"FP32 itself misses the budget, so nothing can keep it: {itself.reason}")
-        return judge
-
-    def _reference(self, samples: Samples) -> Arrays:
-        if self._answered is None:
-            return Evaluator(self._model).run(samples)
-        whole, answers = self._answered
-        rows = positions(samples, whole)
-        return {name: array[rows] for name, array in answers.items()}
-
-    def _enough(self, given: Sequence[Unit]) -> bool:
-        return self._used_of(given) <= self._safety
-
-    def _base_strays(self) -> bool:
-        """Whether the budget is missed without a single quantized node."""
-        if self._quantized and self._rest is not None and self._bounds_samples:
-            # A few samples tell where it is not close, and whether it was close is seen in the end.
-            outputs = Evaluator(lower(self._model, without(self._wished, self._quantized))).run(self._glance)
-            if self._selection_judge.worst_of_some(outputs) <= _CLEARLY * self._safety:
-                return False
-        return not self._enough(self._quantized)
-
-    def _used_of(self, given: Sequence[Unit]) -> float:
-        """The part of the budget that a selection uses up, on the selection samples."""
-        recipe = without(self._wished, given)
-        key = (recipe.int8, recipe.fp8, recipe.fp32)
-        if key not in self._known:
-            self._known[key] = self._selected(Evaluator(lower(self._model, recipe)))
-            self._note(given, self._known[key], "select")
-        return self._known[key]
-
-    def _selected(self, evaluator: Evaluator) -> float:
-        outputs = evaluator.run(self._glance)
-        if self._rest is None:
-            return self._selection_judge.used(outputs)
-        used = self._selection_judge.worst_of_some(outputs)
-        if used > 1:
-            return used
-        others = evaluator.run(self._rest)
-        return self._selection_judge.used({n: np.concatenate([outputs[n], others[n]]) for n in outputs})
-
-    def _verified(self, given: Sequence[Unit]) -> float:
-        outputs = Evaluator(lower(self._model, without(self._wished, given))).run(self._verify)
-        self.verified = self._verify, outputs
-        used = self._verification_judge.used(outputs)
-        self._note(given, used, "verify")
-        return used
-
-    def _note(self, given: Sequence[Unit], used: float, samples: str) -> None:
-        self.steps.append(Step(sum(len(unit.nodes) for unit in given), used, samples))
-        self._advance(1)
-
-
-def _at_most(samples: Samples, affordable: float) -> Samples:
-    return limit(samples, max(_LEAST_SELECTION, int(affordable)))
 
 
 def _savings(units: Sequence[Unit]) -> float:

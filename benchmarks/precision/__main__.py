@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.precision import page, resnet50
 from benchmarks.precision.exhibit import Exhibit
 from benchmarks.precision.measure import as_json, measure
-from benchmarks.precision.memory import measure_memory
+from benchmarks.precision.memory import measure_memory, remember
 from benchmarks.precision.traps import measure_traps, traps_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "precision"
@@ -37,7 +37,9 @@ def main() -> None:
     EXHIBITS.mkdir(parents=True, exist_ok=True)
     if options.memory:
         for samples in options.memory:
-            print(measure_memory(samples), flush=True)
+            peak = measure_memory(samples)
+            print(peak.sentence, flush=True)
+            remember(peak, RESULTS / page.MEMORY)
     elif options.make:
         make(options.make).remember(EXHIBITS)
     elif options.one:

@@ -21,6 +21,8 @@ from benchmarks.precision.exhibit import Exhibit
 
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 EXPANSION, CLASSES, PIXELS = 4, 1000, 224
+#: Of one picture in FP32.
+SAMPLE_BYTES = 3 * PIXELS * PIXELS * 4
 #: What the last normalization of a residual branch multiplies with.
 _BRANCH_GAIN = 0.2
 _SEED = 20

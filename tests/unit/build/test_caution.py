@@ -38,6 +38,14 @@ def test_flips_that_cancel_still_use_up_two_standard_errors() -> None:
     assert used(candidate) == pytest.approx(2 * math.sqrt(40) / COUNT / allowed, rel=0.4)
 
 
+def test_doubt_that_more_samples_will_lessen_counts_less_and_a_loss_as_much() -> None:
+    judge = Judge(Budget.parse("accuracy>=99%"), REFERENCE, LABELS)
+    cancelling, lost = flipped(20, 20), judge.judge(flipped(0, 5)).used
+    assert CautiousJudge(judge, 4 * COUNT).used(cancelling) == pytest.approx(used(cancelling) / 2)
+    doubt = used(flipped(0, 5)) - lost
+    assert CautiousJudge(judge, 4 * COUNT).used(flipped(0, 5)) == pytest.approx(lost + doubt / 2)
+
+
 def test_the_same_answers_use_up_nothing() -> None:
     assert used(REFERENCE) == 0
 
