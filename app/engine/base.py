@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Type
 
-from app.errors import SlotConflict
+from app.errors import EngineError, SlotConflict
 from app.tensors import Arrays, TensorSpec
 
 
@@ -54,6 +54,8 @@ class Slot(ABC):
 
     #: True when `run` returns arrays that no later run touches, so that nobody needs to copy them.
     fresh_outputs = False
+    #: True when a run can read its inputs where they lie, so that nobody needs to stage them; see `read_in_place`.
+    reads_in_place = False
 
     @abstractmethod
     def stage(self, shapes: Mapping[str, Tuple[int, ...]]) -> Arrays:
@@ -62,6 +64,14 @@ class Slot(ABC):
         The contents are whatever the last run left there. Raises EngineError when a shape is outside
         what the variant takes.
         """
+
+    def read_in_place(self, inputs: Arrays) -> None:
+        """Has the next run, and only that one, read these arrays instead of staged ones.
+
+        They must be contiguous and aligned, and nobody may change them before the run has ended. Nothing refers to
+        them afterwards, and no output lies in their memory. Raises EngineError where `reads_in_place` is False.
+        """
+        raise EngineError("this slot reads what is staged only: call stage() and fill the arrays")
 
     @abstractmethod
     def run(self) -> Arrays:

@@ -4,9 +4,9 @@ Slots must not fight for cores, so each gets `intra_op_threads` and no thread sp
 thread a session has no pool of its own and is safe to share, so all slots run one session; with more,
 every slot has its own session, or two batches would queue for one pool.
 
-Inputs are staged in the slot's memory and fed from there without a copy. Binding the outputs to memory
-too was measured and left out: it saved 1.5 µs of 7.8 at batch 1 and nothing at batch 64, and it
-would make every answer be copied once more.
+Inputs are staged in the slot's memory, or lie elsewhere, and are fed from there without a copy. Binding the outputs
+to memory too was measured and left out: it saved 1.5 µs of 7.8 at batch 1 and nothing at batch 64, and it would make
+every answer be copied once more.
 
 Without VNNI an x86 CPU multiplies unsigned by signed bytes through sums of 16 bits, which saturate: a rare
 sample gets a wrong answer that no average shows. ONNX Runtime moves INT8 activations to unsigned for the sake
@@ -195,6 +195,7 @@ class OnnxRuntimeSlot(Slot):
     """Staging memory and the session that is fed from it. `run` returns new arrays, never reused ones."""
 
     fresh_outputs = True
+    reads_in_place = True
 
     def __init__(
         self,
@@ -212,6 +213,7 @@ class OnnxRuntimeSlot(Slot):
         self._memory: Dict[str, Array] = {}
         self._views: Dict[Tuple[Tuple[int, ...], ...], Arrays] = {}
         self._staged: Arrays = {}
+        self._in_place = False  # whether `_staged` is somebody else's memory
         self._times = StageTimes()
         self._guard = ConflictGuard("an ONNX Runtime slot")
 
@@ -227,7 +229,13 @@ class OnnxRuntimeSlot(Slot):
                     self._views.clear()
                 self._views[key] = views
             self._staged = views
+            self._in_place = False
             return views
+
+    def read_in_place(self, inputs: Arrays) -> None:
+        with self._guard:
+            self._staged = inputs
+            self._in_place = True
 
     def _make_views(self, shapes: Mapping[str, Tuple[int, ...]]) -> Arrays:
         if shapes.keys() != self._inputs.keys():
@@ -264,6 +272,9 @@ class OnnxRuntimeSlot(Slot):
                 results = self._session.run(self._names, self._staged)
             except ORT_ERRORS as error:
                 raise EngineError(f"ONNX Runtime failed to run: {first_line(error)}") from error
+            finally:
+                if self._in_place:
+                    self._staged = {}
             self._times = StageTimes(infer=self._clock() - began)
             return dict(zip(self._names, results))
 

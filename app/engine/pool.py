@@ -84,6 +84,30 @@ class Worker:
         self._on_exit(self, death)
 
 
+# --- jobs that change what a worker owns ----------------------------------------------------------
+def open_slot(executor: Executor, slots: Slots) -> Slot:
+    """Opens a slot on the worker's thread, and leaves the worker's own as they are."""
+    return executor.open_slot()
+
+
+def close_slot(slot: Slot, slots: Slots) -> None:
+    """Closes a slot that `open_slot` opened."""
+    slot.close()
+
+
+def swap_slot(precision: str, slot: Slot, slots: Slots) -> None:
+    """Gives the worker this slot for a variant, and closes the one that it had."""
+    old = slots.get(precision)
+    slots[precision] = slot
+    if old is not None:
+        old.close()
+
+
+def replace_slot(precision: str, executor: Executor, slots: Slots) -> None:
+    """Opens a slot and swaps it in."""
+    swap_slot(precision, executor.open_slot(), slots)
+
+
 def _close_quietly(slot: Slot) -> None:
     """A slot that cannot be closed must not keep the death of its worker from being told."""
     try:

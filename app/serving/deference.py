@@ -4,6 +4,10 @@ On a core that also computes, every arrival wakes the loop, which interrupts a w
 leaves them cold; under overload most of them are arrivals that will be refused. So for that time the loop's thread
 is a batch thread (sched(7): woken, it does not preempt) and reads what came meanwhile in one turn. Where a core is
 idle it waits for nothing, and when the last batch ends the core is free, so that answers do not wait either.
+
+Threads inherit how their creator is scheduled, and the kernel's SCHED_RESET_ON_FORK does not stop that for batch
+threads (and can be taken back by privileged processes only). So those that began meanwhile, whoever made them, are
+made ordinary again: within a moment, and at the end for certain.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import asyncio
 import logging
 import os
 import threading
+from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +24,8 @@ logger = logging.getLogger(__name__)
 _LINGER_S = 0.05
 #: A thread that is ready to run waits about this long for another's slice to end (a tick at 250 Hz).
 _LONGEST_WAIT_S = 0.004
+#: The threads of this process (proc(5)).
+_TASKS = "/proc/self/task"
 
 
 class Deference:
@@ -30,16 +37,18 @@ class Deference:
 
     def __init__(self) -> None:
         self.active = False
-        self._possible = hasattr(os, "SCHED_BATCH")
+        self._possible = hasattr(os, "SCHED_BATCH") and os.path.isdir(_TASKS)
         self._refused = False  # since the timer was set
         self._in_turn = False
         self._before = self._last = 0.0
+        self._chosen: set[int] = set()  # threads that were batch threads before
 
     def refused(self, now: float) -> None:
         """Requests were refused while workers compute."""
         self._refused = True
         if self.active or not self._possible:
             return
+        self._chosen = set(_batch_threads())
         if os.sched_getscheduler(0) != os.SCHED_OTHER or not self._schedule(os.SCHED_BATCH):
             self._possible = False  # somebody chose how this thread is scheduled, or forbade to choose
             return
@@ -66,10 +75,21 @@ class Deference:
 
     def _look(self) -> None:
         if self._refused:
+            self._release({*self._chosen, threading.get_native_id()})
             self._watch()
         else:
             self.active = False
             self._schedule(os.SCHED_OTHER)
+            while self._release(self._chosen):
+                pass  # one of them may have made another before it was its turn
+
+    def _release(self, but: set[int]) -> bool:
+        """Makes batch threads ordinary, all `but` some; whether there were any."""
+        found = [thread for thread in _batch_threads() if thread not in but]
+        for thread in found:
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        return bool(found)
 
     def _schedule(self, policy: int) -> bool:
         try:
@@ -81,3 +101,13 @@ class Deference:
             )
             return False
         return True
+
+
+def _batch_threads() -> list[int]:
+    """Those of this process."""
+    found = []
+    for thread in map(int, os.listdir(_TASKS)):
+        with suppress(ProcessLookupError):
+            if os.sched_getscheduler(thread) == os.SCHED_BATCH:
+                found.append(thread)
+    return found

@@ -105,8 +105,12 @@ class Batch:
 
     def _execute(self, slot: Slot) -> None:
         layout, parts = self.layout, self.parts
-        views = slot.stage(layout.shapes(self.shape, self.bucket))
-        layout.fill(views, parts, self.rows, self.bucket)
+        inputs = layout.in_place(self.shape, parts, self.bucket) if slot.reads_in_place else None
+        if inputs is not None:
+            slot.read_in_place(inputs)
+        else:
+            views = slot.stage(layout.shapes(self.shape, self.bucket))
+            layout.fill(views, parts, self.rows, self.bucket)
         results = slot.run()
         self.times = slot.last_times
         self.elements = layout.elements(parts, self.rows, self.bucket, self.shape)

@@ -201,6 +201,19 @@ class BatchLayout:
         return made
 
     # --- there and back ---------------------------------------------------------------------------
+    def in_place(self, key: ShapeKey, parts: Sequence[Part], bucket: int) -> Arrays | None:
+        """The inputs of a batch that is one whole request, where they can be read as they lie; else None."""
+        request, _, count, _ = parts[0]
+        if len(parts) > 1 or count != request.rows:
+            return None
+        inputs = request.inputs
+        for name, shape in self.shapes(key, bucket).items():
+            array = inputs[name]
+            flags = array.flags
+            if array.shape != shape or not (flags.c_contiguous and flags.aligned):
+                return None
+        return inputs
+
     def fill(self, views: Arrays, parts: Sequence[Part], rows: int, bucket: int) -> None:
         """Copies the parts, one below the other, into the staging views, and pads them."""
         if self.kind == "none":

@@ -1,11 +1,9 @@
 """The shell around the batching policy: one per loaded model version, all of its state on the loop's thread.
 
-    submit → Batcher.admit → queue → pump: Batcher.choose → Batch → worker (or inline) → settle → done
+    submit → Batcher.admit → queue → Dispatcher → done
 
-A pump runs after the loop has read everything that had arrived, so requests of one moment meet in one
-batch. A worker wakes the loop once for each batch; the freed slot gets its next batch before the
-answers are delivered, so that it does not idle while responses are written. Every admitted request ends
-exactly once: answered, failed, expired or cancelled.
+Here are the entrance, the variants, and start and end; what runs when is the dispatcher's. Every admitted request
+ends exactly once: answered, failed, expired or cancelled.
 """
 
 from __future__ import annotations
@@ -16,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.engine.base import Executor
 from app.engine.pool import Slots as OpenSlots
-from app.errors import DeviceFailed, Draining, EngineError, NotReady, QueueFull, VernierError
+from app.errors import Draining, NotReady, QueueFull, VernierError
 from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.batcher import Batcher
-from app.serving.batching import IDLE, Slots
+from app.serving.batching import IDLE
 from app.serving.deference import Deference
+from app.serving.dispatcher import Dispatcher
 from app.serving.execution import Batch
-from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
@@ -32,17 +30,12 @@ from app.serving.request import Answer, AwaitedRequest, JoinedRequests, PendingR
 from app.serving.results import Results, Tap
 from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up
-from app.serving.workers import Crew, Curves
+from app.serving.workers import Crew, Curves, Listener
 from app.tensors import Arrays
 
 __all__ = ["Answer", "PendingRequest", "Policy", "Scheduler", "Tap"]
 
 logger = logging.getLogger(__name__)
-
-#: Waits shorter than this are polled for: the loop's timers are no finer.
-_TIMER_S = 0.001
-#: Inline batches of one pump together hold up the loop for about this long at most.
-_INLINE_TURN_S = 0.001
 
 
 class Scheduler:
@@ -84,24 +77,26 @@ class Scheduler:
         self._executors = dict(executors)
         self._runtimes = {p: executor.runtime for p, executor in executors.items()}
         self._metrics = metrics
-        self._loop = asyncio.get_running_loop()
-        self._clock = clock or self._loop.time
+        loop = asyncio.get_running_loop()
+        self._clock = clock or loop.time
         exact = {p: executor.exact_batch for p, executor in executors.items()}
         self._batcher = Batcher(layout, exact, precision, policy, curves)
         self._queue = self._batcher.queue
-        self._ledger = Ledger(self._batcher, metrics, self._loop.call_exception_handler)
+        self._ledger = Ledger(self._batcher, metrics, loop.call_exception_handler)
         self._results = Results(name, self._batcher, self._ledger, metrics, self._runtimes)
         self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
-        self._device = device
         self._deference = deference
-        self._crew = Crew(name, executors, slots, self, self._warm_up, self._probe)
+
+        def hire(listener: Listener) -> Crew:
+            return Crew(name, executors, slots, listener, self._warm_up, self._probe)
+
+        self._dispatcher = Dispatcher(
+            self._batcher, self._ledger, self._results, self._inline, hire, metrics, self._clock, device
+        )
+        self._crew = self._dispatcher.crew
         self._draining = False
-        self._pump_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._shown = (-1, -1)
         metrics.set_latency_objective(policy.objective_s)
         metrics.precision_active(precision, self._runtimes[precision])
 
@@ -123,7 +118,7 @@ class Scheduler:
                 batcher.learn_variant(precision, executor.exact_batch, measured)
         for precision, executor in self._executors.items():
             await self._open_inline(precision, executor)
-        self._show()
+        self._dispatcher.show()
         logger.info(
             "scheduler started",
             extra={
@@ -169,7 +164,7 @@ class Scheduler:
         runtime = self._runtimes[precision]
         self._batcher.set_precision(precision)
         self._metrics.precision_active(precision, runtime)
-        self._want_pump()
+        self._dispatcher.pump_soon()
 
     async def install(self, executor: Executor, curve: Mapping[int, float] | None = None) -> None:
         """Adds a variant, or replaces its executor, under traffic. The old executor is not used afterwards.
@@ -221,7 +216,7 @@ class Scheduler:
         if admitted:
             self._ledger.admitted(admitted)
             if self._crew.idle or self._inline.slots or requests[0].deadline is not None:
-                self._want_pump()
+                self._dispatcher.pump_soon()
         return admitted, refusal
 
     def refusal(
@@ -287,7 +282,7 @@ class Scheduler:
     def cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
         if self._ledger.cancelled(request):
-            self._show()
+            self._dispatcher.show()
 
     async def predict(
         self,
@@ -313,149 +308,6 @@ class Scheduler:
         busy = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
         return (*([0.0] * len(crew.idle)), *busy)
 
-    # --- the pump ---------------------------------------------------------------------------------
-    def _want_pump(self) -> None:
-        if not self._pump_due:
-            self._pump_due = True
-            self._loop.call_soon(self._pump)
-
-    def worker_idle(self) -> None:
-        self._want_pump()
-
-    def woken(self) -> None:
-        self._want_pump()
-
-    def _pump(self) -> None:
-        """Does everything that can be done now, and sets the timer for what comes later."""
-        self._pump_due = False
-        now = self._clock()
-        batcher, crew, device = self._batcher, self._crew, self._device
-        for request in batcher.overdue(now) if self._queue.requests else ():
-            self._ledger.expired(request)
-        for running in crew.busy.values():
-            if running is not None and running.deadline is not None and running.deadline <= now:
-                self._results.overdue(running, now)
-        turn_ends = now + _INLINE_TURN_S
-        inline_rows = self._inline_rows if self._inline.slots else None
-        late: list[PendingRequest] = []
-        wake: float | None = None
-        while True:
-            choice = None
-            if self._queue.requests:
-                choice, wake = batcher.choose(now, self._slots, late, inline_rows)
-            if choice is None:
-                if device is not None:
-                    device.nothing_to_run(self)
-                break
-            if choice.inline:
-                self._run_inline(batcher.take(choice, now))
-                now = self._clock()
-                if now >= turn_ends:
-                    self._want_pump()
-                    break
-            elif device is None or device.may_run(self):
-                batch = batcher.take(choice, now)
-                if device is not None:
-                    device.started(self, batch.predicted_s)
-                crew.run(batch)
-            else:
-                break
-        for request in late:
-            self._ledger.expired(request)
-        self._set_timer(now, wake)
-        self._show()
-        self._ledger.deliver()
-        if promised := self._results.take_promised():
-            self._loop.call_soon(self._learn, promised)  # once their answers have been written
-
-    def _learn(self, promised: Sequence[PendingRequest]) -> None:
-        now = self._clock()
-        for request in promised:
-            self._batcher.answered(request, now)
-
-    def _run_inline(self, batch: Batch) -> None:
-        batch.execute(self._inline.slots[batch.precision])
-        self._inline.ran(batch)
-        self._settle(batch, self._clock())
-
-    def _settle(self, batch: Batch, now: float) -> None:
-        if batch.error is not None:
-            if isinstance(batch.error, DeviceFailed) and batch.place == INLINE_PLACE:
-                self._inline.close()
-            self._crew.failed_execution(batch.error, batch.place)
-        if self._results.settle(batch, now):
-            self._want_pump()
-
-    def _inline_rows(self, lane: Lane, now: float) -> int:
-        """How many rows of the lane should run on this thread; 0 for none."""
-        if lane.precision not in self._inline.slots:
-            return 0
-        curve = self._batcher.curve(lane.precision, lane.shape)
-        return self._inline.rows(lane.precision, lane.shape, curve, now)
-
-    def _slots(self) -> Slots:
-        crew = self._crew
-        ends = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
-        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), min(ends, default=None))
-
-    # --- out --------------------------------------------------------------------------------------
-    def batch_finished(self, batch: Batch) -> None:
-        now = self._clock()
-        seconds = now - batch.dispatched
-        self._batcher.ran(batch, seconds)
-        if self._device is not None:
-            self._device.ended(self, batch.predicted_s, seconds)
-        self._settle(batch, now)
-        # The slot gets its next batch first; the pump then delivers the answers.
-        self._pump()
-
-    def batch_lost(self, batch: Batch, error: EngineError) -> None:
-        if self._device is not None:
-            self._device.ended(self, batch.predicted_s, self._clock() - batch.dispatched)
-        self._results.lost(batch, error)
-        self._show()
-        self._ledger.deliver()
-
-    def device_lost(self, error: EngineError) -> None:
-        for request in list(self._queue):
-            self._ledger.failed(request, error)
-        self._show()
-        self._ledger.deliver()
-
-    # --- time -------------------------------------------------------------------------------------
-    def _set_timer(self, now: float, wake: float | None) -> None:
-        """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
-        if wake is None and not self._queue.requests and not self._crew.busy:
-            return
-        times = [batch.deadline for batch in self._crew.busy.values() if batch is not None]
-        if self._queue.requests:
-            times.append(self._queue.next_deadline())
-        times.append(wake)
-        at = min((t for t in times if t is not None), default=None)
-        if at is None or (self._timer is not None and self._timer_at <= at):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if at - now < _TIMER_S:
-            self._want_pump()
-        else:
-            self._timer_at = at
-            self._timer = self._loop.call_later(at - now, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._pump()
-
-    def _show(self) -> None:
-        crew, metrics = self._crew, self._metrics
-        metrics.set_queue_depth(self._queue.requests)
-        metrics.set_inflight(self._ledger.inflight)
-        slots = (len(crew.idle), len(crew.busy))
-        if slots != self._shown:
-            self._shown = slots
-            metrics.set_slots(*slots, crew.failed)
-
     # --- end --------------------------------------------------------------------------------------
     async def drain(self, timeout_s: float) -> None:
         """Refuses new requests, waits for the admitted ones, fails what is left after the timeout, frees all."""
@@ -466,13 +318,10 @@ class Scheduler:
                 await self._ledger.empty.wait()
         except TimeoutError:
             self._fail_rest()
-        if self._timer is not None:
-            self._timer.cancel()
         await self._crew.close(max(0.1, ends - self._clock()))
+        self._dispatcher.close()
         self._inline.close()
-        if self._device is not None:
-            self._device.leave(self)
-        self._show()
+        self._dispatcher.show()
 
     def _fail_rest(self) -> None:
         logger.error("drain ran out of time", extra={"model": self.name, "inflight": self.inflight})

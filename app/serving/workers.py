@@ -16,11 +16,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from app.engine.base import Executor, Slot
-from app.engine.pool import Slots, Worker
+from app.engine.base import Executor
+from app.engine.pool import Slots, Worker, close_slot, open_slot, replace_slot, swap_slot
 from app.errors import DeviceFailed, EngineError, VernierError
+from app.serving.calls import Calls
 from app.serving.execution import Batch
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Crew:
         self._closing = False
         self._opened: asyncio.Event = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._calls: dict[Worker, set[asyncio.Future[Any]]] = {}
+        self._calls = Calls(name)
         self._generation = 0  # of the executors; counts installations
         for number in range(size):
             self._hire(number % self._places)
@@ -113,6 +114,10 @@ class Crew:
         """Workers that are missing."""
         return self.size - len(self.idle) - len(self.busy)
 
+    async def hand_over_s(self) -> float:
+        """Seconds from the loop's thread to an idle worker and back, measured now."""
+        return await self._calls.hand_over_s(lambda: self.idle[-1] if self.idle else None)
+
     async def opened(self) -> None:
         """Returns when every worker is open or has failed to open. Raises EngineError when none is."""
         while self._opening:
@@ -130,7 +135,7 @@ class Crew:
 
         def job(slots: Slots) -> None:
             batch.execute(slots[batch.precision])
-            self._post(self._finished, worker, batch)
+            self._calls.post(self._finished, worker, batch)
 
         worker.submit(job)
 
@@ -189,7 +194,7 @@ class Crew:
                 self._probe(slots)
             except VernierError as caught:
                 error = caught
-            self._post(self._probed, worker, error)
+            self._calls.post(self._probed, worker, error)
 
         worker.submit(job)
 
@@ -216,10 +221,10 @@ class Crew:
         generation = self._generation
 
         def on_open(worker: Worker, slots: Slots) -> None:
-            self._post(self._open, worker, self._warm_up(slots), generation)
+            self._calls.post(self._open, worker, self._warm_up(slots), generation)
 
         def on_exit(worker: Worker, error: BaseException | None) -> None:
-            self._post(self._exited, worker, error)
+            self._calls.post(self._exited, worker, error)
 
         parts = [_part(executor, place) for executor in self._executors.values()]
         self._place[Worker(f"{self._name}-{self._born}", parts, on_open, on_exit)] = place
@@ -246,8 +251,7 @@ class Crew:
             self.idle.remove(worker)
         batch = self.busy.pop(worker, None)
         place = self._place.pop(worker)
-        for future in self._calls.pop(worker, ()):
-            _resolve(future, None, EngineError("the worker ended"))
+        self._calls.ended(worker)
         if error is None:
             return
         if not was_open:
@@ -303,18 +307,21 @@ class Crew:
         precision = executor.precision
         workers = [*self.idle, *self.busy]
         opened = await asyncio.gather(
-            *(self._call(worker, partial(_open_slot, self._part_of(executor, worker))) for worker in workers),
+            *(
+                self._calls.call(worker, partial(open_slot, self._part_of(executor, worker)))
+                for worker in workers
+            ),
             return_exceptions=True,
         )
         failed = [slot for slot in opened if isinstance(slot, BaseException)]
-        swap = _close if failed else partial(_swap, precision)
+        swap = close_slot if failed else partial(swap_slot, precision)
         if not failed:
             self._executors[precision] = executor
             self._generation += 1
             for worker in {*self.idle, *self.busy} - set(workers):  # born while the slots were opened
-                worker.submit(partial(_replace, precision, self._part_of(executor, worker)))
+                worker.submit(partial(replace_slot, precision, self._part_of(executor, worker)))
         done = [
-            self._call(worker, partial(swap, slot))
+            self._calls.call(worker, partial(swap, slot))
             for worker, slot in zip(workers, opened, strict=True)
             if not isinstance(slot, BaseException)
         ]
@@ -325,45 +332,7 @@ class Crew:
     def _part_of(self, executor: Executor, worker: Worker) -> Executor:
         return _part(executor, self._place[worker])
 
-    # --- the way between the threads ----------------------------------------------------------------
-    async def hand_over_s(self, times: int = 7) -> float:
-        """Seconds from the loop's thread to a worker and back, measured now: the median."""
-        taken = []
-        for _ in range(times):
-            if self.idle:
-                began = self._loop.time()
-                await self._call(self.idle[-1], lambda slots: None)
-                taken.append(self._loop.time() - began)
-        return sorted(taken)[len(taken) // 2] if taken else 0.0
-
-    def _call(self, worker: Worker, function: Callable[[Slots], Any]) -> asyncio.Future[Any]:
-        """Runs a function on a worker's thread; resolves when it has, or when the worker has died."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def job(slots: Slots) -> None:
-            try:
-                result = function(slots)
-            except Exception as error:
-                self._post(_resolve, future, None, error)
-            else:
-                self._post(_resolve, future, result, None)
-
-        calls = self._calls.setdefault(worker, set())
-        calls.add(future)
-        future.add_done_callback(calls.discard)
-        if worker.alive:
-            worker.submit(job)
-        else:
-            _resolve(future, None, EngineError("the worker ended"))
-        return future
-
-    def _post(self, call: Callable[..., None], *args: Any) -> None:
-        """From a worker's thread to the loop's."""
-        try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            logger.warning("the event loop ended before a worker did", extra={"model": self._name})
-
+    # --- time and end -----------------------------------------------------------------------------
     def _later(self, pause_s: float, call: Callable[[], None]) -> None:
         def run() -> None:
             self._timers.discard(handle)
@@ -388,34 +357,6 @@ class Crew:
 def _part(executor: Executor, place: int) -> Executor:
     """What of the executor lies on the device of this place."""
     return executor.parts[place % len(executor.parts)]
-
-
-def _open_slot(executor: Executor, slots: Slots) -> Slot:
-    return executor.open_slot()
-
-
-def _replace(precision: str, executor: Executor, slots: Slots) -> None:
-    _swap(precision, executor.open_slot(), slots)
-
-
-def _swap(precision: str, slot: Slot, slots: Slots) -> None:
-    old = slots.get(precision)
-    slots[precision] = slot
-    if old is not None:
-        old.close()
-
-
-def _close(slot: Slot, slots: Slots) -> None:
-    slot.close()
-
-
-def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
 
 
 def _describe(error: BaseException) -> str:

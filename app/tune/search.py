@@ -30,6 +30,7 @@ from app.main import (
 from app.metrics import ModelMetrics
 from app.package.integrity import open_package
 from app.package.manifest import Manifest
+from app.serving.deference import Deference
 from app.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
 from app.serving.scheduler import Scheduler
 from app.settings import ModelSettings, Settings
@@ -116,6 +117,7 @@ class _Search:
         self._settings = settings
         self._metrics = Metrics(CollectorRegistry(), "tuning")
         self._runtime = self._loader(settings).runtime
+        self._deference = Deference()
         on_cpu = self._runtime == OnnxRuntimeLoader.runtime
         in_force = model_settings(settings, manifest, self._runtime)
         layout = batch_layout(manifest, in_force)
@@ -271,7 +273,9 @@ class _Search:
         options = model_settings(settings, manifest, self._runtime)
         metrics = ModelMetrics(manifest.name, str(manifest.version))
         device = shared_device(settings, self._runtime)
-        scheduler, monitor = await start_scheduler(settings, options, manifest, engines, metrics, device)
+        scheduler, monitor = await start_scheduler(
+            settings, options, manifest, engines, metrics, device, self._deference
+        )
         try:
             yield scheduler, metrics
         finally:

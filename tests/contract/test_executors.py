@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from time import monotonic, perf_counter
 from typing import Iterator, List
@@ -118,6 +119,38 @@ def test_a_refused_shape_leaves_the_slot_usable(slot: Slot, shop: Shop) -> None:
 def test_running_before_staging_is_an_engine_error(slot: Slot) -> None:
     with pytest.raises(EngineError):
         slot.run()
+
+
+def test_inputs_that_are_read_in_place_are_read_once_and_let_go(slot: Slot, shop: Shop) -> None:
+    if not slot.reads_in_place:
+        with pytest.raises(EngineError, match="stage"):
+            slot.read_in_place(random_inputs("mlp", 4, 1))
+        return
+    for rows in (4, 64, 4):
+        inputs = random_inputs("mlp", rows, rows)
+        (x,) = inputs.values()
+        x.flags.writeable = False  # as a received body is
+        before = sys.getrefcount(x)
+        slot.read_in_place(inputs)
+        results = slot.run()
+        del inputs
+        assert sys.getrefcount(x) == before - 1
+        assert_same(results, shop.reference("mlp")({"x": x}))
+        assert not any(np.shares_memory(x, array) for array in results.values())
+        with pytest.raises(EngineError):
+            slot.run()
+        assert_same(run_once(slot, {"x": x}), shop.reference("mlp")({"x": x}))
+
+
+def test_inputs_in_place_that_the_model_does_not_take_are_an_engine_error_and_let_go(slot: Slot) -> None:
+    if not slot.reads_in_place:
+        pytest.skip("this slot reads what is staged")
+    wrong = np.zeros((4, 63), np.float32)
+    before = sys.getrefcount(wrong)
+    slot.read_in_place({"x": wrong})
+    with pytest.raises(EngineError):
+        slot.run()
+    assert sys.getrefcount(wrong) == before
 
 
 def test_stage_times_are_those_of_the_last_run(slot: Slot) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from app.api.fast.receiver import LARGEST
 from tests.integration.test_bad_input import settled
 from tests.support.certificates import Authority
-from tests.support.packages import write_package
+from tests.support.packages import ends_model, write_package
 from tests.support.server import Server, free_port, serve
 from tests.support.wire import Wire, request
 
@@ -248,6 +248,32 @@ def test_how_a_stream_is_cut_does_not_matter(service: Service, data: st.DataObje
                 assert_small(wire, n)
             else:
                 assert_doubles(wire, numbers(n, 9_000 if kind == "larger" else ROWS))
+
+
+def test_what_the_monitor_keeps_of_large_rows_is_not_received_over(tmp_path: Path) -> None:
+    """Rows of 400 KB run where they were received; the monitor repeats some of them later."""
+    width, connections = 100_000, 4
+    (tmp_path / "engines").mkdir()
+    model = ends_model(width)
+    write_package(tmp_path / "engines", "ends", model=model, variants={"int8": model})
+    with serve(tmp_path / "engines", tmp_path / "log", precision="int8", monitor_share="0.5") as server:
+        wires = [Wire(server) for _ in range(connections)]
+        for n in range(60):
+            sent = [np.random.default_rng(connections * n + i).normal(size=width) for i in range(connections)]
+            for wire, x in zip(wires, sent, strict=True):
+                target = "/v1/predict?model=ends"
+                wire.send(request(x.astype("<f4").tobytes(), target, content_type=RAW))
+            for wire, x in zip(wires, sent, strict=True):
+                reply = wire.reply().json()
+                assert reply["precision"] == "int8"
+                ends = x.astype("<f4")[[0, width // 2, width - 1]]
+                np.testing.assert_array_equal(np.array(reply["outputs"]["z"], np.float32), [2 * ends])
+        for wire in wires:
+            wire.socket.close()
+        settled(server)
+        assert server.metric("vernier_precision_samples_total", result="within") > 10
+        assert server.metric("vernier_precision_samples_total", result="over") == 0
+        assert server.metric("vernier_precision_samples_total", result="failed") == 0
 
 
 def test_a_body_that_is_arriving_at_the_end_is_answered(tmp_path: Path) -> None:

@@ -84,6 +84,22 @@ def slow_model(layers: int = 60, width: int = 512) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def ends_model(width: int) -> onnx.ModelProto:
+    """z [batch, 3] = twice the first, the middle and the last number of x [batch, width]: large rows, quick batches."""
+    weights = {"ends": np.array([0, width // 2, width - 1]), "two": np.array(2.0, np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "ends"], ["some"], "pick", axis=1),
+            helper.make_node("Mul", ["some", "two"], ["z"], "double"),
+        ],
+        "ends",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def run_reference(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """ONNX Runtime itself, one thread, nothing of ours."""
     options = onnxruntime.SessionOptions()
@@ -116,9 +132,9 @@ def write_package(
     onnx.save(model, package / "fp32.onnx")
     for precision, variant in (variants or {}).items():
         onnx.save(variant, package / f"{precision}.onnx")
-    batch = _shape(model.graph.input[0])[0]
+    batch, *row = _shape(model.graph.input[0])
     rows = batch if isinstance(batch, int) else 4
-    x = np.random.default_rng(7).normal(size=(rows, WIDTH)).astype(np.float32)
+    x = np.random.default_rng(7).normal(size=(rows, *map(int, row))).astype(np.float32)
     save_golden(package / "golden.npz", GoldenVectors({"x": x}, run_reference(model, {"x": x})))
     tensor = {
         "inputs": [{"name": i.name, "dtype": "float32", "shape": _shape(i)} for i in model.graph.input],

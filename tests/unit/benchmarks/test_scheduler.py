@@ -63,3 +63,50 @@ def test_a_missed_goal_is_written_down_as_missed(tmp_path: Path) -> None:
     assert "old" not in text
     with pytest.raises(ValueError, match="lacks the marks"):
         page.update(Path(__file__), {})
+
+
+@pytest.mark.parametrize(
+    ("measured", "share", "shown"),
+    [
+        ({"capacity_before": 100.0, "capacity_after": 60.0}, "90.0%", "| 72 | 100 → 60 |"),
+        ({}, "60.0%", "| 72 | 120 |"),  # a run of before they were measured
+    ],
+)
+def test_goodput_is_held_against_the_capacity_around_the_overload(
+    measured: dict[str, float], share: str, shown: str
+) -> None:
+    load = {
+        "goodput": 72.0,
+        "p50_ms": 9.0,
+        "p99_ms": 20.0,
+        "requests": 3000,
+        "seconds": 10,
+        "statuses": {"200": 720},
+    }
+    overload = {**load, **measured, "memory_before_mib": 1.0, "memory_after_mib": 1.0}
+    names = ("vernier", "fixed 2 ms")
+    burst = dict.fromkeys(("recovery_ms", "missed_in_burst", "p99_before_ms", "p99_later_ms"), 0.0)
+    text = page.render(
+        {
+            "loads": {
+                "model": "m",
+                "capacity": 120.0,
+                "objective_ms": 40.0,
+                "curve_ms": {"1": 5.0},
+                "poisson": [{"share": 0.5, "policy": name, **load} for name in names],
+                "virtual": [{"share": 0.5, "policy": name, "refused": 0.0, **load} for name in names],
+                "bursts": {name: [burst] for name in names},
+                "dispatched": {name: {"full": 1} for name in names},
+                "overload": overload,
+                "measured": {
+                    "rounds": 5,
+                    "seconds": 1,
+                    "date": "2026-01-01",
+                    "machine": "m",
+                    "versions": "v",
+                },
+            }
+        }
+    )
+    assert f"| goodput at 3 × capacity | ≥ 90 % | {share} |" in text
+    assert shown in text

@@ -55,6 +55,21 @@ def test_outputs_are_not_touched_by_later_runs(model: Path) -> None:
         np.testing.assert_array_equal(array, kept[name])
 
 
+def test_inputs_that_are_read_in_place_are_left_as_they_are(tmp_path: Path) -> None:
+    """Element-wise operators work in place inside a session; never in the memory of an input."""
+    path = tmp_path / "elementwise.onnx"
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    nodes = [helper.make_node("Relu", ["x"], ["positive"]), helper.make_node("Neg", ["positive"], ["y"])]
+    graph = helper.make_graph(nodes, "elementwise", tensors[:1], tensors[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    slot = OnnxRuntimeExecutor(path, precision="fp32", intra_op_threads=1).open_slot()
+    inputs, kept = rows(5000), rows(5000)["x"]
+    slot.read_in_place(inputs)
+    results = slot.run()
+    np.testing.assert_array_equal(inputs["x"], kept)
+    np.testing.assert_array_equal(results["y"], -np.maximum(kept, 0))
+
+
 def test_an_output_that_is_an_input_is_not_the_staging_memory(tmp_path: Path) -> None:
     path = tmp_path / "identity.onnx"
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,60 @@ async def test_a_wait_is_never_longer_than_a_slice() -> None:
     deference.refused(1.0)
     assert 2.0 - 0.01 < deference.earliest(2.0) < 2.0
     await until(lambda: not deference.active)
+
+
+class Idler(threading.Thread):
+    """A thread that lives until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.leave = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        self.leave.wait(60)
+
+    @property
+    def policy(self) -> int:
+        assert self.native_id is not None
+        return os.sched_getscheduler(self.native_id)
+
+
+@pytest.fixture
+def idlers() -> Iterator[list[Idler]]:
+    made: list[Idler] = []
+    yield made
+    for thread in made:
+        thread.leave.set()
+        thread.join()
+
+
+async def test_threads_that_begin_while_it_defers_become_ordinary(idlers: list[Idler]) -> None:
+    deference = Deference()
+    deference.refused(1.0)
+    idlers.append(Idler())
+    assert idlers[0].policy == os.SCHED_BATCH, "they inherit it, or there would be nothing to do"
+
+    def refused_ever_more() -> bool:
+        deference.refused(1.0)
+        return idlers[0].policy == os.SCHED_OTHER
+
+    await until(refused_ever_more)
+    assert deference.active
+    assert os.sched_getscheduler(0) == os.SCHED_BATCH, "the loop's thread still defers"
+    idlers.append(Idler())
+    await until(lambda: not deference.active)
+    assert [thread.policy for thread in idlers] == [os.SCHED_OTHER] * 2
+
+
+async def test_threads_that_were_batch_threads_before_stay_so(idlers: list[Idler]) -> None:
+    idlers.append(Idler())
+    assert idlers[0].native_id is not None
+    os.sched_setscheduler(idlers[0].native_id, os.SCHED_BATCH, os.sched_param(0))
+    deference = Deference()
+    deference.refused(1.0)
+    await until(lambda: not deference.active)
+    assert idlers[0].policy == os.SCHED_BATCH
 
 
 async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> None:

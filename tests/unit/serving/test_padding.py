@@ -38,6 +38,26 @@ def simple(columns: int) -> BatchLayout:
     )
 
 
+def test_one_whole_request_can_be_read_as_it_lies() -> None:
+    layout = simple(2)
+    x = np.arange(16, dtype=np.float32).reshape(8, 2)
+    inputs = {"x": x}
+    assert layout.in_place((), [part(inputs, 8)], 8) is inputs
+    assert layout.in_place((), [part(inputs, 8)], 64) is None, "rows must be added"
+    assert layout.in_place((), [part(inputs, 8, 2, 4)], 4) is None, "some of its rows"
+    assert layout.in_place((), [part({"x": x[:4]}, 4), part({"x": x[4:]}, 4)], 8) is None
+    assert layout.in_place((), [part({"x": np.asfortranarray(x)}, 8)], 8) is None
+    odd = np.ndarray((8, 2), np.float32, b"\0" * 65, 1)
+    assert layout.in_place((), [part({"x": odd}, 8)], 8) is None, "not aligned"
+
+
+@pytest.mark.parametrize(("frames", "fits"), [(16, True), (10, False)])
+def test_a_request_that_must_be_padded_cannot(frames: int, fits: bool) -> None:
+    inputs = clip(4, frames)
+    found = SPEECH.in_place(SPEECH.shape_key(inputs), [part(inputs, 4)], 4)
+    assert (found is inputs) == fits
+
+
 class Held(PendingRequest):
     def done(self, answer: Answer | None, error: Exception | None) -> None:
         """Nobody waits."""

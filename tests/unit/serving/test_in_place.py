@@ -1,0 +1,120 @@
+"""A request that is a batch runs from the memory in which it was received, which is used again when nobody keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from app.api.fast.memory import BodyMemory
+from app.engine.base import default_buckets
+from app.engine.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeSlot
+from app.metrics import ModelMetrics
+from app.serving.admission import Policy
+from app.serving.padding import BatchLayout
+from app.serving.request import AwaitedRequest
+from app.serving.scheduler import Scheduler
+from app.tensors import Arrays
+from tests.support.packages import ends_model
+from tests.support.scheduling import until
+
+WIDTH = 100_000
+
+
+@asynccontextmanager
+async def images(folder: Path, inline: bool) -> AsyncIterator[Scheduler]:
+    """A scheduler of rows of 400 KB on ONNX Runtime."""
+    path = folder / "ends.onnx"
+    onnx.save(ends_model(WIDTH), path)
+    executor = OnnxRuntimeExecutor(path, precision="fp32", intra_op_threads=1)
+    layout = BatchLayout("dynamic", default_buckets(8), executor.inputs, executor.outputs, "batch")
+    scheduler = Scheduler(
+        "m", layout, {"fp32": executor}, "fp32", Policy(), 1, ModelMetrics("m", "1"), inline=inline
+    )
+    await scheduler.started()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.drain(10)
+        executor.close()
+
+
+def received(memory: BodyMemory, number: float) -> Arrays:
+    """A row as the receiver would have it: an array over memory out of the pool."""
+    room = memory.take(0, 4 * WIDTH)
+    np.frombuffer(room, np.float32)[:] = number
+    return {"x": np.ndarray((1, WIDTH), np.float32, room.toreadonly())}
+
+
+def place(inputs: Arrays) -> int:
+    return int(inputs["x"].ctypes.data)
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_memory_is_free_once_the_answer_is_there(tmp_path: Path, inline: bool) -> None:
+    memory = BodyMemory(10 * 4 * WIDTH)
+    async with images(tmp_path, inline) as scheduler:
+        where = place(received(memory, 0.0))
+        for number in range(4):
+            inputs = received(memory, number)
+            assert place(inputs) == where
+            outputs = (await scheduler.predict(inputs, rows=1)).outputs
+            del inputs
+
+            def free() -> bool:
+                return (
+                    place(received(memory, -1.0)) == where
+                )  # a worker lets go a moment after it has answered
+
+            await until(free)
+            np.testing.assert_array_equal(outputs["z"], np.full((1, 3), 2.0 * number))
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_what_the_tap_keeps_is_not_written_over(tmp_path: Path, inline: bool) -> None:
+    memory = BodyMemory(10 * 4 * WIDTH)
+    kept: list[tuple[Arrays, Arrays]] = []
+    async with images(tmp_path, inline) as scheduler:
+        scheduler.set_tap(lambda inputs, outputs, precision: kept.append((inputs, outputs)), 0.5)
+        for number in range(8):
+            await scheduler.predict(received(memory, number), rows=1)
+    assert len(kept) == 4
+    assert len({place(inputs) for inputs, _ in kept}) == 4
+    for inputs, outputs in kept:
+        assert (inputs["x"] == inputs["x"][0, 0]).all()
+        np.testing.assert_array_equal(outputs["z"], 2 * inputs["x"][:, :3])
+
+
+async def test_what_is_cancelled_while_it_runs_is_not_written_over(tmp_path: Path) -> None:
+    """Whoever cancels lets go of the request; the execution does not."""
+    memory = BodyMemory(10 * 4 * WIDTH)
+    async with images(tmp_path, inline=False) as scheduler:
+        ran: list[Arrays] = []
+        read = OnnxRuntimeSlot.read_in_place
+
+        def watched(slot: OnnxRuntimeSlot, inputs: Arrays) -> None:
+            read(slot, inputs)
+            ran.append({"x": inputs["x"].copy()})
+            began.set()
+            assert go_on.wait(20)
+            ran.append({"x": inputs["x"].copy()})
+
+        began, go_on = threading.Event(), threading.Event()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OnnxRuntimeSlot, "read_in_place", watched)
+            request = AwaitedRequest(received(memory, 5.0), 1)
+            scheduler.submit(request)
+            await asyncio.to_thread(began.wait, 20)
+            scheduler.cancel(request)
+            del request
+            others = [received(memory, 6.0) for _ in range(3)]
+            go_on.set()
+            await until(lambda: len(ran) == 2)
+        assert len(others) == 3
+        np.testing.assert_array_equal(ran[0]["x"], ran[1]["x"])
