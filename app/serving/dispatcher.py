@@ -90,8 +90,8 @@ class Dispatcher:
         batcher, crew, device = self._batcher, self.crew, self._device
         for request in batcher.overdue(now) if self._queue.requests else ():
             self._ledger.expired(request)
-        for running in crew.busy.values():
-            if running is not None and running.deadline is not None and running.deadline <= now:
+        for running in crew.running:
+            if running.deadline is not None and running.deadline <= now:
                 self._results.overdue(running, now)
         turn_ends = now + _INLINE_TURN_S
         inline_rows = self._inline_rows if self._inline.slots else None
@@ -153,8 +153,8 @@ class Dispatcher:
 
     def _slots(self) -> Slots:
         crew = self.crew
-        ends = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
-        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), min(ends, default=None))
+        next_free = min([batch.ends for batch in crew.running], default=None)
+        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), next_free)
 
     # --- out --------------------------------------------------------------------------------------
     def batch_finished(self, batch: Batch) -> None:
@@ -185,7 +185,7 @@ class Dispatcher:
         """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
         if wake is None and not self._queue.requests and not self.crew.busy:
             return
-        times = [batch.deadline for batch in self.crew.busy.values() if batch is not None]
+        times = [batch.deadline for batch in self.crew.running]
         if self._queue.requests:
             times.append(self._queue.next_deadline())
         times.append(wake)

@@ -82,6 +82,11 @@ class Batch:
         self.deadline: float | None = None
         self.find_deadline()
 
+    @property
+    def ends(self) -> float:
+        """When it should have run, on the scheduler's clock."""
+        return self.dispatched + self.predicted_s
+
     def find_deadline(self) -> None:
         """The earliest deadline of what is still wanted; see `deadline`."""
         earliest: float | None = None

@@ -305,8 +305,7 @@ class Scheduler:
 
     def _free_at(self) -> tuple[float, ...]:
         crew = self._crew
-        busy = [batch.dispatched + batch.predicted_s for batch in crew.busy.values() if batch is not None]
-        return (*([0.0] * len(crew.idle)), *busy)
+        return (*([0.0] * len(crew.idle)), *[batch.ends for batch in crew.running])
 
     # --- end --------------------------------------------------------------------------------------
     async def drain(self, timeout_s: float) -> None:
@@ -325,8 +324,7 @@ class Scheduler:
 
     def _fail_rest(self) -> None:
         logger.error("drain ran out of time", extra={"model": self.name, "inflight": self.inflight})
-        running = [b for b in self._crew.busy.values() if b is not None]
         error = Draining("the service stopped before the request could run; send it to another instance")
-        for request in [*self._queue, *[part[0] for batch in running for part in batch.parts]]:
+        for request in [*self._queue, *[part[0] for batch in self._crew.running for part in batch.parts]]:
             self._ledger.failed(request, error)
         self._ledger.deliver()

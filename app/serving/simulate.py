@@ -181,11 +181,10 @@ class Simulation:
             self._at(request.deadline, lambda t: self._end(request, "expired", t))
 
     def _free_at(self) -> tuple[float, ...]:
-        return (*([0.0] * self.idle), *[batch.dispatched + batch.predicted_s for batch in self.running])
+        return (*([0.0] * self.idle), *[batch.ends for batch in self.running])
 
     def _state(self) -> Slots:
-        ends = [batch.dispatched + batch.predicted_s for batch in self.running]
-        return Slots(self.idle, self._slots, min(ends, default=None))
+        return Slots(self.idle, self._slots, min([batch.ends for batch in self.running], default=None))
 
     def _end(self, request: SimulatedRequest, outcome: str, now: float) -> None:
         if request.outcome is None:

@@ -110,6 +110,11 @@ class Crew:
         return self._lost
 
     @property
+    def running(self) -> list[Batch]:
+        """What the busy workers run, probes apart."""
+        return [batch for batch in self.busy.values() if batch is not None]
+
+    @property
     def failed(self) -> int:
         """Workers that are missing."""
         return self.size - len(self.idle) - len(self.busy)
