@@ -16,7 +16,7 @@ import numpy as np
 
 from app.build.caution import CautiousJudge
 from app.build.data import Samples, Subset, first_and_rest, positions, split
-from app.build.evaluate import Evaluator
+from app.build.evaluate import Evaluator, concatenated
 from app.build.gate import gate_with, make_judge, resolve_budget
 from app.build.lower import Recipe
 from app.build.progress import Progress
@@ -225,7 +225,7 @@ class Judging:
                 samples = Subset(self.samples, left) if known else self.samples
                 parts.append(Evaluator(self.workshop.graph(recipe)).run(samples, advance=advance))
         order = np.argsort(np.concatenate([*done, left]))
-        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        return {name: array[order] for name, array in concatenated(parts).items()}
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:

@@ -32,6 +32,11 @@ _DTYPES = {
 }  # fmt: skip
 
 
+def concatenated(parts: Sequence[Arrays]) -> Arrays:
+    """The answers to several parts of the samples, one below the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 class Evaluator:
     """A loaded graph that can be run over any samples.
 

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from app.budget import Budget, Judge
 from app.build.caution import CautiousJudge
 from app.build.data import Samples, first_and_rest, limit, positions
-from app.build.evaluate import Evaluator
+from app.build.evaluate import Evaluator, concatenated
 from app.build.gate import make_judge
 from app.build.lower import Recipe, lower
 from app.build.progress import Advance
@@ -131,7 +131,7 @@ class Trials:
             used = self._fresh_judge.judge(outputs[0]).used
             if used <= 1:
                 outputs += [evaluator.run(samples) for samples in self._all[1:]]
-                used = self._verification_judge.used(_joined(outputs))
+                used = self._verification_judge.used(concatenated(outputs))
             if used <= 1:
                 self._answers[key] = tuple(zip(self._all, outputs, strict=True))
             self._verifications[key] = used
@@ -150,11 +150,11 @@ class Trials:
         if used > 1:
             return used
         others = evaluator.run(self._rest)
-        return self._selection_judge.used(_joined([outputs, others]))
+        return self._selection_judge.used(concatenated([outputs, others]))
 
     def _judge(self, *parts: Samples) -> Judge:
         labels = [samples.labels for samples in parts if samples.labels is not None]
-        reference = _joined([self._reference(samples) for samples in parts])
+        reference = concatenated([self._reference(samples) for samples in parts])
         judge = make_judge(self._budget, reference, np.concatenate(labels) if labels else None)
         itself = judge.judge(judge.reference)
         if not itself.passed:
@@ -175,10 +175,6 @@ class Trials:
 
 def _at_most(samples: Samples, affordable: float) -> Samples:
     return limit(samples, max(_LEAST_SELECTION, int(affordable)))
-
-
-def _joined(parts: Sequence[Arrays]) -> Arrays:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _key(recipe: Recipe) -> _Key:
