@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.load import ROW, Load, settled
 from tests.support.packages import mlp_model, slow_model, write_package
-from tests.support.server import Server, serve
+from tests.support.server import Server, administrator, serve
 from tests.support.wire import Wire, request
 
 X = ROW["x"]
@@ -216,10 +216,8 @@ def test_a_model_is_unloaded_under_load_and_no_admitted_request_is_lost(
 ) -> None:
     write_package(engines, "leaving", model=slow_model(layers=10))
     write_package(engines, "staying")
-    token = tmp_path / "token"
-    token.write_text("administrators-token")
-    admin = {"authorization": "Bearer administrators-token"}
-    with serve(engines, tmp_path / "log", admin_token_file=str(token)) as server:
+    settings, admin = administrator(tmp_path)
+    with serve(engines, tmp_path / "log", **settings) as server:
         url = f"{server.url}/v2/repository/models/leaving"
         leaving, staying = Load(server, "leaving", clients=6), Load(server, "staying", clients=2)
         for _ in range(3):
@@ -240,10 +238,8 @@ def test_a_model_is_unloaded_under_load_and_no_admitted_request_is_lost(
 
 def test_a_model_that_is_loaded_again_and_again_takes_no_more_memory(engines: Path, tmp_path: Path) -> None:
     weights = write_package(engines, "heavy", model=slow_model(layers=10)) / "fp32.onnx"
-    token = tmp_path / "token"
-    token.write_text("administrators-token")
-    admin = {"authorization": "Bearer administrators-token"}
-    with serve(engines, tmp_path / "log", admin_token_file=str(token)) as server:
+    settings, admin = administrator(tmp_path)
+    with serve(engines, tmp_path / "log", **settings) as server:
 
         def reload(times: int) -> float:
             for _ in range(times):

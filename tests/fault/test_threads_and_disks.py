@@ -15,9 +15,7 @@ import pytest
 from tests.support.disk import on_a_small_disk
 from tests.support.load import ROW, Load, settled
 from tests.support.packages import mlp_model, slow_model, write_package
-from tests.support.server import ROOT, Server, serve
-
-ADMIN = "administrators-token"
+from tests.support.server import ROOT, Server, administrator, serve
 
 
 def kill_and_wait(server: Server, load: Load, deaths: int, message: str) -> None:
@@ -74,15 +72,14 @@ def test_a_full_disk_under_the_log_and_the_cache_stops_no_answer(engines: Path, 
     """Everything that the service writes to goes to one full file system: its log and its cache folder."""
     write_package(engines, "mlp")
     write_package(engines, "late")
-    token = tmp_path / "token"
-    token.write_text(ADMIN)
+    administration, admin = administrator(tmp_path)
     disk = tmp_path / "disk"
     prefix = on_a_small_disk(disk, 64, f"exec \"$@\" >'{disk}/log' 2>&1")
     settings = {
         "access_log": "true",
         "log_level": "debug",
         "cache_dir": str(disk / "cache"),
-        "admin_token_file": str(token),
+        **administration,
     }
     with serve(engines, tmp_path / "log", prefix=prefix, **settings) as server:
         inside = Path(f"/proc/{server.process.pid}/root{disk}")
@@ -91,7 +88,6 @@ def test_a_full_disk_under_the_log_and_the_cache_stops_no_answer(engines: Path, 
                 filler.write(b"x" * 4096)
         before = (inside / "log").stat().st_size
         load = Load(server, "mlp", clients=4)
-        admin = {"authorization": f"Bearer {ADMIN}"}
         for action, status in (("unload", 204), ("load", 200), ("load", 200)):
             load.wait_for(200)
             url = f"{server.url}/v2/repository/models/late/{action}"

@@ -88,6 +88,13 @@ class Server:
         return self.process.wait(timeout_s)
 
 
+def administrator(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The setting that lets an administrator in, whose token is written into `folder`, and their headers."""
+    token = folder / "token"
+    token.write_text("administrators-token")
+    return {"admin_token_file": str(token)}, {"authorization": "Bearer administrators-token"}
+
+
 @contextmanager
 def serve(
     engines: Path,
