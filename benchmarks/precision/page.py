@@ -19,6 +19,7 @@ _ORDER = ("residual", "separable", "transformer", "lstm", "recommender", "speech
 _PRECISIONS = ("bf16", "fp16", "int8-fp32", "int8")
 #: The file in the results folder with the peaks of memory.
 MEMORY = "memory.json"
+_GOAL_SIZE = 0.3
 _GOAL_BYTES = 4e9
 _SMALLER_IS_BETTER = ("rmse", "log_loss", "wer", "cer")
 
@@ -121,6 +122,15 @@ def _accuracy(rows: Sequence[Row]) -> str:
         f"of the build together (up to seven). {plans} plans of these variants were parsed and built by TensorRT for "
         f"RTX as strongly typed networks, on a machine without a GPU.",
     ]
+    if small := [row for row in rows if row.bytes_int8 and not row.strict]:
+        under = [row.title for row in small if row.bytes_int8 < _GOAL_SIZE * row.bytes_fp32]
+        over = [row.title for row in small if row.title not in under]
+        lines += [
+            "",
+            f"Of models whose weights outweigh the rest of the file INT8 should take under {_GOAL_SIZE:.0%} of FP32's size. "
+            f"At 99 % that holds for: {', '.join(under) or 'none'}; not for: {', '.join(over) or 'none'}. What is not "
+            "in INT8, or never is (embeddings, biases, scales, the graph itself), keeps its size.",
+        ]
     if strict := [row for row in rows if row.strict]:
         kept, some = [row.kept_macs for row in strict], min(row.evaluated for row in strict)
         lines += [
