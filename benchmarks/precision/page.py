@@ -127,9 +127,9 @@ def _accuracy(rows: Sequence[Row]) -> str:
         over = [row.title for row in small if row.title not in under]
         lines += [
             "",
-            f"Of models whose weights outweigh the rest of the file INT8 should take under {_GOAL_SIZE:.0%} of FP32's size. "
-            f"At 99 % that holds for: {', '.join(under) or 'none'}; not for: {', '.join(over) or 'none'}. What is not "
-            "in INT8, or never is (embeddings, biases, scales, the graph itself), keeps its size.",
+            f"Of models whose weights outweigh the rest of the file INT8 should take under {_GOAL_SIZE:.0%} of FP32's "
+            f"size. At 99 % that holds for: {', '.join(under) or 'none'}; not for: {', '.join(over) or 'none'}. What "
+            "is not in INT8, or never is (embeddings, biases, scales, the graph itself), keeps its size.",
         ]
     if strict := [row for row in rows if row.strict]:
         kept, some = [row.kept_macs for row in strict], min(row.evaluated for row in strict)
