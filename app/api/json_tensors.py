@@ -106,15 +106,17 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
 def decode_rows(texts: Sequence[bytes | bytearray], way: Way, shape: tuple[int, ...]) -> Array | None:
     """Lists of numbers, brackets included, as arrays of `shape` along a new first axis; None when in doubt.
 
-    They are parsed as one text. Each may hold one `[`, its first character, one `]`, its last, and the
-    commas of a full list, so that none can lend another a bracket or a number.
+    They are parsed as one text. Each may hold one `[`, its first character, and one `]`, its last, so that none
+    can lend another a bracket; and each must be a full list, so that none can lend another a number.
     """
-    commas = shape[-1] - 1
     for text in texts:
-        if text.rfind(b"[") or text.find(b"]") != len(text) - 1 or text.count(b",") != commas:
+        if text.rfind(b"[") or text.find(b"]") != len(text) - 1:
             return None
     try:
-        numbers = _strict.run(_to_dtype, _parse(b"[" + b",".join(texts) + b"]"), way)
+        lists = _parse(b"[" + b",".join(texts) + b"]")
+        if set(map(len, lists)) != {shape[-1]}:
+            return None
+        numbers = _strict.run(_to_dtype, lists, way)
         return None if numbers is None else numbers.reshape(len(texts), *shape)
     except (TypeError, ValueError, AttributeError, FloatingPointError, RuntimeError):
         return None

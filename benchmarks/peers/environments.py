@@ -35,14 +35,14 @@ def install(peer: Peer) -> None:
         return
     folder = FOLDER / peer.name
     stamp = folder / "requirements.txt"
-    wanted = "\n".join(peer.requirements)
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    base = sys.executable
+    base = str(Path(sys._base_executable).resolve())  # not this environment's link to it
     if peer.system_python:
         if not Path(DEBIAN_PYTHON).is_file():
             raise InstallError(f"needs {DEBIAN_PYTHON}, which its native part is linked with")
         base = DEBIAN_PYTHON
+    wanted = "\n".join((base, *peer.requirements))
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
     shutil.rmtree(folder, ignore_errors=True)
     _run([base, "-m", "venv", str(folder)])
     _run(
