@@ -18,9 +18,22 @@ if hasattr(os, "register_at_fork"):
 def new_id() -> str:
     """16 hexadecimal digits."""
     if not _made:
-        digits = os.urandom(_BYTES * _AT_ONCE).hex()
-        _made.extend(digits[i : i + 2 * _BYTES] for i in range(0, len(digits), 2 * _BYTES))
+        _make()
     return _made.pop()
+
+
+def new_ids(count: int) -> list[str]:
+    """As many of them, in one step."""
+    while len(_made) < count:
+        _make()
+    taken = _made[-count:]
+    del _made[-count:]
+    return taken
+
+
+def _make() -> None:
+    digits = os.urandom(_BYTES * _AT_ONCE).hex()
+    _made.extend([digits[i : i + 2 * _BYTES] for i in range(0, len(digits), 2 * _BYTES)])
 
 
 def header_value(identity: str) -> str:

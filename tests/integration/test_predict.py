@@ -97,6 +97,7 @@ def test_models_are_listed_and_described(mlp_server: Server) -> None:
 
 
 def test_health_metrics_and_documentation_answer(mlp_server: Server) -> None:
+    mlp_server.predict({"x": rows(1).tolist()}, model="mlp").raise_for_status()
     assert mlp_server.get("/v2/health/live").status_code == 200
     assert mlp_server.get("/v2/health/ready").json() == {"ready": True}
     names = {family.name for family in text_string_to_metric_families(mlp_server.get("/metrics").text)}

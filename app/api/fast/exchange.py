@@ -18,7 +18,7 @@ from app.api.codecs import (
 from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
 from app.api.forms import Form, json_form, raw_form
-from app.api.identity import new_id
+from app.api.identity import new_id, new_ids
 from app.api.security import Permit
 from app.api.service import Predictions, Prepared
 from app.errors import Cancelled, EngineError, VernierError
@@ -112,16 +112,14 @@ class Exchanges:
         if form is None or not form.small:
             self._ask(exchange)
             return exchange
-        exchange.identity = form.envelope.id or head.request_id or new_id()
-        exchange.model = form.model
         met = self._met
+        group = met.get(form)
+        if group is not None:
+            group.append(exchange)
+            return exchange
         if not met:
             connection.loop.call_soon(self._ask_met)
-        group = met.get(form)
-        if group is None:
-            met[form] = [exchange]
-        else:
-            group.append(exchange)
+        met[form] = [exchange]
         return exchange
 
     def _ask_met(self) -> None:
@@ -129,7 +127,13 @@ class Exchanges:
         for form, exchanges in met.items():
             for start in range(0, len(exchanges), _TOGETHER):
                 asked = [e for e in exchanges[start : start + _TOGETHER] if e.payload is None]
-                if asked and not self._ask_together(form, asked):
+                if not asked:
+                    continue
+                model, its_id = form.model, form.envelope.id
+                for exchange, fresh in zip(asked, new_ids(len(asked)), strict=True):
+                    exchange.model = model
+                    exchange.identity = its_id or exchange.head.request_id or fresh
+                if not self._ask_together(form, asked):
                     for exchange in asked:
                         self._ask(exchange)
                         if exchange.payload is not None:
@@ -307,18 +311,20 @@ class Exchanges:
     def _answer_ok(
         self, model: LoadedModel, precision: str, written: Sequence[tuple[Exchange, bytes]]
     ) -> None:
-        now = self.clock()
+        now, seconds = self.clock(), []
         for exchange, payload in written:
             exchange.payload = payload
+            seconds.append(now - exchange.came)
             if exchange.permit is not None:
                 exchange.permit.release()
-        seconds = [now - exchange.came for exchange, _ in written]
         model.metrics.responded_ok(precision, model.runtime, seconds)
 
     def abandon(self, exchange: Exchange) -> None:
         """Nobody waits for it any more. Does nothing when it has its answer."""
         if exchange.payload is not None:
             return
+        if exchange.model is None and exchange.head.form is not None:  # it was not looked at yet
+            exchange.model = exchange.head.form.model
         if exchange.model is not None:
             exchange.model.scheduler.cancel(exchange)
         self._answer_error(exchange, Cancelled("the client disconnected before its answer was ready"))

@@ -37,6 +37,7 @@ _MOST_PIPELINED = 64
 _LONGEST_HEAD = 16 * 1024
 #: A head that did not end by there is refused: it would be kept in memory.
 _LARGEST_HEAD = 64 * 1024
+_END_BYTES = len(END)
 #: Longer bodies are written beside their head and not copied behind it.
 _LONG_PAYLOAD = 64 * 1024
 #: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
@@ -62,6 +63,7 @@ class FastProtocol(PunctualProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._clock = self.exchanges.clock
+        self._known_heads = self.heads.known
         self._fast = config.limit_concurrency is None and not config.root_path
         self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
@@ -81,10 +83,13 @@ class FastProtocol(PunctualProtocol):
         if (
             self._plain
         ):  # the most frequent case, which the rest handles too: one whole request with a known head
-            start = data.find(END, 0, _LONGEST_HEAD) + len(END)
-            head = self.heads.known.get(data[:start])
+            start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
+            head = self._known_heads.get(data[:start])
             if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
-                self._begin(head, data[start:], self._clock(), None)
+                exchange = self.exchanges.begin(self, head, data[start:], self._clock(), None)
+                self._due.append(exchange)
+                if exchange.payload is not None:
+                    self.send_ready()
                 return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
