@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
+from uvicorn.server import ServerState
+
 from app.api.codecs import (
     Body,
     PredictRequest,
@@ -17,6 +19,7 @@ from app.api.codecs import (
 )
 from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
+from app.api.fast.response import LONG_BODY, ResponseHeads
 from app.api.forms import Form, json_form, raw_form
 from app.api.identity import new_id, new_ids
 from app.api.security import Permit
@@ -38,6 +41,7 @@ class Connection(Protocol):
 
     exchanges: ClassVar[Exchanges]
     loop: asyncio.AbstractEventLoop
+    server_state: ServerState
 
     def send_ready(self) -> None:
         """An exchange of this connection has got its answer."""
@@ -53,10 +57,22 @@ class Exchange(PendingRequest):
         identity: the request's id.
         model: None when none was found.
         payload: the body of the answer; None until there is one.
+        message: a good answer, head and body, for a connection that stays open; None when it is to be put together.
         refusal: the answer's status and headers when it is an error.
     """
 
-    __slots__ = ("body", "came", "connection", "head", "identity", "model", "payload", "permit", "refusal")
+    __slots__ = (
+        "body",
+        "came",
+        "connection",
+        "head",
+        "identity",
+        "message",
+        "model",
+        "payload",
+        "permit",
+        "refusal",
+    )
 
     def __init__(
         self, connection: Connection, head: Head, body: Body, came: float, permit: Permit | None
@@ -69,6 +85,7 @@ class Exchange(PendingRequest):
         self.identity = ""
         self.model: LoadedModel | None = None
         self.payload: bytes | None = None
+        self.message: bytes | None = None
         self.refusal: ErrorAnswer | None = None
         self.state = NEW  # the scheduler's part follows with `prepare`
 
@@ -90,11 +107,12 @@ class Exchanges:
     one turn are written together: most of what a small request costs is paid once for all of them.
     """
 
-    def __init__(self, predictions: Predictions, metrics: Metrics) -> None:
+    def __init__(self, predictions: Predictions, metrics: Metrics, responses: ResponseHeads) -> None:
         self._predictions = predictions
         self._repository = predictions.repository
         self.clock = predictions.clock
         self._metrics = metrics
+        self._responses = responses
         self._forms: dict[object, Form] = {}
         self._met: dict[Form, list[Exchange]] = {}  # not read yet
         self._answered: list[tuple[Exchange, Answer]] = []  # not written yet
@@ -283,7 +301,7 @@ class Exchanges:
             for exchange in exchanges:
                 self._answer_error(exchange, fault)
         else:
-            self._answer_ok(model, answer.precision, list(zip(exchanges, payloads, strict=True)))
+            self._answer_ok(model, answer.precision, exchanges, payloads)
         self._send(exchanges)
 
     def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
@@ -294,7 +312,7 @@ class Exchanges:
         if len(group) > 1:
             ids, answers = [e.identity for e, _ in group], [answer for _, answer in group]
             payloads = encode_answers(ids, model.name, model.version, answers)
-        written = []
+        written, bodies = [], []
         for at, (exchange, answer) in enumerate(group):
             try:
                 payload = (
@@ -305,15 +323,28 @@ class Exchanges:
             except Exception as fault:  # what cannot be written is answered too
                 self._answer_error(exchange, fault)
             else:
-                written.append((exchange, payload))
-        self._answer_ok(model, precision, written)
+                written.append(exchange)
+                bodies.append(payload)
+        if written:
+            self._answer_ok(model, precision, written, bodies)
 
     def _answer_ok(
-        self, model: LoadedModel, precision: str, written: Sequence[tuple[Exchange, bytes]]
+        self, model: LoadedModel, precision: str, exchanges: Sequence[Exchange], payloads: Sequence[bytes]
     ) -> None:
+        """Gives each its payload, and counts them."""
+        messages: Sequence[bytes | None]
+        if len(max(payloads, key=len)) < LONG_BODY:
+            defaults, ids = (
+                exchanges[0].connection.server_state.default_headers,
+                [e.identity for e in exchanges],
+            )
+            messages = self._responses.ok_all(defaults, payloads, ids)
+        else:
+            messages = [None] * len(payloads)
         now, seconds = self.clock(), []
-        for exchange, payload in written:
+        for exchange, payload, message in zip(exchanges, payloads, messages, strict=True):
             exchange.payload = payload
+            exchange.message = message
             seconds.append(now - exchange.came)
             if exchange.permit is not None:
                 exchange.permit.release()

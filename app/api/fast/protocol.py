@@ -23,7 +23,7 @@ from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
 from app.api.fast.memory import BodyMemory
 from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
-from app.api.fast.response import ResponseHeads
+from app.api.fast.response import LONG_BODY, ResponseHeads
 from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
 from app.api.service import Predictions
@@ -38,8 +38,6 @@ _LONGEST_HEAD = 16 * 1024
 #: A head that did not end by there is refused: it would be kept in memory.
 _LARGEST_HEAD = 64 * 1024
 _END_BYTES = len(END)
-#: Longer bodies are written beside their head and not copied behind it.
-_LONG_PAYLOAD = 64 * 1024
 #: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
 _KEPT_BYTES = 64 * 2**20
 
@@ -244,6 +242,20 @@ class FastProtocol(PunctualProtocol):
                     self._watch_by(now + self.timeout_keep_alive)
 
     def _send(self, exchange: Exchange, payload: bytes) -> None:
+        message = exchange.message
+        if message is None or self._ending:
+            self._send_parts(exchange, payload)
+        else:
+            self.transport.write(message)
+        self.server_state.total_requests += 1
+        if self.access_log:
+            status = 200 if exchange.refusal is None else exchange.refusal.status
+            client = ":".join(map(str, self.client or ()))
+            self.access_logger.info(
+                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", status
+            )
+
+    def _send_parts(self, exchange: Exchange, payload: bytes) -> None:
         defaults = self.server_state.default_headers
         refusal, identity = exchange.refusal, exchange.identity
         if self._ending:
@@ -255,18 +267,11 @@ class FastProtocol(PunctualProtocol):
             head = self.responses.ok(defaults, len(payload), identity)
         else:
             head = self.responses.refused(defaults, refusal, identity)
-        if len(payload) < _LONG_PAYLOAD:
+        if len(payload) < LONG_BODY:
             self.transport.write(head + payload)
         else:
             self.transport.write(head)
             self.transport.write(payload)
-        self.server_state.total_requests += 1
-        if self.access_log:
-            status = 200 if exchange.refusal is None else exchange.refusal.status
-            client = ":".join(map(str, self.client or ()))
-            self.access_logger.info(
-                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", status
-            )
 
     def _end_after_this(self) -> None:
         self._plain = False
@@ -346,9 +351,9 @@ def fast_protocol(
     """The class for uvicorn's `http` option."""
 
     class ServiceProtocol(FastProtocol):
-        exchanges = Exchanges(predictions, metrics)
-        heads = Heads(settings.max_body_bytes)
         responses = ResponseHeads()
+        exchanges = Exchanges(predictions, metrics, responses)
+        heads = Heads(settings.max_body_bytes)
         memory = BodyMemory(_KEPT_BYTES)
         body_timeout_s = head_timeout_s = settings.body_timeout_s
 

@@ -9,9 +9,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from app.api.codecs import JSON
 from app.api.errors import ErrorAnswer
 from app.api.guarding import SECURITY_HEADERS
-from app.api.identity import header_value
+from app.api.identity import header_value, header_values
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+#: Longer bodies are written beside their head and not copied behind it.
+LONG_BODY = 64 * 1024
 
 _ALWAYS: Headers = ((b"content-type", JSON.encode()), *SECURITY_HEADERS)
 
@@ -35,7 +38,14 @@ class ResponseHeads:
         """
         if defaults is not self._defaults:
             self._renew(defaults)
-        return self._ok % (length, header_value(request_id).encode())
+        return self._ok % (length, header_value(request_id).encode(), b"")
+
+    def ok_all(self, defaults: Headers, payloads: Sequence[bytes], request_ids: Sequence[str]) -> list[bytes]:
+        """Good answers, whole, for connections that stay open."""
+        if defaults is not self._defaults:
+            self._renew(defaults)
+        ok, ids = self._ok, header_values(request_ids)
+        return [ok % (len(body), its_id, body) for body, its_id in zip(payloads, ids, strict=True)]
 
     def refused(self, defaults: Headers, refusal: ErrorAnswer, request_id: str) -> bytes:
         """Everything before the body of an error on a connection that stays open. Quick for the same one again."""
@@ -65,7 +75,7 @@ class ResponseHeads:
         self._defaults = defaults
         self._common = _lines([*defaults, *_ALWAYS])
         escaped = (STATUS_LINE[200] + self._common).replace(b"%", b"%%")
-        self._ok = escaped + b"content-length: %d\r\nx-request-id: %b\r\n\r\n"
+        self._ok = escaped + b"content-length: %d\r\nx-request-id: %b\r\n\r\n%b"
 
 
 def _lines(headers: Headers) -> bytes:
