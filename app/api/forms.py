@@ -70,6 +70,10 @@ class Form:
         """The array of each body, along a new first axis; None when one of them is of another form."""
         raise TypeError("a form is raw or JSON")
 
+    def read_joined(self, bodies: Body, count: int) -> Array | None:
+        """`read_all` of bodies that lie one behind the other, where they lie."""
+        raise TypeError("bodies are numbers of a raw form")
+
     def join(self, arrays: Array) -> Arrays:
         """What `read_all` gave as one request of all their rows."""
         return {self.name: arrays.reshape(len(arrays) * self.shape[0], *self.shape[1:])}
@@ -84,8 +88,10 @@ class RawForm(Form):
         return True
 
     def read_all(self, bodies: Sequence[Body]) -> Array | None:
-        joined = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-        arrays: Array = np.ndarray((len(bodies), *self.shape), self.dtype, joined)
+        return self.read_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
+
+    def read_joined(self, bodies: Body, count: int) -> Array | None:
+        arrays: Array = np.ndarray((count, *self.shape), self.dtype, bodies)
         return arrays if is_finite(arrays) else None
 
 

@@ -109,7 +109,8 @@ class Results:
             each = rows // count
             for at in self._chosen(count, now):
                 mine = slice(at * each, (at + 1) * each)
-                inputs = {name: array[mine] for name, array in batch.parts[0][0].inputs.items()}
+                # copied: what the tap keeps must not keep the memory of all of them
+                inputs = {name: array[mine].copy() for name, array in batch.parts[0][0].inputs.items()}
                 self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
         return Answer(outputs, precision, 0.0, batch.compute_s, rows)
 

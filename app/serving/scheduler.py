@@ -254,6 +254,16 @@ class Scheduler:
             return Draining(f"model '{self.name}' is being taken out of service; send the request again")
         return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
 
+    def room_for_joined(self, precision: str | None = None) -> int:
+        """The most rows that `run_joined` takes now; 0 for none."""
+        layout = self._layout
+        if self._queue.requests or self._draining or self._crew.gone is not None:
+            return 0
+        if layout.kind != "dynamic" or layout.dims:
+            return 0
+        precision = precision or self._batcher.precision
+        return self._inline.room(precision, (), self._batcher.curve(precision, ()))
+
     def run_joined(self, joined: JoinedRequests, count: int) -> Answer | None:
         """Runs `count` requests, joined into one of all their rows, at once on this thread.
 
@@ -261,15 +271,11 @@ class Scheduler:
         that is quick enough, or what came of it must be looked at request by request. Then submit each.
         """
         layout, rows = self._layout, joined.rows
-        if self._queue.requests or self._draining or self._crew.gone is not None:
-            return None
-        if layout.kind != "dynamic" or layout.dims:
+        if rows > self.room_for_joined(joined.precision):
             return None
         precision = joined.precision or self._batcher.precision
         lane = Lane((precision, (), False))
         curve = self._batcher.curve(precision, lane.shape)
-        if rows > self._inline.room(precision, lane.shape, curve):
-            return None
         now, bucket, seconds = self._clock(), curve.bucket(rows), curve.seconds(rows)
         batch = Batch(layout, lane, [(joined, 0, rows, 0)], rows, bucket, IDLE, seconds, now)
         batch.execute(self._inline.slots[precision])

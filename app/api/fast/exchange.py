@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Protocol
 
 from uvicorn.server import ServerState
@@ -19,6 +19,7 @@ from app.api.codecs import (
 )
 from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.head import Head
+from app.api.fast.memory import Room, neighbours
 from app.api.fast.response import LONG_BODY, ResponseHeads
 from app.api.forms import Form, json_form, raw_form
 from app.api.identity import new_id, new_ids
@@ -59,6 +60,7 @@ class Exchange(PendingRequest):
         payload: the body of the answer; None until there is one.
         message: a good answer, head and body, for a connection that stays open; None when it is to be put together.
         refusal: the answer's status and headers when it is an error.
+        room: where a large body lies, until it has been read.
     """
 
     __slots__ = (
@@ -72,12 +74,20 @@ class Exchange(PendingRequest):
         "payload",
         "permit",
         "refusal",
+        "room",
     )
 
     def __init__(
-        self, connection: Connection, head: Head, body: Body, came: float, permit: Permit | None
+        self,
+        connection: Connection,
+        head: Head,
+        body: Body,
+        came: float,
+        permit: Permit | None,
+        room: Room | None = None,
     ) -> None:
         self.connection = connection
+        self.room = room
         self.head = head
         self.body = body
         self.came = came
@@ -93,6 +103,7 @@ class Exchange(PendingRequest):
         """Makes it ready for the model's scheduler."""
         self.model = model
         self.body = b""
+        self.room = None
         PendingRequest.__init__(self, *prepared)
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
@@ -119,15 +130,21 @@ class Exchanges:
 
     # --- in ---------------------------------------------------------------------------------------
     def begin(
-        self, connection: Connection, head: Head, body: Body, came: float, permit: Permit | None
+        self,
+        connection: Connection,
+        head: Head,
+        body: Body,
+        came: float,
+        permit: Permit | None,
+        room: Room | None = None,
     ) -> Exchange:
         """Hands a prediction to its scheduler, soon or at once, or refuses it.
 
         The connection is told when the answer is there, except of a refusal, which has its payload already.
         """
-        exchange = Exchange(connection, head, body, came, permit)
+        exchange = Exchange(connection, head, body, came, permit, room)
         form = head.form
-        if form is None or not form.small:
+        if form is None or not (form.small or room is not None):
             self._ask(exchange)
             return exchange
         met = self._met
@@ -136,21 +153,22 @@ class Exchanges:
             group.append(exchange)
             return exchange
         if not met:
-            connection.loop.call_soon(self._ask_met)
+            connection.loop.call_soon(self.ask_met)
         met[form] = [exchange]
         return exchange
 
-    def _ask_met(self) -> None:
+    def ask_met(self) -> None:
+        """Reads what was begun in this turn, and hands it to its schedulers."""
         met, self._met = self._met, {}
         for form, exchanges in met.items():
-            for start in range(0, len(exchanges), _TOGETHER):
-                asked = [e for e in exchanges[start : start + _TOGETHER] if e.payload is None]
-                if not asked:
-                    continue
-                model, its_id = form.model, form.envelope.id
-                for exchange, fresh in zip(asked, new_ids(len(asked)), strict=True):
-                    exchange.model = model
-                    exchange.identity = its_id or exchange.head.request_id or fresh
+            wanted = [exchange for exchange in exchanges if exchange.payload is None]
+            if not wanted:
+                continue
+            model, its_id = form.model, form.envelope.id
+            for exchange, fresh in zip(wanted, new_ids(len(wanted)), strict=True):
+                exchange.model = model
+                exchange.identity = its_id or exchange.head.request_id or fresh
+            for asked in _in_order(wanted) if form.small else self._side_by_side(form, wanted):
                 if not self._ask_together(form, asked):
                     for exchange in asked:
                         self._ask(exchange)
@@ -172,7 +190,11 @@ class Exchanges:
             model.scheduler.refused(refusal, count, rows)
             self._refuse(exchanges, refusal)
             return True
-        arrays = form.read_all([exchange.body for exchange in exchanges])
+        if exchanges[0].room is not None:
+            rooms = [exchange.room for exchange in exchanges if exchange.room is not None]
+            arrays = form.read_joined(neighbours(rooms), count)
+        else:
+            arrays = form.read_all([exchange.body for exchange in exchanges])
         if arrays is None:
             return False
         joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
@@ -187,6 +209,21 @@ class Exchanges:
         if error is not None:
             self._refuse(exchanges[admitted:], error)
         return True
+
+    def _side_by_side(self, form: Form, exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
+        """Large bodies that lie in one piece of memory, from its beginning; they came from its end.
+
+        As many as can run at once, where any can: they are joined for that.
+        """
+        model, (rows, _, precision, _, _) = form.model, form.rest
+        most = model.scheduler.room_for_joined(precision) // rows if model is not None else 0
+        run: list[Exchange] = []
+        for exchange in reversed(exchanges):
+            if run and (len(run) == most or not _lies_above(exchange, run[-1])):
+                yield run
+                run = []
+            run.append(exchange)
+        yield run
 
     def _refuse(self, exchanges: Sequence[Exchange], error: VernierError) -> None:
         self._answer_errors(exchanges, error)
@@ -382,3 +419,13 @@ class Exchanges:
             self._metrics.responded_without_model(refusal.code, len(exchanges))
         else:
             first.model.metrics.responded_error(refusal.code, len(exchanges))
+
+
+def _in_order(exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
+    """Small bodies, to be joined by as many as are worth it."""
+    for start in range(0, len(exchanges), _TOGETHER):
+        yield exchanges[start : start + _TOGETHER]
+
+
+def _lies_above(exchange: Exchange, other: Exchange) -> bool:
+    return exchange.room is not None and other.room is not None and exchange.room.is_above(other.room)

@@ -21,7 +21,7 @@ from app.api.codecs import Body
 from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Exchange, Exchanges
 from app.api.fast.head import END, Head, Heads
-from app.api.fast.memory import BodyMemory
+from app.api.fast.memory import BodyMemory, Room
 from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
 from app.api.fast.response import LONG_BODY, ResponseHeads
 from app.api.punctual import PunctualProtocol
@@ -158,14 +158,20 @@ class FastProtocol(PunctualProtocol):
         self.data_received(block)
         return self._arriving is not None
 
-    def body_received(self, body: memoryview) -> None:
+    def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
+        """A whole request that the receiver expected; False when it must come in parts, to be looked at."""
+        if not self._plain or self._due:
+            return False
+        self._begin(head, _whole(head, body), self._clock(), None, room)
+        return True
+
+    def body_received(self, room: Room, body: memoryview) -> None:
         """The whole of a large body."""
         arriving, self._arriving = self._arriving, None
         if arriving is None:
             return
-        head = arriving.head
-        whole = bytes(body) if head.envelope is None else body  # a JSON text is read more than once
-        self._begin(head, whole, arriving.came, arriving.permit)
+        self._plain = self.guard is None and not (self._held or self._ending or self.flow.write_paused)
+        self._begin(arriving.head, _whole(arriving.head, body), arriving.came, arriving.permit, room)
 
     def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
@@ -180,13 +186,19 @@ class FastProtocol(PunctualProtocol):
         self._begin(head, arriving.body(), arriving.came, arriving.permit)
         return data[missing:]
 
-    def _begin(self, head: Head, body: Body, came: float, permit: Permit | None) -> None:
+    def _begin(
+        self, head: Head, body: Body, came: float, permit: Permit | None, room: Room | None = None
+    ) -> None:
         if not head.keep_alive:
             self._end_after_this()
-        exchange = self.exchanges.begin(self, head, body, came, permit)
+        if head.envelope is None:
+            room = None  # a text is not read where it lies
+        exchange = self.exchanges.begin(self, head, body, came, permit, room)
         self._due.append(exchange)
         if exchange.payload is not None:
             self.send_ready()
+        elif room is not None and room.is_last:
+            self.exchanges.ask_met()
 
     def _hold(self, data: bytes) -> bytes:
         """Keeps the bytes until what stands before them is done."""
@@ -343,6 +355,10 @@ class FastProtocol(PunctualProtocol):
             self.exchanges.abandon(exchange)
         self._due.clear()
         super().connection_lost(exc)
+
+
+def _whole(head: Head, body: memoryview) -> Body:
+    return bytes(body) if head.envelope is None else body  # a JSON text is read more than once
 
 
 def fast_protocol(

@@ -1,10 +1,9 @@
 """Receives large bodies from the kernel straight into the memory in which they stay.
 
-While it stands in for its connection at the transport, it offers room for the rest of one body, and a little more:
-a read that does not fill its buffer spares the loop another one, and what was pipelined behind the body is handed to
-the connection, which then reads for itself again. After a large body the receiver goes on standing there and offers
-room for the same head and a body of the same length: a client that sends such bodies sends many. Memory is taken
-only when there is something to read. Whatever else comes is handed to the connection as well.
+While it stands in for its connection at the transport, it offers room for the rest of one body. After a large body
+it goes on standing there and offers room for the same head and a body of the same length: a client that sends such
+bodies sends many. Memory is taken only when there is something to read. Whatever else comes is handed to the
+connection, which then reads for itself again.
 """
 
 from __future__ import annotations
@@ -13,15 +12,11 @@ import asyncio
 from typing import Protocol
 
 from app.api.fast.head import Head
-from app.api.fast.memory import BodyMemory
+from app.api.fast.memory import MOST_BEFORE, BodyMemory, Room
 
 #: Smaller bodies gain nothing. Of larger ones more memory than has arrived would be at stake: beyond 4 MiB NumPy
 #: asks for huge pages, and the first byte takes 2 MiB.
 SMALLEST, LARGEST = 64 * 1024, 3 * 2**20
-#: Longer heads are not expected again.
-_LONGEST_HEAD = 4096
-#: Room behind a body, enough for the next head.
-_SPARE = 4096
 
 
 class Connection(Protocol):
@@ -29,11 +24,15 @@ class Connection(Protocol):
 
     transport: asyncio.Transport
 
+    def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
+        """A whole request at once; False when it must come as `head_received` and `body_received`."""
+        ...
+
     def head_received(self, block: bytes) -> bool:
         """A whole head; whether its body is to be received and given to `body_received`."""
         ...
 
-    def body_received(self, body: memoryview) -> None: ...
+    def body_received(self, room: Room, body: memoryview) -> None: ...
 
     def data_received(self, data: bytes) -> None: ...
 
@@ -49,34 +48,44 @@ class Connection(Protocol):
 class BodyReceiver(asyncio.BufferedProtocol):
     """Stands in for `connection` while a large body is arriving, and until something else comes."""
 
-    __slots__ = ("_again", "_at", "_block", "_connection", "_length", "_memory", "_room", "_start", "active")
+    __slots__ = (
+        "_again",
+        "_at",
+        "_block",
+        "_connection",
+        "_filled",
+        "_head",
+        "_memory",
+        "_room",
+        "_start",
+        "active",
+    )
 
     def __init__(self, connection: Connection, memory: BodyMemory) -> None:
         self._connection = connection
         self._memory = memory
-        self._block = b""  # the head that is expected next
-        self._length = 0  # of its body
+        self._head: Head | None = None  # that is expected next
+        self._block = b""  # its bytes
         self._again = False  # whether it is
-        self._room: memoryview | None = None
+        self._room: Room | None = None
         self._start = 0  # where the body begins in it
         self._at = 0  # how far it is filled
+        self._filled = False  # the last read filled its buffer, so the loop reads on at once, mostly in vain
         self.active = False
 
     def begin(self, head: Head, block: bytes, arrived: memoryview) -> None:
         """Receives the rest of a body of which `arrived` is there, then the like of it. `block`: the head's bytes."""
         self.expect(head, block)
-        self._start = 0
-        self._at = len(arrived)
-        self._room = room = self._memory.take(0, self._length + _SPARE)
-        room[: self._at] = arrived
+        self._continue(arrived)
 
     def expect(self, head: Head, block: bytes) -> None:
         """Waits for the like of a request that has arrived."""
-        self._again = head.keep_alive and len(block) <= _LONGEST_HEAD
+        self._again = head.keep_alive and len(block) <= MOST_BEFORE
+        self._head = head
         self._block = block
-        self._length = head.length
         self._room = None
         self._at = 0
+        self._filled = False
         if not self.active:
             self.active = True
             self._connection.transport.set_protocol(self)
@@ -89,30 +98,59 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self.active = False
             self._connection.transport.set_protocol(self._connection)  # type: ignore[arg-type]
 
+    def _take(self, before: int) -> Room:
+        head = self._head
+        assert head is not None
+        self._start = before
+        self._room = room = self._memory.take(before, head.length, several=head.envelope is not None)
+        return room
+
+    def _continue(self, arrived: memoryview) -> None:
+        """Goes on with a body of which some has been read elsewhere."""
+        view = self._take(0).view
+        self._at = len(arrived)
+        view[: self._at] = arrived
+
     # --- asyncio's side ---------------------------------------------------------------------------
     def get_buffer(self, sizehint: int) -> memoryview:
-        room = self._room
-        if room is None:
-            self._start = len(self._block)
-            self._room = room = self._memory.take(self._start, self._length + _SPARE)
-        return room[self._at :] if self._at else room
+        at = self._at
+        if at and self._room is not None:
+            return self._room.view[at:]
+        if self._filled:
+            self._room, self._filled = None, False
+            return self._memory.scratch
+        return self._take(
+            len(self._block)
+        ).view  # anew: others may have been given what lies before the last one
 
     def buffer_updated(self, nbytes: int) -> None:
-        room, start, began = self._room, self._start, self._at
-        assert room is not None
+        room, began = self._room, self._at
+        if room is None:
+            self._read_on(self._memory.scratch[:nbytes])
+            return
+        view, start = room.view, self._start
         self._at = at = began + nbytes
-        if start and not began and not self._is_expected(room[:at]):
-            return
-        stop = start + self._length
-        if at < stop:
-            return
-        self._room = None
-        self._at = 0
-        if at > stop or not self._again:
-            self.stop()
-        self._connection.body_received(room[start:stop].toreadonly())
-        if at > stop:
-            self._connection.data_received(bytes(room[stop:at]))
+        is_whole = at == len(view)
+        if start and not began:
+            head = self._head
+            assert head is not None
+            if is_whole and view[:start] == self._block:
+                self._room, self._at, self._filled = None, 0, True
+                if self._connection.request_received(head, room, view[start:].toreadonly()):
+                    return
+                self._room, self._at = room, at
+            if not self._is_expected(view[:at]):
+                return
+        if is_whole:
+            self._room, self._at, self._filled = None, 0, True
+            if not self._again:
+                self.stop()
+            self._connection.body_received(room, view[start:].toreadonly())
+
+    def _read_on(self, first: memoryview) -> None:
+        """What came behind a body before the loop looked elsewhere."""
+        if self._is_expected(first):
+            self._continue(first[len(self._block) :])
 
     def _is_expected(self, first: memoryview) -> bool:
         """Whether the first bytes of a request begin a body that belongs in here; else they are dealt with."""
@@ -120,10 +158,10 @@ class BodyReceiver(asyncio.BufferedProtocol):
         head = bytes(first[: len(block)])
         if head == block and connection.head_received(block):
             return True
-        rest = first[len(block) :] if head == block else first
+        rest = bytes(first[len(block) :] if head == block else first)
         self.stop()
         if rest:
-            connection.data_received(bytes(rest))
+            connection.data_received(rest)
         return False
 
     def eof_received(self) -> None:
