@@ -250,6 +250,72 @@ def test_how_a_stream_is_cut_does_not_matter(service: Service, data: st.DataObje
                 assert_doubles(wire, numbers(n, 9_000 if kind == "larger" else ROWS))
 
 
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_bodies_of_many_connections_do_not_touch_each_other(service: Service, data: st.DataObject) -> None:
+    """They share memory, and come in whole or in pieces, in any order; some never come to their end."""
+    count = data.draw(st.integers(2, 10))
+    wires = [service.connect() for _ in range(count)]
+    try:
+        for turn in range(data.draw(st.integers(1, 3))):
+            lost = data.draw(st.sets(st.integers(1, count - 1), max_size=2))
+            pieces: list[tuple[int, bytes]] = []
+            for n in range(count):
+                stream = raw(numbers(100 * turn + n))
+                if n in lost:
+                    stream = stream[: -data.draw(st.integers(1, len(stream) - 1))]
+                cuts = (
+                    data.draw(st.sets(st.integers(1, len(stream) - 1), max_size=2)) if len(stream) > 1 else ()
+                )
+                pieces += [(n, stream[a:b]) for a, b in itertools.pairwise([0, *sorted(cuts), len(stream)])]
+            order = data.draw(st.permutations([n for n, _ in pieces]))
+            waiting = {n: iter([piece for at, piece in pieces if at == n]) for n in range(count)}
+            for n in order:
+                wires[n].send(next(waiting[n]))
+            for n in range(count):
+                if n in lost:
+                    wires[n].socket.close()
+                    wires[n] = service.connect()
+                else:
+                    assert_doubles(wires[n], numbers(100 * turn + n))
+    finally:
+        for wire in wires:
+            wire.socket.close()
+
+
+def test_large_rows_of_many_connections_run_together_where_they_lie(tmp_path: Path) -> None:
+    """Each gets the answer to its own row, and they are batches; a row that is not finite is refused alone."""
+    width, connections = 100_000, 12
+    (tmp_path / "engines").mkdir()
+    write_package(tmp_path / "engines", "ends", model=ends_model(width))
+    with serve(tmp_path / "engines", tmp_path / "log") as server:
+        wires = [Wire(server) for _ in range(connections)]
+        largest = 0
+        for n in range(40):
+            sent = [
+                np.random.default_rng(connections * n + i).normal(size=width).astype("<f4")
+                for i in range(connections)
+            ]
+            bad = n % connections if n > 20 else -1
+            if n > 20:
+                sent[bad][n] = np.nan
+            for wire, x in zip(wires, sent, strict=True):
+                wire.send(request(x.tobytes(), "/v1/predict?model=ends", content_type=RAW))
+            for i, (wire, x) in enumerate(zip(wires, sent, strict=True)):
+                reply = wire.reply()
+                if i == bad:
+                    assert (reply.status, reply.json()["code"]) == (400, "non_finite_input")
+                    continue
+                answer = reply.json()
+                largest = max(largest, answer["timing"]["batch_size"])
+                ends = x[[0, width // 2, width - 1]]
+                np.testing.assert_array_equal(np.array(answer["outputs"]["z"], np.float32), [2 * ends])
+        assert largest > 1
+        for wire in wires:
+            wire.socket.close()
+        settled(server)
+
+
 def test_what_the_monitor_keeps_of_large_rows_is_not_received_over(tmp_path: Path) -> None:
     """Rows of 400 KB run where they were received; the monitor repeats some of them later."""
     width, connections = 100_000, 4

@@ -47,7 +47,7 @@ async def images(folder: Path, inline: bool) -> AsyncIterator[Scheduler]:
 
 def received(memory: BodyMemory, number: float) -> Arrays:
     """A row as the receiver would have it: an array over memory out of the pool."""
-    room = memory.take(0, 4 * WIDTH)
+    room = memory.take(0, 4 * WIDTH, several=False).view
     np.frombuffer(room, np.float32)[:] = number
     return {"x": np.ndarray((1, WIDTH), np.float32, room.toreadonly())}
 
