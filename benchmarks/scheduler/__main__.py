@@ -163,26 +163,32 @@ def _overload(
     objective_ms: float,
     options: Options,
     advance: Callable[[int], None],
-) -> dict[str, Any]:
-    """Three times what it can do: a third of the time to get used to it, then what counts.
+) -> list[dict[str, Any]]:
+    """Three times what it can do, after a third of the time to get used to it; for each round what came of it.
 
-    What a shared machine can do changes within minutes, so it is measured just before and just after.
+    What a shared machine can do changes within minutes, so it is measured just before and just after each.
     """
     seconds = options.overload_seconds
     before = _capacity(service, workload, options.seconds)
     service.poisson(3 * before, seconds / 3, 7, objective_ms)
-    memory = service.memory_mib()
-    found = service.poisson(3 * before, seconds, 8, objective_ms)
-    memory_after = service.memory_mib()
-    after = _capacity(service, workload, options.seconds)
-    advance(1)
-    return {
-        **found,
-        "memory_before_mib": memory,
-        "memory_after_mib": memory_after,
-        "capacity_before": before,
-        "capacity_after": after,
-    }
+    found = []
+    for turn in range(options.rounds):
+        memory = service.memory_mib()
+        load = service.poisson(3 * before, seconds, 8 + turn, objective_ms)
+        memory_after = service.memory_mib()
+        after = _capacity(service, workload, options.seconds)
+        found.append(
+            {
+                **load,
+                "memory_before_mib": memory,
+                "memory_after_mib": memory_after,
+                "capacity_before": before,
+                "capacity_after": after,
+            }
+        )
+        before = after
+        advance(1)
+    return found
 
 
 def main() -> None:
@@ -201,7 +207,7 @@ def main() -> None:
     results = json.loads(RAW.read_text()) if RAW.exists() and options.part and not options.dry_run else {}
     parts = {
         "throughput": (throughput, len(WORKLOADS) * options.rounds),
-        "loads": (loads, 2 * options.rounds * (len(SHARES) + 1) + 1),
+        "loads": (loads, (2 * (len(SHARES) + 1) + 1) * options.rounds),
     }
     chosen = [options.part] if options.part else list(parts)
     with tempfile.TemporaryDirectory() as temporary:

@@ -62,26 +62,16 @@ def _load_goals(loads: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{recovery:.0f} ms",
         )
     )
-    over = loads["overload"]
-    goodput = over["goodput"] / mean(_capacities(loads))
+    overloads = loads["overload"]
+    goodput = median(_goodput(over) for over in overloads)
     rows.append(_goal("goodput at 3 × capacity", "≥ 90 %", goodput >= 0.9, f"{goodput:.1%}"))
+    p99 = median(over["p99_ms"] for over in overloads)
     rows.append(
-        _goal(
-            "p99 of what is accepted then",
-            f"≤ {objective:g} ms",
-            over["p99_ms"] <= objective,
-            f"{over['p99_ms']:.1f} ms",
-        )
+        _goal("p99 of what is accepted then", f"≤ {objective:g} ms", p99 <= objective, f"{p99:.1f} ms")
     )
-    grown = over["memory_after_mib"] - over["memory_before_mib"]
-    rows.append(
-        _goal(
-            "memory grown meanwhile",
-            "≤ 2 MiB",
-            grown <= 2,
-            f"{grown:.1f} MiB of {over['memory_after_mib']:.0f}",
-        )
-    )
+    grown = overloads[-1]["memory_after_mib"] - overloads[0]["memory_before_mib"]
+    reached = f"{grown:.1f} MiB of {overloads[-1]['memory_after_mib']:.0f}"
+    rows.append(_goal("memory grown meanwhile", "≤ 2 MiB", grown <= 2, reached))
     return rows
 
 
@@ -174,24 +164,26 @@ def _bursts(loads: Mapping[str, Any]) -> str:
 
 
 def _overload(loads: Mapping[str, Any]) -> str:
-    over = loads["overload"]
     rows = [
         (
             f"{over['seconds']:.0f}",
             f"{over['requests'] / over['seconds']:.0f}",
             f"{over['goodput']:.0f}",
-            " → ".join(f"{capacity:.0f}" for capacity in _capacities(loads)),
+            f"{over['capacity_before']:.0f} → {over['capacity_after']:.0f}",
+            f"{_goodput(over):.1%}",
             f"{over['p50_ms']:.1f}",
             f"{over['p99_ms']:.1f}",
             ", ".join(f"{status}: {count}" for status, count in sorted(over["statuses"].items())),
             f"{over['memory_before_mib']:.1f} → {over['memory_after_mib']:.1f}",
         )
+        for over in loads["overload"]
     ]
     head = (
         "seconds",
         "offered/s",
         "in time/s",
         "capacity, before → after",
+        "goodput",
         "p50 accepted, ms",
         "p99 accepted, ms",
         "answers",
@@ -199,7 +191,8 @@ def _overload(loads: Mapping[str, Any]) -> str:
     )
     text = (
         "Three times capacity, which is measured anew just before and just after: what a shared machine can do changes "
-        "within minutes. Goodput is held against the mean of both."
+        "within minutes. Goodput is held against the mean of both. A line for each round; the goals are held against "
+        "the medians."
     )
     return f"## Overload\n\n{text}\n\n{_table(head, rows)}"
 
@@ -213,14 +206,9 @@ def _points(loads: Mapping[str, Any], share: float, policy: str) -> list[Mapping
     return [p for p in loads["poisson"] if p["share"] == share and p["policy"] == policy]
 
 
-def _capacities(loads: Mapping[str, Any]) -> tuple[float, ...]:
-    """Before and after the overload; of runs that did not measure them, the one capacity that they started with."""
-    over = loads["overload"]
-    return (
-        (over["capacity_before"], over["capacity_after"])
-        if "capacity_after" in over
-        else (loads["capacity"],)
-    )
+def _goodput(over: Mapping[str, Any]) -> float:
+    """Answers in time, as a share of what was the capacity around them."""
+    return float(over["goodput"] / mean((over["capacity_before"], over["capacity_after"])))
 
 
 def _median(loads: Mapping[str, Any], share: float, policy: str, key: str) -> float:

@@ -58,7 +58,7 @@ class Exchange(PendingRequest):
         identity: the request's id.
         model: None when none was found.
         payload: the body of the answer; None until there is one.
-        message: a good answer, head and body, for a connection that stays open; None when it is to be put together.
+        message: the answer, head and body, for a connection that stays open; None when that is to be put together.
         refusal: the answer's status and headers when it is an error.
         room: where a large body lies, until it has been read.
     """
@@ -411,8 +411,12 @@ class Exchanges:
             request_id.reset(token)
         for exchange in exchanges:
             exchange.identity = exchange.identity or new_id()
+        defaults, ids = first.connection.server_state.default_headers, [e.identity for e in exchanges]
+        messages = self._responses.refused_all(defaults, refusal, ids)
+        for exchange, message in zip(exchanges, messages, strict=True):
             exchange.refusal = refusal
             exchange.payload = refusal.body
+            exchange.message = message
             if exchange.permit is not None:
                 exchange.permit.release()
         if first.model is None:

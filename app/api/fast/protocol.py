@@ -257,7 +257,7 @@ class FastProtocol(PunctualProtocol):
         message = exchange.message
         if message is None or self._ending:
             self._send_parts(exchange, payload)
-        else:
+        else:  # nearly always
             self.transport.write(message)
         self.server_state.total_requests += 1
         if self.access_log:
@@ -275,10 +275,8 @@ class FastProtocol(PunctualProtocol):
             if not self._due and self._arriving is None:
                 headers = {**headers, "connection": "close"}
             head = self.responses.make(defaults, status, len(payload), identity, headers)
-        elif refusal is None:
-            head = self.responses.ok(defaults, len(payload), identity)
         else:
-            head = self.responses.refused(defaults, refusal, identity)
+            head = self.responses.ok(defaults, len(payload), identity)
         if len(payload) < LONG_BODY:
             self.transport.write(head + payload)
         else:

@@ -26,8 +26,6 @@ class ResponseHeads:
         self._defaults: Headers | None = None
         self._common = b""
         self._ok = b""
-        self._refusal: ErrorAnswer | None = None
-        self._refused = b""
 
     def ok(self, defaults: Headers, length: int, request_id: str) -> bytes:
         """Everything before the body of a good answer on a connection that stays open.
@@ -47,13 +45,12 @@ class ResponseHeads:
         ok, ids = self._ok, header_values(request_ids)
         return [ok % (len(body), its_id, body) for body, its_id in zip(payloads, ids, strict=True)]
 
-    def refused(self, defaults: Headers, refusal: ErrorAnswer, request_id: str) -> bytes:
-        """Everything before the body of an error on a connection that stays open. Quick for the same one again."""
-        if refusal is not self._refusal or defaults is not self._defaults:
-            made = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
-            self._refused = made.removesuffix(b"\r\n\r\n")
-            self._refusal = refusal
-        return b"%b%b\r\n\r\n" % (self._refused, header_value(request_id).encode())
+    def refused_all(self, defaults: Headers, refusal: ErrorAnswer, request_ids: Sequence[str]) -> list[bytes]:
+        """An error, head and body, for connections that stay open."""
+        head = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
+        before = head.removesuffix(b"\r\n\r\n")
+        after = b"\r\n\r\n" + refusal.body
+        return [before + its_id + after for its_id in header_values(request_ids)]
 
     def make(
         self,

@@ -66,14 +66,14 @@ def test_a_missed_goal_is_written_down_as_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "share", "shown"),
+    ("capacities", "share", "shown"),
     [
-        ({"capacity_before": 100.0, "capacity_after": 60.0}, "90.0%", "| 72 | 100 → 60 |"),
-        ({}, "60.0%", "| 72 | 120 |"),  # a run of before they were measured
+        ([(100.0, 60.0)], "90.0%", "| 72 | 100 → 60 | 90.0% |"),
+        ([(100.0, 60.0), (60.0, 180.0), (90.0, 150.0)], "60.0%", "| 72 | 90 → 150 | 60.0% |"),
     ],
 )
-def test_goodput_is_held_against_the_capacity_around_the_overload(
-    measured: dict[str, float], share: str, shown: str
+def test_goodput_is_held_against_the_capacity_around_each_overload(
+    capacities: list[tuple[float, float]], share: str, shown: str
 ) -> None:
     load = {
         "goodput": 72.0,
@@ -83,7 +83,8 @@ def test_goodput_is_held_against_the_capacity_around_the_overload(
         "seconds": 10,
         "statuses": {"200": 720},
     }
-    overload = {**load, **measured, "memory_before_mib": 1.0, "memory_after_mib": 1.0}
+    around = [{"capacity_before": before, "capacity_after": after} for before, after in capacities]
+    overload = [{**load, **found, "memory_before_mib": 1.0, "memory_after_mib": 1.0} for found in around]
     names = ("vernier", "fixed 2 ms")
     burst = dict.fromkeys(("recovery_ms", "missed_in_burst", "p99_before_ms", "p99_later_ms"), 0.0)
     text = page.render(
