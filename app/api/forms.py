@@ -18,7 +18,7 @@ from app.api.service import Prepared
 from app.serving.repository import LoadedModel
 from app.tensors import Array, Arrays, is_finite
 
-#: Larger bodies are read one by one, where they lie; smaller ones are joined and read at once.
+#: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
 _LARGE_BYTES = 16 * 1024
 
 

@@ -23,6 +23,8 @@ from app.tensors import DTYPES, Array, Arrays, TensorSpec, numpy_dtype
 _KEPT_BYTES = 8 * 2**20
 _LONG = 2**14
 _CHUNK = 2**16
+#: Characters between brackets on average, from which on looking for each is quicker than counting all.
+_SPARSE = 1024
 _BRACKET = ord("[")
 
 _parser = Parser()
@@ -82,8 +84,14 @@ def count_lists(body: bytes | bytearray) -> int:
     """How many `[` a text holds."""
     if len(body) < _LONG:
         return body.count(b"[")
-    text, count = np.frombuffer(body, np.uint8), 0
-    for start in range(0, len(text), _CHUNK):  # five times as quick, with a mask that stays in the cache
+    count, at, most, find = 0, -1, len(body) // _SPARSE, body.find
+    while count < most:  # the quickest way while they are far apart, as in front of long rows
+        at = find(b"[", at + 1)
+        if at < 0:
+            return count
+        count += 1
+    text = np.frombuffer(body, np.uint8)
+    for start in range(at + 1, len(text), _CHUNK):  # five times as quick, with a mask that stays in the cache
         count += int(np.count_nonzero(text[start : start + _CHUNK] == _BRACKET))
     return count
 
@@ -169,14 +177,9 @@ def _shape(value: Any, rank: int) -> tuple[list[int], int]:
 
 
 def _even(value: Any, shape: list[int], level: int) -> bool:
-    size = shape[level]
-    innermost = level + 1 == len(shape)
-    for row in value:
-        if len(row) != size:
-            return False
-        if not innermost and not _even(row, shape, level + 1):
-            return False
-    return True
+    if not set(map(len, value)) <= {shape[level]}:
+        return False
+    return level + 1 == len(shape) or all(_even(row, shape, level + 1) for row in value)
 
 
 # --- the careful decoder --------------------------------------------------------------------------
