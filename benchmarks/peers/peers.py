@@ -185,6 +185,7 @@ PEERS = (
         formats={"json": "JSON", "binary": "raw float32", "large": "raw float32"},
         command=lambda place: [place.python, str(SERVERS / "mosec_server.py"), str(place.port)],
         environment=_by_variables,
+        survives_pause=False,  # it once answered nothing afterwards
     ),
     Peer(
         name="fastapi",

@@ -113,15 +113,14 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     # --- asyncio's side ---------------------------------------------------------------------------
     def get_buffer(self, sizehint: int) -> memoryview:
-        at = self._at
-        if at and self._room is not None:
-            return self._room.view[at:]
+        at, room = self._at, self._room
+        if room is not None and (at or not self._start):
+            return room.view[at:]
         if self._filled:
-            self._room, self._filled = None, False
+            self._filled = False
             return self._memory.scratch
-        return self._take(
-            len(self._block)
-        ).view  # anew: others may have been given what lies before the last one
+        # Anew if there was nothing to read last time: others may have been given what lies before that room.
+        return self._take(len(self._block)).view
 
     def buffer_updated(self, nbytes: int) -> None:
         room, began = self._room, self._at

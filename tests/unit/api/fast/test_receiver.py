@@ -124,6 +124,33 @@ def test_bodies_lie_aligned_in_memory_that_is_free_as_soon_as_nobody_looks(
     run(scene)
 
 
+@pytest.mark.parametrize("arrived", [0, 1, 5_000])
+def test_the_rest_of_a_body_is_received_in_place_and_so_is_the_next(
+    run: Callable[[Scene], None], arrived: int
+) -> None:
+    """Many clients send the head first and then the body."""
+
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        send = asyncio.get_running_loop().sock_sendall
+        connection.receiver.stop()
+        connection.receiver.begin(HEAD, BLOCK, memoryview(b"a" * arrived))
+        await send(client, b"a" * (SIZE - arrived))
+        await connection.until("body")
+        assert connection.seen == ["body"]
+        connection.seen.clear()
+        await send(client, BLOCK)
+        await connection.until("head")
+        await send(client, b"b" * SIZE)
+        await connection.until("body")
+        assert connection.seen == ["head", "body"]
+        assert [body == byte * SIZE for body, byte in zip(connection.bodies, (b"a", b"b"), strict=True)] == [
+            True
+        ] * 2
+        assert connection.receiver.active
+
+    run(scene)
+
+
 def test_what_follows_a_body_is_handed_on_and_never_part_of_it(run: Callable[[Scene], None]) -> None:
     async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, BLOCK + b"a" * SIZE + b"next")
