@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from uvicorn.server import ServerState
@@ -18,6 +18,7 @@ from app.api.codecs import (
     parse_predict,
 )
 from app.api.errors import ErrorAnswer, answer_error
+from app.api.fast.grouping import in_order, side_by_side
 from app.api.fast.head import Head
 from app.api.fast.memory import Room, neighbours
 from app.api.fast.response import LONG_BODY, ResponseHeads
@@ -31,8 +32,6 @@ from app.logs import request_id
 from app.serving.repository import LoadedModel
 from app.serving.request import NEW, Answer, JoinedRequests, PendingRequest
 
-#: Bodies that are read at once: more gain nothing, and would share more memory.
-_TOGETHER = 64
 #: Forms that are remembered, so that heads which differ share them.
 _MOST_FORMS = 512
 
@@ -168,7 +167,7 @@ class Exchanges:
             for exchange, fresh in zip(wanted, new_ids(len(wanted)), strict=True):
                 exchange.model = model
                 exchange.identity = its_id or exchange.head.request_id or fresh
-            for asked in _in_order(wanted) if form.small else self._side_by_side(form, wanted):
+            for asked in in_order(wanted) if form.small else side_by_side(wanted, form):
                 if not self._ask_together(form, asked):
                     for exchange in asked:
                         self._ask(exchange)
@@ -209,21 +208,6 @@ class Exchanges:
         if error is not None:
             self._refuse(exchanges[admitted:], error)
         return True
-
-    def _side_by_side(self, form: Form, exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
-        """Large bodies that lie in one piece of memory, from its beginning; they came from its end.
-
-        As many as can run at once, where any can: they are joined for that.
-        """
-        model, (rows, _, precision, _, _) = form.model, form.rest
-        most = model.scheduler.room_for_joined(precision) // rows if model is not None else 0
-        run: list[Exchange] = []
-        for exchange in reversed(exchanges):
-            if run and (len(run) == most or not _lies_above(exchange, run[-1])):
-                yield run
-                run = []
-            run.append(exchange)
-        yield run
 
     def _refuse(self, exchanges: Sequence[Exchange], error: VernierError) -> None:
         self._answer_errors(exchanges, error)
@@ -423,13 +407,3 @@ class Exchanges:
             self._metrics.responded_without_model(refusal.code, len(exchanges))
         else:
             first.model.metrics.responded_error(refusal.code, len(exchanges))
-
-
-def _in_order(exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
-    """Small bodies, to be joined by as many as are worth it."""
-    for start in range(0, len(exchanges), _TOGETHER):
-        yield exchanges[start : start + _TOGETHER]
-
-
-def _lies_above(exchange: Exchange, other: Exchange) -> bool:
-    return exchange.room is not None and other.room is not None and exchange.room.is_above(other.room)

@@ -1,0 +1,40 @@
+"""Which of the predictions that came in one turn of the loop are read and run together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from app.api.forms import Form
+
+if TYPE_CHECKING:
+    from app.api.fast.exchange import Exchange
+
+#: Small bodies that are read at once: more gain nothing, and would share more memory.
+_TOGETHER = 64
+
+
+def in_order(exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
+    """Small bodies of one form, to be joined by as many as are worth it."""
+    for start in range(0, len(exchanges), _TOGETHER):
+        yield exchanges[start : start + _TOGETHER]
+
+
+def side_by_side(exchanges: Sequence[Exchange], form: Form) -> Iterator[Sequence[Exchange]]:
+    """Large bodies of one form that lie in one piece of memory, from its beginning; they came from its end.
+
+    As many as can run at once, where any can: they are joined for that.
+    """
+    model, (rows, _, precision, _, _) = form.model, form.rest
+    most = model.scheduler.room_for_joined(precision) // rows if model is not None else 0
+    run: list[Exchange] = []
+    for exchange in reversed(exchanges):
+        if run and (len(run) == most or not _lies_above(exchange, run[-1])):
+            yield run
+            run = []
+        run.append(exchange)
+    yield run
+
+
+def _lies_above(exchange: Exchange, other: Exchange) -> bool:
+    return exchange.room is not None and other.room is not None and exchange.room.is_above(other.room)
