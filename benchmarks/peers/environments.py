@@ -35,7 +35,7 @@ def install(peer: Peer) -> None:
         return
     folder = FOLDER / peer.name
     stamp = folder / "requirements.txt"
-    base = str(Path(sys._base_executable).resolve())  # not this environment's link to it
+    base = str(Path(sys.executable).resolve())  # not this environment's link to it
     if peer.system_python:
         if not Path(DEBIAN_PYTHON).is_file():
             raise InstallError(f"needs {DEBIAN_PYTHON}, which its native part is linked with")

@@ -128,33 +128,23 @@ class Exchanges:
         self._answered: list[tuple[Exchange, Answer]] = []  # not written yet
 
     # --- in ---------------------------------------------------------------------------------------
-    def begin(
-        self,
-        connection: Connection,
-        head: Head,
-        body: Body,
-        came: float,
-        permit: Permit | None,
-        room: Room | None = None,
-    ) -> Exchange:
+    def begin(self, exchange: Exchange) -> None:
         """Hands a prediction to its scheduler, soon or at once, or refuses it.
 
-        The connection is told when the answer is there, except of a refusal, which has its payload already.
+        Its connection is told when the answer is there, except of a refusal, which has its payload already.
         """
-        exchange = Exchange(connection, head, body, came, permit, room)
-        form = head.form
-        if form is None or not (form.small or room is not None):
+        form = exchange.head.form
+        if form is None or not (form.small or exchange.room is not None):
             self._ask(exchange)
-            return exchange
+            return
         met = self._met
-        group = met.get(form)
-        if group is not None:
-            group.append(exchange)
-            return exchange
         if not met:
-            connection.loop.call_soon(self.ask_met)
-        met[form] = [exchange]
-        return exchange
+            exchange.connection.loop.call_soon(self.ask_met)
+        group = met.get(form)
+        if group is None:
+            met[form] = [exchange]
+        else:
+            group.append(exchange)
 
     def ask_met(self) -> None:
         """Reads what was begun in this turn, and hands it to its schedulers."""
@@ -266,14 +256,10 @@ class Exchanges:
                 self._forms[form.key] = form
         head.form = form
 
-    def refuse(
-        self, connection: Connection, head: Head, error: Exception, came: float, permit: Permit | None
-    ) -> Exchange:
-        """An exchange that is answered with an error."""
-        exchange = Exchange(connection, head, b"", came, permit)
-        exchange.identity = head.request_id or ""
+    def refuse(self, exchange: Exchange, error: Exception) -> None:
+        """Answers with an error what was not begun."""
+        exchange.identity = exchange.head.request_id or ""
         self._answer_error(exchange, error)
-        return exchange
 
     # --- out --------------------------------------------------------------------------------------
     def ended(self, exchange: Exchange, answer: Answer | None, error: VernierError | None) -> None:
@@ -355,11 +341,8 @@ class Exchanges:
         """Gives each its payload, and counts them."""
         messages: Sequence[bytes | None]
         if len(max(payloads, key=len)) < LONG_BODY:
-            defaults, ids = (
-                exchanges[0].connection.server_state.default_headers,
-                [e.identity for e in exchanges],
-            )
-            messages = self._responses.ok_all(defaults, payloads, ids)
+            defaults = exchanges[0].connection.server_state.default_headers
+            messages = self._responses.ok_all(defaults, payloads, [e.identity for e in exchanges])
         else:
             messages = [None] * len(payloads)
         now, seconds = self.clock(), []

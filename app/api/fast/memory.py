@@ -32,13 +32,13 @@ _MOST_OPEN = 8
 
 
 class _Slab:
-    """Memory for `count` bodies of `size` bytes, of which those numbered `left` and above are handed out."""
+    """Memory for bodies of `size` bytes, of which those numbered `left` and above are handed out."""
 
-    __slots__ = ("array", "count", "first", "left", "size")
+    __slots__ = ("array", "first", "left", "size")
 
     def __init__(self, array: Array) -> None:
         self.array = array
-        self.size = self.count = self.left = self.first = 0
+        self.size = self.left = self.first = 0
 
     @property
     def is_free(self) -> bool:
@@ -48,7 +48,7 @@ class _Slab:
         """Begins anew, for bodies of this size."""
         self.first = MOST_BEFORE + -(self.array.ctypes.data + MOST_BEFORE) % ALIGNMENT
         self.size = size
-        self.count = self.left = (self.array.nbytes - self.first) // size if several else 1
+        self.left = (self.array.nbytes - self.first) // size if several else 1
 
 
 def _alone() -> int:

@@ -84,10 +84,7 @@ class FastProtocol(PunctualProtocol):
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             head = self._known_heads.get(data[:start])
             if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
-                exchange = self.exchanges.begin(self, head, data[start:], self._clock(), None)
-                self._due.append(exchange)
-                if exchange.payload is not None:
-                    self.send_ready()
+                self._begin(head, data[start:], self._clock(), None)
                 return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
@@ -162,7 +159,7 @@ class FastProtocol(PunctualProtocol):
         """A whole request that the receiver expected; False when it must come in parts, to be looked at."""
         if not self._plain or self._due:
             return False
-        self._begin(head, _whole(head, body), self._clock(), None, room)
+        self._begin_large(head, room, body, self._clock(), None)
         return True
 
     def body_received(self, room: Room, body: memoryview) -> None:
@@ -171,7 +168,17 @@ class FastProtocol(PunctualProtocol):
         if arriving is None:
             return
         self._plain = self.guard is None and not (self._held or self._ending or self.flow.write_paused)
-        self._begin(arriving.head, _whole(arriving.head, body), arriving.came, arriving.permit, room)
+        self._begin_large(arriving.head, room, body, arriving.came, arriving.permit)
+
+    def _begin_large(
+        self, head: Head, room: Room, body: memoryview, came: float, permit: Permit | None
+    ) -> None:
+        if head.envelope is None:  # a text is read more than once, and not where it lies
+            self._begin(head, bytes(body), came, permit)
+            return
+        self._begin(head, body, came, permit, room)
+        if room.is_last:
+            self.exchanges.ask_met()
 
     def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
@@ -191,14 +198,11 @@ class FastProtocol(PunctualProtocol):
     ) -> None:
         if not head.keep_alive:
             self._end_after_this()
-        if head.envelope is None:
-            room = None  # a text is not read where it lies
-        exchange = self.exchanges.begin(self, head, body, came, permit, room)
+        exchange = Exchange(self, head, body, came, permit, room)
         self._due.append(exchange)
+        self.exchanges.begin(exchange)
         if exchange.payload is not None:
             self.send_ready()
-        elif room is not None and room.is_last:
-            self.exchanges.ask_met()
 
     def _hold(self, data: bytes) -> bytes:
         """Keeps the bytes until what stands before them is done."""
@@ -331,7 +335,9 @@ class FastProtocol(PunctualProtocol):
         self.send_ready()
 
     def _refuse(self, arriving: Arriving, error: VernierError) -> Exchange:
-        return self.exchanges.refuse(self, arriving.head, error, arriving.came, arriving.permit)
+        exchange = Exchange(self, arriving.head, b"", arriving.came, arriving.permit)
+        self.exchanges.refuse(exchange, error)
+        return exchange
 
     def shutdown(self) -> None:
         """Finishes what has begun, then closes; uvicorn waits for the connection."""
@@ -353,10 +359,6 @@ class FastProtocol(PunctualProtocol):
             self.exchanges.abandon(exchange)
         self._due.clear()
         super().connection_lost(exc)
-
-
-def _whole(head: Head, body: memoryview) -> Body:
-    return bytes(body) if head.envelope is None else body  # a JSON text is read more than once
 
 
 def fast_protocol(

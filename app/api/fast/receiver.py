@@ -130,18 +130,20 @@ class BodyReceiver(asyncio.BufferedProtocol):
         view, start = room.view, self._start
         self._at = at = began + nbytes
         is_whole = at == len(view)
+        if is_whole:
+            self._room, self._at, self._filled = None, 0, True
         if start and not began:
             head = self._head
             assert head is not None
-            if is_whole and view[:start] == self._block:
-                self._room, self._at, self._filled = None, 0, True
-                if self._connection.request_received(head, room, view[start:].toreadonly()):
-                    return
-                self._room, self._at = room, at
+            if (
+                is_whole
+                and view[:start] == self._block
+                and self._connection.request_received(head, room, view[start:].toreadonly())
+            ):
+                return
             if not self._is_expected(view[:at]):
                 return
         if is_whole:
-            self._room, self._at, self._filled = None, 0, True
             if not self._again:
                 self.stop()
             self._connection.body_received(room, view[start:].toreadonly())
