@@ -121,7 +121,7 @@ class BodyMemory:
         if at:
             self._open[size] = slab
         else:
-            self._open.pop(size, None)
+            self._close(slab)
         return Room(slab, at, before)
 
     def _divided(self, size: int, several: bool) -> _Slab:

@@ -26,6 +26,8 @@ def test_a_body_is_aligned_and_its_head_lies_before_it(before: int) -> None:
         assert len(room.view) == before + 100_000 // ALIGNMENT * ALIGNMENT
         assert address(room.view[before:]) % ALIGNMENT == 0
         assert not room.view.readonly
+    for size in (100_001, 5_000):  # of any size the first one is
+        assert address(memory.take(before, size).view[before:]) % ALIGNMENT == 0
 
 
 def test_bodies_that_come_one_after_the_other_lie_side_by_side() -> None:
@@ -55,6 +57,13 @@ def test_bodies_that_are_to_lie_alone_do_and_share_memory_with_the_like() -> Non
     place = address(room.view)
     del room
     assert address(memory.take(0, 110_000, several=False).view) == place
+
+
+def test_a_body_that_lies_alone_does_not_part_those_that_lie_side_by_side() -> None:
+    memory = BodyMemory(16 * MIB)
+    earlier = memory.take(0, 100_000)
+    memory.take(0, 100_000, several=False)
+    assert earlier.is_above(memory.take(0, 100_000))
 
 
 def test_what_was_let_go_is_used_again_and_what_is_held_is_not() -> None:
