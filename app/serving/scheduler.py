@@ -88,6 +88,8 @@ class Scheduler:
         self._inline = Inline()
         self._inline_allowed = inline
         self._deference = deference
+        if deference is not None:
+            deference.join(self, policy.objective_s)
 
         def hire(listener: Listener) -> Crew:
             return Crew(name, executors, slots, listener, self._warm_up, self._probe)
@@ -325,6 +327,8 @@ class Scheduler:
             self._fail_rest()
         await self._crew.close(max(0.1, ends - self._clock()))
         self._dispatcher.close()
+        if self._deference is not None:
+            self._deference.leave(self)
         self._inline.close()
         self._dispatcher.show()
 

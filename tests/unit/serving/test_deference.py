@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +12,10 @@ from app.serving.admission import Policy
 from app.serving.deference import Deference
 from app.serving.request import AwaitedRequest
 from app.serving.scheduler import Scheduler
+from app.serving.timeslice import set_time_slice
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import serving, until, x
+from tests.support.threads import NO_SLICES, Idler
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="batch threads are Linux's")
 
@@ -70,25 +71,8 @@ async def test_while_it_defers_requests_may_have_come_since_the_last_turn_began(
 async def test_a_wait_is_never_longer_than_a_slice() -> None:
     deference = Deference()
     deference.refused(1.0)
-    assert 2.0 - 0.01 < deference.earliest(2.0) < 2.0
+    assert 2.0 - 0.015 < deference.earliest(2.0) < 2.0
     await until(lambda: not deference.active)
-
-
-class Idler(threading.Thread):
-    """A thread that lives until it is told otherwise."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.leave = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        self.leave.wait(60)
-
-    @property
-    def policy(self) -> int:
-        assert self.native_id is not None
-        return os.sched_getscheduler(self.native_id)
 
 
 @pytest.fixture
@@ -96,8 +80,7 @@ def idlers() -> Iterator[list[Idler]]:
     made: list[Idler] = []
     yield made
     for thread in made:
-        thread.leave.set()
-        thread.join()
+        thread.end()
 
 
 async def test_threads_that_begin_while_it_defers_become_ordinary(idlers: list[Idler]) -> None:
@@ -120,12 +103,69 @@ async def test_threads_that_begin_while_it_defers_become_ordinary(idlers: list[I
 
 async def test_threads_that_were_batch_threads_before_stay_so(idlers: list[Idler]) -> None:
     idlers.append(Idler())
-    assert idlers[0].native_id is not None
-    os.sched_setscheduler(idlers[0].native_id, os.SCHED_BATCH, os.sched_param(0))
+    os.sched_setscheduler(idlers[0].id, os.SCHED_BATCH, os.sched_param(0))
     deference = Deference()
     deference.refused(1.0)
     await until(lambda: not deference.active)
     assert idlers[0].policy == os.SCHED_BATCH
+
+
+needs_slices = pytest.mark.skipif(NO_SLICES, reason="slices of one's own came with Linux 6.12")
+
+
+@needs_slices
+async def test_all_threads_have_longer_slices_while_it_defers(idlers: list[Idler]) -> None:
+    idlers += [Idler(), Idler()]
+    usual = idlers[0].slice_s
+    set_time_slice(idlers[1].id, 0.003)
+    deference = Deference()
+    deference.refused(1.0)
+    idlers.append(Idler())
+    assert [thread.slice_s for thread in idlers] == pytest.approx([0.01] * 3)
+    await until(lambda: not deference.active)
+    assert [thread.slice_s for thread in idlers] == pytest.approx([usual, 0.003, usual])
+
+
+@needs_slices
+async def test_slices_take_a_fifth_of_the_shortest_objective_at_most(idlers: list[Idler]) -> None:
+    idlers.append(Idler())
+    deference = Deference()
+    deference.join("patient", None)
+    deference.join("slow", 1.0)
+    deference.join("quick", 0.03)
+    deference.refused(1.0)
+    assert idlers[0].slice_s == pytest.approx(0.006)
+    assert deference.earliest(2.0) == pytest.approx(2.0 - 0.01), "a slice and a tick of the kernel's clock"
+    await until(lambda: not deference.active)
+    deference.leave("quick")
+    deference.refused(3.0)
+    assert idlers[0].slice_s == pytest.approx(0.01)
+    await until(lambda: not deference.active)
+
+
+@needs_slices
+async def test_objectives_that_can_bear_no_longer_slices_get_none(idlers: list[Idler]) -> None:
+    idlers.append(Idler())
+    usual = idlers[0].slice_s
+    deference = Deference()
+    deference.join("quick", 0.01)
+    deference.refused(1.0)
+    assert deference.active
+    assert idlers[0].slice_s == usual
+    await until(lambda: not deference.active)
+
+
+@needs_slices
+async def test_a_scheduler_brings_its_objective_and_takes_it_along(idlers: list[Idler]) -> None:
+    idlers.append(Idler())
+    deference = Deference()
+    async with serving(ArithmeticExecutor(), policy=Policy(objective_s=0.04), deference=deference):
+        deference.refused(1.0)
+        assert idlers[0].slice_s == pytest.approx(0.008)
+        await until(lambda: not deference.active)
+    deference.refused(2.0)
+    assert idlers[0].slice_s == pytest.approx(0.01)
+    await until(lambda: not deference.active)
 
 
 async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> None:
