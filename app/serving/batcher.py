@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.errors import QueueFull
 from app.serving.admission import Admission, Asked, FreeAt, Policy
-from app.serving.batching import IDLE, Decide, Decision, Dispatch, Limits, Slots, Waiting, decide
+from app.serving.batching import IDLE, Decide, Decision, Dispatch, Limits, Slots, Waiting, batch_cap, decide
 from app.serving.execution import Batch
 from app.serving.latency import LatencyCurve
 from app.serving.padding import BatchLayout, Gather, ShapeKey
@@ -229,6 +229,11 @@ class Batcher:
         """Rows that the lane's next request needs in one execution."""
         head = self.queue.head(lane, now)
         return min(head.rows - head.taken, self.layout.largest)
+
+    def fills_batch(self, slots: int) -> bool:
+        """Whether what waits is as much as the largest batch that the objective allows on so many slots."""
+        cap = batch_cap(self.curve(self.precision, self.layout.typical), self.limits, slots)
+        return self.queue.rows >= cap
 
     def predicted_s(self, choice: Choice) -> float:
         """How long the choice should take a slot."""

@@ -16,6 +16,7 @@ from app.errors import DeviceFailed, EngineError
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher
 from app.serving.batching import Slots
+from app.serving.deference import Deference
 from app.serving.execution import Batch
 from app.serving.inline import PLACE as INLINE_PLACE
 from app.serving.inline import Inline
@@ -38,6 +39,7 @@ class Dispatcher:
     Args:
         hire: makes the workers, who report to the listener that it is given.
         device: shares the device's workers fairly with other models; None for a device of one's own.
+        deference: of this thread to the workers.
         clock: monotonic, in seconds.
 
     Attributes:
@@ -54,6 +56,7 @@ class Dispatcher:
         metrics: ModelMetrics,
         clock: Callable[[], float],
         device: Device | None = None,
+        deference: Deference | None = None,
     ) -> None:
         self._batcher = batcher
         self._queue = batcher.queue
@@ -63,6 +66,7 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._device = device
+        self._deference = deference
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -164,8 +168,13 @@ class Dispatcher:
         if self._device is not None:
             self._device.ended(self, batch.predicted_s, seconds)
         self._settle(batch, now)
-        # The slot gets its next batch first; the pump then delivers the answers.
-        self._pump()
+        if self._defers() and not self._batcher.fills_batch(self.crew.size):
+            self.pump_soon()  # the loop is about to read requests that have waited for it, and can fill the batch
+        else:
+            self._pump()  # the slot gets its next batch first; the pump then delivers the answers
+
+    def _defers(self) -> bool:
+        return self._deference is not None and self._deference.active
 
     def batch_lost(self, batch: Batch, error: EngineError) -> None:
         if self._device is not None:

@@ -95,7 +95,15 @@ class Scheduler:
             return Crew(name, executors, slots, listener, self._warm_up, self._probe)
 
         self._dispatcher = Dispatcher(
-            self._batcher, self._ledger, self._results, self._inline, hire, metrics, self._clock, device
+            self._batcher,
+            self._ledger,
+            self._results,
+            self._inline,
+            hire,
+            metrics,
+            self._clock,
+            device,
+            deference,
         )
         self._crew = self._dispatcher.crew
         self._draining = False

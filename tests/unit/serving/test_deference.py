@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -183,6 +185,48 @@ async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> N
     await until(lambda: not deference.active)
 
 
+def stand_still() -> None:
+    """Until a worker, which is another thread, has finished."""
+    time.sleep(0.2)
+
+
 def refused(scheduler: Scheduler) -> None:
     with pytest.raises(QueueFull):
         scheduler.submit(AwaitedRequest(x(), 1))
+
+
+@pytest.mark.parametrize("defers", [True, False])
+async def test_while_it_defers_a_batch_waits_for_what_the_loop_is_about_to_read(defers: bool) -> None:
+    """A worker becomes idle while one request waits in the queue and another at the socket."""
+    executor, deference = ArithmeticExecutor(), Deference()
+    policy = Policy(max_queue_delay_s=0.0)
+    async with serving(executor, policy=policy, largest=4, deference=deference) as scheduler:
+        executor.gate.clear()
+        first, queued, unread = [AwaitedRequest(x(), 1) for _ in range(3)]
+        scheduler.submit(first)
+        await until(lambda: scheduler.queued == 0)
+        scheduler.submit(queued)
+        if defers:
+            deference.refused(1.0)
+        executor.gate.set()
+        stand_still()
+        asyncio.get_running_loop().call_soon(scheduler.submit, unread)
+        await asyncio.gather(first.future, queued.future, unread.future)
+        assert [len(batch) for batch in executor.ran] == ([1, 2] if defers else [1, 1, 1])
+    await until(lambda: not deference.active)
+
+
+async def test_while_it_defers_a_full_batch_waits_for_nothing() -> None:
+    executor, deference = ArithmeticExecutor(), Deference()
+    async with serving(executor, largest=2, deference=deference) as scheduler:
+        executor.gate.clear()
+        first, *queued = [AwaitedRequest(x(), 1) for _ in range(4)]
+        scheduler.submit(first)
+        await until(lambda: scheduler.queued == 0)
+        for request in queued:
+            scheduler.submit(request)
+        deference.refused(1.0)
+        executor.gate.set()
+        await asyncio.gather(first.future, *(request.future for request in queued))
+        assert [len(batch) for batch in executor.ran] == [1, 2, 1]
+    await until(lambda: not deference.active)
