@@ -93,6 +93,24 @@ def mlp(seed: int = 1) -> onnx.ModelProto:
     return g.model("mlp", [_value("x", ["batch", 64])], [_value("score", ["batch", 1])])
 
 
+def tower(seed: int = 6, layers: int = 24) -> onnx.ModelProto:
+    """x [batch, 16] → an image of 56×56 → 3×3 convolutions of 64 channels → y [batch, 4]; 2.8 G multiply-adds a row.
+
+    Much to compute, and little to send or to keep.
+    """
+    g = Graph(seed)
+    x = g.gemm("x", "into", 16, 56 * 56)
+    x = g.add("Reshape", [x, g.weight("image", np.array([-1, 1, 56, 56], np.int64))], "as_image")
+    channels = 1
+    for index in range(layers):
+        x = g.add("Relu", [g.conv(x, f"conv{index}", channels, 64, 3)], f"relu{index}")
+        channels = 64
+    x = g.add("Flatten", [g.add("GlobalAveragePool", [x], "pool")], "flatten")
+    g.gemm(x, "out", 64, 4)
+    g.nodes[-1].output[0] = "y"
+    return g.model("tower", [_value("x", ["batch", 16])], [_value("y", ["batch", 4])])
+
+
 def typed(seed: int = 2) -> onnx.ModelProto:
     """Two inputs and three outputs of several types: embeddings of ids [batch, 4] added to dense [batch, 8].
 

@@ -194,6 +194,13 @@ def write_all(engines: Path, large: bool) -> list[Path]:
         ),
     ]  # fmt: skip
     if large:
+        x16 = rng.normal(size=(rows, 16)).astype(np.float32)
+        written.append(
+            write_package(
+                engines, "tower", networks.tower(), {"x": x16}, {"batch": (1, 64, 64)}, [1, 8, 16, 32, 64],
+                ("fp32", "fp16"),
+            )
+        )  # fmt: skip
         images = rng.normal(size=(8, 3, 224, 224)).astype(np.float32)
         written.append(
             write_package(
