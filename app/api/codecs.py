@@ -346,8 +346,8 @@ def _encode_rows(
         columns += ([between + orjson.dumps(name) + b":" + b"[" * depth] * count, column)
         between = b"]" * depth + b","
     ends = [between[:-1] + timing for timing in timings]
-    ids = [b'{"id":' + orjson.dumps(request_id) for request_id in request_ids]
-    return list(map(b"".join, zip(ids, *columns, ends, strict=True)))
+    ids = map(orjson.dumps, request_ids)
+    return list(map(b"".join, zip([b'{"id":'] * count, ids, *columns, ends, strict=True)))
 
 
 def _timing(answer: Answer) -> bytes:

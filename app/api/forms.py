@@ -8,6 +8,7 @@ anything else, or whose numbers are in doubt, does not match, and goes all the w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from weakref import ref
 
 import numpy as np
@@ -116,12 +117,13 @@ class JsonForm(Form):
     def read_all(self, bodies: Sequence[Body]) -> Array | None:
         before, after = self._before, self._after
         start, stop = len(before), -len(after)
-        rows = []
-        for body in bodies:
-            if isinstance(body, memoryview) or not (body.startswith(before) and body.endswith(after)):
-                return None
-            rows.append(body[start:stop])
-        return decode_rows(rows, self._way, self.shape)
+        texts = [body if type(body) is bytes else bytes(body) for body in bodies]
+        if not (
+            all(map(bytes.startswith, texts, repeat(before)))
+            and all(map(bytes.endswith, texts, repeat(after)))
+        ):
+            return None
+        return decode_rows([text[start:stop] for text in texts], self._way, self.shape)
 
 
 def raw_form(envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> Form | None:
@@ -142,5 +144,5 @@ def json_form(body: Body, envelope: PredictRequest, model: LoadedModel, prepared
         return None
     if isinstance(body, memoryview) or body.count(b"[") != array.ndim:
         return None
-    before, after = bytes(body[: body.rindex(b"[")]), bytes(body[body.index(b"]") + 1 :])
+    before, after = bytes(body[: body.rindex(b"[") + 1]), bytes(body[body.index(b"]") :])
     return JsonForm(envelope, model, prepared, before, after)

@@ -41,7 +41,7 @@ def header_values(identities: Sequence[str]) -> list[bytes]:
     """`header_value` of each, as bytes: looked at together, since nearly all are plain."""
     together = "".join(identities)
     if together.isascii() and together.isprintable() and len(max(identities, key=len)) <= _LONGEST:
-        return [identity.encode() for identity in identities]
+        return list(map(str.encode, identities))
     return [header_value(identity).encode() for identity in identities]
 
 

@@ -111,17 +111,18 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
         return None
 
 
-def decode_rows(texts: Sequence[bytes | bytearray], way: Way, shape: tuple[int, ...]) -> Array | None:
-    """Lists of numbers, brackets included, as arrays of `shape` along a new first axis; None when in doubt.
+def decode_rows(texts: Sequence[bytes], way: Way, shape: tuple[int, ...]) -> Array | None:
+    """What stands between the brackets of lists of numbers, as arrays of `shape` along a new first axis; None when in
+    doubt.
 
-    They are parsed as one text. Each may hold one `[`, its first character, and one `]`, its last, so that none
-    can lend another a bracket; and each must be a full list, so that none can lend another a number.
+    They are parsed as one text. None may hold a bracket, so that none can lend another one; and each must be a full
+    list, so that none can lend another a number.
     """
-    for text in texts:
-        if text.rfind(b"[") or text.find(b"]") != len(text) - 1:
-            return None
+    together = b",".join(texts)
+    if b"[" in together or b"]" in together:
+        return None
     try:
-        lists = _parse(b"[" + b",".join(texts) + b"]")
+        lists = _parse(b"[[" + b"],[".join(texts) + b"]]")
         if set(map(len, lists)) != {shape[-1]}:
             return None
         numbers = _strict.run(_to_dtype, lists, way)

@@ -84,7 +84,11 @@ class FastProtocol(PunctualProtocol):
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             head = self._known_heads.get(data[:start])
             if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
-                self._begin(head, data[start:], self._clock(), None)
+                exchange = Exchange(self, head, data[start:], self._clock(), None)
+                self._due.append(exchange)
+                self.exchanges.begin(exchange)
+                if exchange.payload is not None:
+                    self.send_ready()
                 return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api.codecs import JSON
 from app.api.errors import ErrorAnswer
+from app.api.fast.head import END
 from app.api.guarding import SECURITY_HEADERS
 from app.api.identity import header_value, header_values
 
@@ -16,6 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 #: Longer bodies are written beside their head and not copied behind it.
 LONG_BODY = 64 * 1024
 
+_BEFORE_ID = b"\r\nx-request-id: "
 _ALWAYS: Headers = ((b"content-type", JSON.encode()), *SECURITY_HEADERS)
 
 
@@ -25,7 +29,7 @@ class ResponseHeads:
     def __init__(self) -> None:
         self._defaults: Headers | None = None
         self._common = b""
-        self._ok = b""
+        self._before_length = b""  # of a good answer
 
     def ok(self, defaults: Headers, length: int, request_id: str) -> bytes:
         """Everything before the body of a good answer on a connection that stays open.
@@ -36,14 +40,17 @@ class ResponseHeads:
         """
         if defaults is not self._defaults:
             self._renew(defaults)
-        return self._ok % (length, header_value(request_id).encode(), b"")
+        return b"".join(
+            (self._before_length, _digits(length), _BEFORE_ID, header_value(request_id).encode(), END)
+        )
 
     def ok_all(self, defaults: Headers, payloads: Sequence[bytes], request_ids: Sequence[str]) -> list[bytes]:
         """Good answers, whole, for connections that stay open."""
         if defaults is not self._defaults:
             self._renew(defaults)
-        ok, ids = self._ok, header_values(request_ids)
-        return [ok % (len(body), its_id, body) for body, its_id in zip(payloads, ids, strict=True)]
+        before, between = repeat(self._before_length), repeat(_BEFORE_ID)
+        ids, lengths = header_values(request_ids), map(_digits, map(len, payloads))
+        return list(map(b"".join, zip(before, lengths, between, ids, repeat(END), payloads, strict=False)))
 
     def refused_all(self, defaults: Headers, refusal: ErrorAnswer, request_ids: Sequence[str]) -> list[bytes]:
         """An error, head and body, for connections that stay open."""
@@ -71,8 +78,12 @@ class ResponseHeads:
     def _renew(self, defaults: Headers) -> None:
         self._defaults = defaults
         self._common = _lines([*defaults, *_ALWAYS])
-        escaped = (STATUS_LINE[200] + self._common).replace(b"%", b"%%")
-        self._ok = escaped + b"content-length: %d\r\nx-request-id: %b\r\n\r\n%b"
+        self._before_length = STATUS_LINE[200] + self._common + b"content-length: "
+
+
+@lru_cache(4096)
+def _digits(length: int) -> bytes:
+    return b"%d" % length
 
 
 def _lines(headers: Headers) -> bytes:
