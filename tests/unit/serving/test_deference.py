@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -185,9 +186,22 @@ async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> N
     await until(lambda: not deference.active)
 
 
-def stand_still() -> None:
-    """Until a worker, which is another thread, has finished."""
-    time.sleep(0.2)
+def news_of(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when another thread has told the loop something."""
+    told, tell = threading.Event(), loop.call_soon_threadsafe
+
+    def telling(*call: Any) -> asyncio.Handle:
+        handle = tell(*call)
+        told.set()
+        return handle
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", telling)
+    return told
+
+
+def stand_still(until: threading.Event) -> None:
+    """The loop does nothing meanwhile."""
+    assert until.wait(30)
 
 
 def refused(scheduler: Scheduler) -> None:
@@ -196,7 +210,9 @@ def refused(scheduler: Scheduler) -> None:
 
 
 @pytest.mark.parametrize("defers", [True, False])
-async def test_while_it_defers_a_batch_waits_for_what_the_loop_is_about_to_read(defers: bool) -> None:
+async def test_while_it_defers_a_batch_waits_for_what_the_loop_is_about_to_read(
+    defers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker becomes idle while one request waits in the queue and another at the socket."""
     executor, deference = ArithmeticExecutor(), Deference()
     policy = Policy(max_queue_delay_s=0.0)
@@ -208,9 +224,11 @@ async def test_while_it_defers_a_batch_waits_for_what_the_loop_is_about_to_read(
         scheduler.submit(queued)
         if defers:
             deference.refused(1.0)
+        loop = asyncio.get_running_loop()
+        finished = news_of(loop, monkeypatch)
         executor.gate.set()
-        stand_still()
-        asyncio.get_running_loop().call_soon(scheduler.submit, unread)
+        stand_still(finished)
+        loop.call_soon(scheduler.submit, unread)
         await asyncio.gather(first.future, queued.future, unread.future)
         assert [len(batch) for batch in executor.ran] == ([1, 2] if defers else [1, 1, 1])
     await until(lambda: not deference.active)
