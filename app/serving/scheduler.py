@@ -239,7 +239,7 @@ class Scheduler:
         if self._draining or self._crew.gone is not None:
             return self._closed()
         if self._crew.idle and not self._queue.requests:
-            return None
+            return None  # it would start at once; the batcher says so too, but takes longer
         now = self._clock()
         return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
 

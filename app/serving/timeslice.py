@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
-#: sched_setattr and sched_getattr (asm/unistd.h).
-_NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}
+#: The numbers of sched_setattr and sched_getattr (asm/unistd.h).
+_SET, _GET = {"x86_64": (314, 315), "aarch64": (274, 275)}.get(platform.machine(), (None, None))
 #: struct sched_attr, version 0 (sched_setattr(2)): size, policy, flags, nice, priority, runtime, deadline, period.
 _ATTR = struct.Struct("=IIQiIQQQ")
 _KEEP_POLICY = 0x08
@@ -24,7 +24,7 @@ _KEEP_POLICY = 0x08
 def time_slice(thread: int) -> float | None:
     """Seconds; 0 where the kernel knows no slices. None when it does not say, or the thread has ended."""
     buffer = ctypes.create_string_buffer(_ATTR.size)
-    if not _call(1, thread, buffer, _ATTR.size, 0):
+    if not _call(_GET, thread, buffer, _ATTR.size, 0):
         return None
     return float(_ATTR.unpack(buffer.raw)[5]) / 1e9
 
@@ -39,12 +39,12 @@ def set_time_slice(thread: int, seconds: float) -> bool:
     except OSError:
         return False
     attr = _ATTR.pack(_ATTR.size, 0, _KEEP_POLICY, nice, 0, round(1e9 * seconds), 0, 0)
-    return _call(0, thread, ctypes.create_string_buffer(attr, _ATTR.size), 0)
+    return _call(_SET, thread, ctypes.create_string_buffer(attr, _ATTR.size), 0)
 
 
-def _call(which: int, *arguments: int | ctypes.Array[ctypes.c_char]) -> bool:
-    numbers, syscall = _NUMBERS.get(platform.machine()), _syscall()
-    return numbers is not None and syscall is not None and syscall(numbers[which], *arguments) == 0
+def _call(number: int | None, *arguments: int | ctypes.Array[ctypes.c_char]) -> bool:
+    syscall = _syscall()
+    return number is not None and syscall is not None and syscall(number, *arguments) == 0
 
 
 @cache

@@ -194,18 +194,18 @@ def write_all(engines: Path, large: bool) -> list[Path]:
         ),
     ]  # fmt: skip
     if large:
-        x16 = rng.normal(size=(rows, 16)).astype(np.float32)
-        written.append(
-            write_package(
-                engines, "tower", networks.tower(), {"x": x16}, {"batch": (1, 64, 64)}, [1, 8, 16, 32, 64],
-                ("fp32", "fp16"),
-            )
-        )  # fmt: skip
         images = rng.normal(size=(8, 3, 224, 224)).astype(np.float32)
         written.append(
             write_package(
                 engines, "resnet50", networks.resnet50(), {"images": images}, {"batch": (1, 64, 256)},
                 [1, 8, 16, 32, 64, 128, 256], ("fp32", "tf32", "fp16", "int8"),
+            )
+        )  # fmt: skip
+        x16 = rng.normal(size=(rows, 16)).astype(np.float32)
+        written.append(
+            write_package(
+                engines, "tower", networks.tower(), {"x": x16}, {"batch": (1, 64, 64)}, [1, 8, 16, 32, 64],
+                ("fp32", "fp16"),
             )
         )  # fmt: skip
         more = [

@@ -22,10 +22,8 @@ class Idler(threading.Thread):
     def end(self) -> None:
         self._leave.set()
         self.join()
-        while os.path.exists(
-            f"/proc/self/task/{self.id}"
-        ):  # the kernel's thread outlives Python's for a moment
-            pass
+        while os.path.exists(f"/proc/self/task/{self.id}"):
+            pass  # the kernel's thread outlives Python's for a moment
 
     @property
     def id(self) -> int:

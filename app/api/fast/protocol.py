@@ -84,11 +84,7 @@ class FastProtocol(PunctualProtocol):
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             head = self._known_heads.get(data[:start])
             if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
-                exchange = Exchange(self, head, data[start:], self._clock(), None)
-                self._due.append(exchange)
-                self.exchanges.begin(exchange)
-                if exchange.payload is not None:
-                    self.send_ready()
+                self._begin(head, data[start:], self._clock(), None)
                 return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
@@ -277,14 +273,10 @@ class FastProtocol(PunctualProtocol):
 
     def _send_parts(self, exchange: Exchange, payload: bytes) -> None:
         defaults = self.server_state.default_headers
-        refusal, identity = exchange.refusal, exchange.identity
-        if self._ending:
-            status, _, headers, _ = refusal or (200, b"", {}, "")
-            if not self._due and self._arriving is None:
-                headers = {**headers, "connection": "close"}
-            head = self.responses.make(defaults, status, len(payload), identity, headers)
-        else:
-            head = self.responses.ok(defaults, len(payload), identity)
+        status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
+        if self._ending and not self._due and self._arriving is None:
+            headers = {**headers, "connection": "close"}
+        head = self.responses.make(defaults, status, len(payload), exchange.identity, headers)
         if len(payload) < LONG_BODY:
             self.transport.write(head + payload)
         else:

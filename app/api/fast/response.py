@@ -19,7 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 #: Longer bodies are written beside their head and not copied behind it.
 LONG_BODY = 64 * 1024
 
-_BEFORE_ID = b"\r\nx-request-id: "
+_BEFORE_LENGTH, _BEFORE_ID = b"content-length: ", b"\r\nx-request-id: "
 _ALWAYS: Headers = ((b"content-type", JSON.encode()), *SECURITY_HEADERS)
 
 
@@ -29,23 +29,14 @@ class ResponseHeads:
     def __init__(self) -> None:
         self._defaults: Headers | None = None
         self._common = b""
-        self._before_length = b""  # of a good answer
+        self._before_length = b""  # the beginning of a good answer
 
-    def ok(self, defaults: Headers, length: int, request_id: str) -> bytes:
-        """Everything before the body of a good answer on a connection that stays open.
+    def ok_all(self, defaults: Headers, payloads: Sequence[bytes], request_ids: Sequence[str]) -> list[bytes]:
+        """Good answers, head and body, for connections that stay open.
 
         Args:
             defaults: uvicorn's own headers, of which the date is one; a new list whenever they change.
-            length: of the body, in bytes.
         """
-        if defaults is not self._defaults:
-            self._renew(defaults)
-        return b"".join(
-            (self._before_length, _digits(length), _BEFORE_ID, header_value(request_id).encode(), END)
-        )
-
-    def ok_all(self, defaults: Headers, payloads: Sequence[bytes], request_ids: Sequence[str]) -> list[bytes]:
-        """Good answers, whole, for connections that stay open."""
         if defaults is not self._defaults:
             self._renew(defaults)
         before, between = repeat(self._before_length), repeat(_BEFORE_ID)
@@ -55,8 +46,8 @@ class ResponseHeads:
     def refused_all(self, defaults: Headers, refusal: ErrorAnswer, request_ids: Sequence[str]) -> list[bytes]:
         """An error, head and body, for connections that stay open."""
         head = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
-        before = head.removesuffix(b"\r\n\r\n")
-        after = b"\r\n\r\n" + refusal.body
+        before = head.removesuffix(END)
+        after = END + refusal.body
         return [before + its_id + after for its_id in header_values(request_ids)]
 
     def make(
@@ -67,18 +58,23 @@ class ResponseHeads:
         request_id: str,
         headers: Mapping[str, str],
     ) -> bytes:
-        """Everything before the body of any answer. `headers`: further ones."""
+        """Everything before the body of any answer.
+
+        Args:
+            length: of the body, in bytes.
+            headers: further ones.
+        """
         if defaults is not self._defaults:
             self._renew(defaults)
         lines = [(name.encode(), value.encode()) for name, value in headers.items()]
         first = STATUS_LINE[status] + self._common + _lines(lines)
         shown_id = header_value(request_id).encode()
-        return first + b"content-length: %d\r\nx-request-id: %b\r\n\r\n" % (length, shown_id)
+        return b"".join((first, _BEFORE_LENGTH, _digits(length), _BEFORE_ID, shown_id, END))
 
     def _renew(self, defaults: Headers) -> None:
         self._defaults = defaults
         self._common = _lines([*defaults, *_ALWAYS])
-        self._before_length = STATUS_LINE[200] + self._common + b"content-length: "
+        self._before_length = STATUS_LINE[200] + self._common + _BEFORE_LENGTH
 
 
 @lru_cache(4096)

@@ -199,9 +199,9 @@ def news_of(loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) ->
     return told
 
 
-def stand_still(until: threading.Event) -> None:
-    """The loop does nothing meanwhile."""
-    assert until.wait(30)
+def stand_still(event: threading.Event) -> None:
+    """The loop does nothing until then."""
+    assert event.wait(30)
 
 
 def refused(scheduler: Scheduler) -> None:
