@@ -7,7 +7,7 @@ booleans among numbers, fractions for integers and integers out of range are ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -256,11 +256,6 @@ def tensor_from_bytes(body: Body, signature: Signature) -> Arrays:
     return {layout.spec.name: np.frombuffer(body, layout.dtype).reshape(layout.shape)}
 
 
-#: Numbers of an output up to which it is worth while to write the rows of many answers together.
-_MOST_CUT = 1024
-_TIMING = b'},"timing":{"queue_ms":%a,"compute_ms":%a,"batch_size":%d}}'
-
-
 # --- answers --------------------------------------------------------------------------------------
 def encode_answer(request_id: str, model: str, version: str, answer: Answer) -> bytes:
     """The body of a successful prediction; times in milliseconds, to the microsecond."""
@@ -280,79 +275,6 @@ def encode_answer(request_id: str, model: str, version: str, answer: Answer) -> 
         default=_contiguous,
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
-
-
-def encode_answers(
-    request_ids: Sequence[str], model: str, version: str, answers: Sequence[Answer]
-) -> list[bytes] | None:
-    """`encode_answer` for answers of one precision with the same outputs, byte for byte.
-
-    All rows of an output are written as one text, which is then cut. None when they cannot be cut: when an
-    answer has several rows, or rows that are not plain lists of numbers.
-    """
-    joined: Arrays = {}
-    for name, array in answers[0].outputs.items():
-        if array.ndim == 0 or len(array) != 1:
-            return None
-        try:
-            joined[name] = np.concatenate([answer.outputs[name] for answer in answers])
-        except ValueError:
-            return None
-    timings = [_timing(answer) for answer in answers]
-    return _encode_rows(request_ids, model, version, answers[0].precision, joined, timings)
-
-
-def encode_joined(
-    request_ids: Sequence[str], model: str, version: str, answer: Answer, rows: int
-) -> list[bytes]:
-    """`encode_answer` for requests of `rows` rows each that were answered together by one answer."""
-    count = len(request_ids)
-    outputs, precision = answer.outputs, answer.precision
-    made = None
-    if rows == 1:
-        made = _encode_rows(request_ids, model, version, precision, outputs, [_timing(answer)] * count)
-    if made is None:
-        made = []
-        for at, request_id in enumerate(request_ids):
-            mine = {name: array[at * rows : (at + 1) * rows] for name, array in outputs.items()}
-            made.append(encode_answer(request_id, model, version, replace(answer, outputs=mine)))
-    return made
-
-
-def _encode_rows(
-    request_ids: Sequence[str],
-    model: str,
-    version: str,
-    precision: str,
-    outputs: Mapping[str, Array],
-    timings: Sequence[bytes],
-) -> list[bytes] | None:
-    """Answers of one row each, which lie below each other in `outputs`; None when they cannot be cut."""
-    count = len(request_ids)
-    about = orjson.dumps({"model": model, "version": version, "precision": precision})[1:-1]
-    between = b"," + about + b',"outputs":{'
-    columns: list[Sequence[bytes]] = []
-    for name, array in outputs.items():
-        depth = array.ndim
-        if depth not in (1, 2) or len(array) != count or not 0 < array.size <= _MOST_CUT * count:
-            return None
-        try:
-            text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-        except orjson.JSONEncodeError:
-            return None
-        column = text[depth:-depth].split(b"],[" if depth == 2 else b",")
-        if len(column) != count:
-            return None
-        columns += ([between + orjson.dumps(name) + b":" + b"[" * depth] * count, column)
-        between = b"]" * depth + b","
-    ends = [between[:-1] + timing for timing in timings]
-    ids = map(orjson.dumps, request_ids)
-    return list(map(b"".join, zip([b'{"id":'] * count, ids, *columns, ends, strict=True)))
-
-
-def _timing(answer: Answer) -> bytes:
-    queue_ms, compute_ms = int(answer.queue_s * 1e6) / 1e3, int(answer.compute_s * 1e6) / 1e3
-    return _TIMING % (queue_ms, compute_ms, answer.batch_size)
 
 
 def _contiguous(value: Any) -> Array:

@@ -58,17 +58,21 @@ class Form:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
-    def matches(self, body: Body) -> bool:
-        """Whether a body is of this form but perhaps for its numbers."""
+    def matches(self, text: Body, start: int = 0) -> bool:
+        """Whether the body that begins at `start` is of this form but perhaps for its numbers."""
         raise TypeError("a form is raw or JSON")
 
     def read(self, body: Body) -> Arrays | None:
         """The arrays of a body of this form; None when it is of another."""
-        arrays = self.read_all([body])
+        arrays = self.read_all([body], [0])
         return None if arrays is None else {self.name: arrays[0]}
 
-    def read_all(self, bodies: Sequence[Body]) -> Array | None:
-        """The array of each body, along a new first axis; None when one of them is of another form."""
+    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
+        """The array of each body, along a new first axis; None when one of them is of another form.
+
+        Args:
+            starts: where in each text its body begins.
+        """
         raise TypeError("a form is raw or JSON")
 
     def read_joined(self, bodies: Body, count: int) -> Array | None:
@@ -85,10 +89,11 @@ class RawForm(Form):
 
     __slots__ = ()
 
-    def matches(self, body: Body) -> bool:
+    def matches(self, text: Body, start: int = 0) -> bool:
         return True
 
-    def read_all(self, bodies: Sequence[Body]) -> Array | None:
+    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
+        bodies = [text[start:] if start else text for text, start in zip(texts, starts, strict=True)]
         return self.read_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
 
     def read_joined(self, bodies: Body, count: int) -> Array | None:
@@ -109,21 +114,22 @@ class JsonForm(Form):
         self._before = before
         self._after = after
 
-    def matches(self, body: Body) -> bool:
-        if isinstance(body, memoryview):
+    def matches(self, text: Body, start: int = 0) -> bool:
+        if isinstance(text, memoryview):
             return False
-        return body.startswith(self._before) and body.endswith(self._after)
+        return text.startswith(self._before, start) and text.endswith(self._after)
 
-    def read_all(self, bodies: Sequence[Body]) -> Array | None:
+    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
         before, after = self._before, self._after
-        start, stop = len(before), -len(after)
-        texts = [body if type(body) is bytes else bytes(body) for body in bodies]
+        skip, stop = len(before), -len(after)
+        plain = [text if type(text) is bytes else bytes(text) for text in texts]
         if not (
-            all(map(bytes.startswith, texts, repeat(before)))
-            and all(map(bytes.endswith, texts, repeat(after)))
+            all(map(bytes.startswith, plain, repeat(before), starts))
+            and all(map(bytes.endswith, plain, repeat(after)))
         ):
             return None
-        return decode_rows([text[start:stop] for text in texts], self._way, self.shape)
+        between = [text[start + skip : stop] for text, start in zip(plain, starts, strict=True)]
+        return decode_rows(between, self._way, self.shape)
 
 
 def raw_form(envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> Form | None:

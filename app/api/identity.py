@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from urllib.parse import quote
 
+import orjson
+
 _LONGEST = 128
 _BYTES = 8
 _AT_ONCE = 256
@@ -37,12 +39,31 @@ def _make() -> None:
     _made.extend([digits[i : i + 2 * _BYTES] for i in range(0, len(digits), 2 * _BYTES)])
 
 
-def header_values(identities: Sequence[str]) -> list[bytes]:
-    """`header_value` of each, as bytes: looked at together, since nearly all are plain."""
-    together = "".join(identities)
-    if together.isascii() and together.isprintable() and len(max(identities, key=len)) <= _LONGEST:
-        return list(map(str.encode, identities))
-    return [header_value(identity).encode() for identity in identities]
+class Identities:
+    """Ids of several requests as they are written; looked at together, since nearly all are plain.
+
+    Attributes:
+        texts: as they are.
+        headers: as a header carries each; see `header_value`.
+        json: as each stands between the quotes of a JSON text.
+    """
+
+    __slots__ = ("headers", "json", "texts")
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+        together = "".join(texts)
+        if (
+            together.isascii()
+            and together.isprintable()
+            and '"' not in together
+            and "\\" not in together
+            and len(max(texts, key=len)) <= _LONGEST
+        ):
+            self.headers = self.json = list(map(str.encode, texts))
+        else:
+            self.headers = [header_value(text).encode() for text in texts]
+            self.json = [orjson.dumps(text)[1:-1] for text in texts]
 
 
 def header_value(identity: str) -> str:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from app.api.forms import Form
 
 if TYPE_CHECKING:
-    from app.api.fast.exchange import Exchange
+    from app.api.fast.exchange import Asked, Exchange
 
 #: Small bodies that are read at once: more gain nothing, and would share more memory.
-_TOGETHER = 64
+MOST_TOGETHER = 64
 
 
-def in_order(exchanges: Sequence[Exchange]) -> Iterator[Sequence[Exchange]]:
-    """Small bodies of one form, to be joined by as many as are worth it."""
-    for start in range(0, len(exchanges), _TOGETHER):
-        yield exchanges[start : start + _TOGETHER]
+def in_order(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+    """Small predictions of one form, by as many as are worth joining."""
+    for start in range(0, len(asked), MOST_TOGETHER):
+        yield asked[start : start + MOST_TOGETHER]
 
 
 def side_by_side(exchanges: Sequence[Exchange], form: Form) -> Iterator[Sequence[Exchange]]:

@@ -19,11 +19,12 @@ from uvicorn.server import ServerState
 from app.api.body import body_timed_out, disconnected_early
 from app.api.codecs import Body
 from app.api.fast.arriving import Arriving
-from app.api.fast.exchange import Exchange, Exchanges
+from app.api.fast.exchange import Asked, Exchange
+from app.api.fast.exchanges import Exchanges
 from app.api.fast.head import END, Head, Heads
 from app.api.fast.memory import BodyMemory, Room
 from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
-from app.api.fast.response import LONG_BODY, ResponseHeads
+from app.api.fast.response import LONG_BODY, Headers, ResponseHeads
 from app.api.punctual import PunctualProtocol
 from app.api.security import Guard, Permit
 from app.api.service import Predictions
@@ -62,6 +63,8 @@ class FastProtocol(PunctualProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._clock = self.exchanges.clock
         self._known_heads = self.heads.known
+        self._turn = self.exchanges.turn
+        self.asked: Asked | None = None
         self._fast = config.limit_concurrency is None and not config.root_path
         self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
@@ -83,9 +86,20 @@ class FastProtocol(PunctualProtocol):
         ):  # the most frequent case, which the rest handles too: one whole request with a known head
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             head = self._known_heads.get(data[:start])
-            if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
-                self._begin(head, data[start:], self._clock(), None)
+            if (
+                head is not None
+                and len(data) == start + head.length
+                and head.keep_alive
+                and self.asked is None
+                and not self._due
+            ):
+                turn = self._turn
+                if not turn:
+                    self.exchanges.ask_soon(self)
+                self.asked = asked = (self, head, start, data, self._clock())
+                turn.append(asked)
                 return
+        self._stop_asking()
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._held:
@@ -157,7 +171,7 @@ class FastProtocol(PunctualProtocol):
 
     def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
         """A whole request that the receiver expected; False when it must come in parts, to be looked at."""
-        if not self._plain or self._due:
+        if not self._plain or self._due or self.asked is not None:
             return False
         self._begin_large(head, room, body, self._clock(), None)
         return True
@@ -178,7 +192,7 @@ class FastProtocol(PunctualProtocol):
             return
         self._begin(head, body, came, permit, room)
         if room.is_last:
-            self.exchanges.ask_met()
+            self.exchanges.ask_large()
 
     def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
@@ -198,10 +212,12 @@ class FastProtocol(PunctualProtocol):
     ) -> None:
         if not head.keep_alive:
             self._end_after_this()
-        exchange = Exchange(self, head, body, came, permit, room)
+        self._start(Exchange(self, head, body, came, permit, room))
+
+    def _start(self, exchange: Exchange) -> None:
         self._due.append(exchange)
         self.exchanges.begin(exchange)
-        if exchange.payload is not None:
+        if exchange.settled:
             self.send_ready()
 
     def _hold(self, data: bytes) -> bytes:
@@ -241,12 +257,38 @@ class FastProtocol(PunctualProtocol):
         self._between_messages = True
         super().on_message_complete()
 
+    # --- small predictions ------------------------------------------------------------------------
+    @property
+    def default_headers(self) -> Headers:
+        return self.server_state.default_headers
+
+    def answered(self, message: bytes) -> None:
+        """The answer to what was asked in this turn of the loop."""
+        asked, self.asked = self.asked, None
+        self.transport.write(message)
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if self.access_log and asked is not None:
+            self._log(asked[1], 200)
+
+    def exchange_of(self, asked: Asked) -> Exchange:
+        _, head, start, data, came = asked
+        self.asked = None
+        exchange = Exchange(self, head, data[start:], came, None)
+        self._due.append(exchange)
+        return exchange
+
+    def _stop_asking(self) -> None:
+        """Goes on by an exchange with what was asked, since something else happens before its answer."""
+        if self.asked is not None:
+            self.exchanges.begin(self.exchange_of(self.asked))
+
     # --- out --------------------------------------------------------------------------------------
     def send_ready(self) -> None:
         """Sends every answer whose turn it is, and goes on with what waited for that."""
         due = self._due
-        while due and (payload := due[0].payload) is not None:
-            self._send(due.popleft(), payload)
+        while due and due[0].settled:
+            self._send(due.popleft())
         if self._held:
             self._release()
         elif not due and self._arriving is None:
@@ -257,21 +299,24 @@ class FastProtocol(PunctualProtocol):
                 if self._watch_at > now + self.timeout_keep_alive:
                     self._watch_by(now + self.timeout_keep_alive)
 
-    def _send(self, exchange: Exchange, payload: bytes) -> None:
+    def _send(self, exchange: Exchange) -> None:
         message = exchange.message
         if message is None or self._ending:
-            self._send_parts(exchange, payload)
+            self._send_parts(exchange)
         else:  # nearly always
             self.transport.write(message)
         self.server_state.total_requests += 1
         if self.access_log:
-            status = 200 if exchange.refusal is None else exchange.refusal.status
-            client = ":".join(map(str, self.client or ()))
-            self.access_logger.info(
-                '%s - "%s %s HTTP/%s" %d', client, "POST", exchange.head.target, "1.1", status
-            )
+            self._log(exchange.head, 200 if exchange.refusal is None else exchange.refusal.status)
 
-    def _send_parts(self, exchange: Exchange, payload: bytes) -> None:
+    def _log(self, head: Head, status: int) -> None:
+        client = ":".join(map(str, self.client or ()))
+        self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "POST", head.target, "1.1", status)
+
+    def _send_parts(self, exchange: Exchange) -> None:
+        message, payload = exchange.message, exchange.payload
+        if message is not None:
+            payload = message[message.index(END) + _END_BYTES :]
         defaults = self.server_state.default_headers
         status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
         if self._ending and not self._due and self._arriving is None:
@@ -314,6 +359,8 @@ class FastProtocol(PunctualProtocol):
                 self._watch_by(self._arriving.due)
             else:
                 self._time_out(self._arriving)
+        elif self.asked is not None:
+            self._watch_by(now + self.timeout_keep_alive)
         elif self._idle_since is not None and not self._due:
             ends = self._idle_since + self.timeout_keep_alive
             if now < ends:
@@ -337,6 +384,7 @@ class FastProtocol(PunctualProtocol):
 
     def shutdown(self) -> None:
         """Finishes what has begun, then closes; uvicorn waits for the connection."""
+        self._stop_asking()
         if self._due or self._arriving is not None:
             self._end_after_this()
             self._held = b""
@@ -351,6 +399,8 @@ class FastProtocol(PunctualProtocol):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             self._refuse(arriving, disconnected_early())
+        if self.asked is not None:
+            self.exchange_of(self.asked)
         for exchange in self._due:
             self.exchanges.abandon(exchange)
         self._due.clear()

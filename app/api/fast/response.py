@@ -10,9 +10,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api.codecs import JSON
 from app.api.errors import ErrorAnswer
+from app.api.fast.bodies import Bodies
 from app.api.fast.head import END
 from app.api.guarding import SECURITY_HEADERS
-from app.api.identity import header_value, header_values
+from app.api.identity import Identities, header_value
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -31,24 +32,32 @@ class ResponseHeads:
         self._common = b""
         self._before_length = b""  # the beginning of a good answer
 
-    def ok_all(self, defaults: Headers, payloads: Sequence[bytes], request_ids: Sequence[str]) -> list[bytes]:
-        """Good answers, head and body, for connections that stay open.
+    def ok_all(self, defaults: Headers, bodies: Bodies, ids: Identities) -> list[bytes] | None:
+        """Good answers, head and body, for connections that stay open; None when a body is long.
 
         Args:
             defaults: uvicorn's own headers, of which the date is one; a new list whenever they change.
         """
         if defaults is not self._defaults:
             self._renew(defaults)
-        before, between = repeat(self._before_length), repeat(_BEFORE_ID)
-        ids, lengths = header_values(request_ids), map(_digits, map(len, payloads))
-        return list(map(b"".join, zip(before, lengths, between, ids, repeat(END), payloads, strict=False)))
+        lengths = bodies.lengths()
+        if max(lengths) >= LONG_BODY:
+            return None
+        head = (
+            repeat(self._before_length),
+            map(_digits, lengths),
+            repeat(_BEFORE_ID),
+            ids.headers,
+            repeat(END),
+        )
+        return list(map(b"".join, zip(*head, *bodies.columns(), strict=False)))
 
-    def refused_all(self, defaults: Headers, refusal: ErrorAnswer, request_ids: Sequence[str]) -> list[bytes]:
+    def refused_all(self, defaults: Headers, refusal: ErrorAnswer, ids: Identities) -> list[bytes]:
         """An error, head and body, for connections that stay open."""
         head = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
         before = head.removesuffix(END)
         after = END + refusal.body
-        return [before + its_id + after for its_id in header_values(request_ids)]
+        return [before + its_id + after for its_id in ids.headers]
 
     def make(
         self,

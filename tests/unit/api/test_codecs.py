@@ -8,9 +8,7 @@ import pytest
 
 from app.api.codecs import (
     encode_answer,
-    encode_answers,
     encode_error,
-    encode_joined,
     parse_predict,
     raw_envelope,
     tensor_from_bytes,
@@ -125,42 +123,6 @@ def test_an_answer_carries_every_field_of_the_interface() -> None:
         "outputs": {"score": [[0.83]]},
         "timing": {"queue_ms": 0.4, "compute_ms": 1.1, "batch_size": 16},
     }
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
-def test_answers_written_together_are_those_written_alone(dtype: str) -> None:
-    values = np.random.default_rng(0).normal(size=(5, 3)) * [1e-9, 1.0, 100.0]
-    if dtype == "float32":
-        values[2] = np.inf, np.nan, -0.0
-    score, top = (np.abs(values) if dtype == "uint8" else values).astype(dtype), np.arange(5)
-    times = [0.0, 1e-6, 0.0004, 12.3456789, 1e5]
-    ids = ["a", 'quote " and \\', "é", "%b", "e"]
-    answers = [
-        Answer({"score": score[i : i + 1], 't"op%': top[i : i + 1]}, "int8", t, t, i)
-        for i, t in enumerate(times)
-    ]
-    together = encode_answers(ids, "ranker%d", "3", answers)
-    assert together == [encode_answer(i, "ranker%d", "3", a) for i, a in zip(ids, answers, strict=True)]
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 2000), (3, 0), (6, 4)])
-def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(shape: tuple[int, ...]) -> None:
-    rows = shape[0] // 3
-    whole = {"score": np.random.default_rng(0).normal(size=shape), "top": np.arange(3 * rows)}
-    joined = Answer(whole, "int8", 0.0, 0.00123, 3 * rows)
-    together = encode_joined(["a", "é", "b"], "m", "1", joined, rows)
-    for at, (name, text) in enumerate(zip(["a", "é", "b"], together, strict=True)):
-        mine = {n: array[at * rows : (at + 1) * rows] for n, array in whole.items()}
-        assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, 3 * rows))
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2), (1, 0), (1, 2000), ()])
-def test_answers_that_cannot_be_cut_are_left_alone(shape: tuple[int, ...]) -> None:
-    plain = Answer({"y": np.zeros((1, 3))}, "fp32", 0.0, 0.0, 1)
-    odd = Answer({"y": np.zeros(shape)}, "fp32", 0.0, 0.0, 1)
-    assert encode_answers(["a", "b"], "m", "1", [plain, plain]) is not None
-    assert encode_answers(["a", "b"], "m", "1", [odd, odd]) is None
-    assert encode_answers(["a", "b"], "m", "1", [plain, odd]) is None
 
 
 def test_an_error_is_a_sentence_and_a_code() -> None:

@@ -152,7 +152,7 @@ def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> Non
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [text("4, 5, 6"), *map(text, rows)]
-    together = form.read_all(bodies)
+    together = form.read_all(bodies, [0] * len(bodies))
     if together is None:
         return
     for body, array in zip(bodies, together, strict=True):
@@ -176,8 +176,8 @@ def test_bodies_read_together_lend_each_other_nothing(one: str, other: str) -> N
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [f'{{"model": "m", "inputs": {{"x": [{row}]}}, "id": "a"}}'.encode() for row in (one, other)]
-    assert form.read_all([text("1, 2, 3"), *bodies]) is None
-    assert form.read_all([text("1, 2, 3"), text("4, 5, 6")]) is not None
+    assert form.read_all([text("1, 2, 3"), *bodies], [0] * (1 + len(bodies))) is None
+    assert form.read_all([text("1, 2, 3"), text("4, 5, 6")], [0, 0]) is not None
 
 
 def test_large_raw_bodies_are_read_where_they_lie() -> None:

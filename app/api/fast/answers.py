@@ -1,0 +1,167 @@
+"""What predictions are answered: payloads, heads and counts of many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from app.api.codecs import encode_answer
+from app.api.errors import answer_error
+from app.api.fast.bodies import Bodies, alike_bodies, joined_bodies
+from app.api.fast.exchange import Asked, Exchange
+from app.api.fast.response import ResponseHeads
+from app.api.identity import Identities, new_id
+from app.errors import EngineError, VernierError
+from app.exposition import Metrics
+from app.logs import request_id
+from app.serving.repository import LoadedModel
+from app.serving.request import Answer
+
+
+class Answers:
+    """Writes answers and counts them. Belongs to the event loop's thread.
+
+    Those of one turn of the loop are written together: most of what a small answer costs is paid once for all.
+    """
+
+    def __init__(self, metrics: Metrics, responses: ResponseHeads, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._responses = responses
+        self._clock = clock
+        self._ended: list[tuple[Exchange, Answer]] = []  # not written yet
+
+    def ended(self, exchange: Exchange, answer: Answer | None, error: VernierError | None) -> None:
+        """The scheduler is done with an exchange."""
+        if answer is None:
+            self.fail((exchange,), error or EngineError("a request ended without an answer"))
+            exchange.connection.send_ready()
+            return
+        if not self._ended:
+            exchange.connection.loop.call_soon(self._write_ended)
+        self._ended.append((exchange, answer))
+
+    def _write_ended(self) -> None:
+        """Writes the answers of this turn, those that are alike together, and has them sent."""
+        ended, self._ended = self._ended, []
+        alike: dict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = {}
+        for pair in ended:
+            exchange, answer = pair
+            if not exchange.settled:
+                key = id(exchange.model), answer.precision, tuple(answer.outputs)
+                group = alike.get(key)
+                if group is None:
+                    alike[key] = [pair]
+                else:
+                    group.append(pair)
+        for group in alike.values():
+            self._write(group)
+        self.send([exchange for exchange, _ in ended])
+
+    def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
+        """Payloads for answers of one model, one precision and the same outputs."""
+        model, precision = group[0][0].model, group[0][1].precision
+        assert model is not None
+        written, ids = [exchange for exchange, _ in group], Identities([e.identity for e, _ in group])
+        bodies = None
+        if len(group) > 1:
+            bodies = alike_bodies(ids, model.name, model.version, [answer for _, answer in group])
+        if bodies is None:
+            written, whole = [], []
+            for exchange, answer in group:
+                try:
+                    whole.append(encode_answer(exchange.identity, model.name, model.version, answer))
+                    written.append(exchange)
+                except Exception as fault:  # what cannot be written is answered too
+                    self.fail((exchange,), fault)
+            if not written:
+                return
+            bodies, ids = Bodies(len(whole), [whole]), Identities([e.identity for e in written])
+        messages = self._responses.ok_all(written[0].default_headers, bodies, ids)
+        self._settle(written, bodies, messages)
+        self._count(model, precision, [exchange.came for exchange in written])
+
+    def write_joined(
+        self, model: LoadedModel, group: Sequence[Asked], ids: Sequence[str], answer: Answer, rows: int
+    ) -> None:
+        """Answers predictions of `rows` rows each that have one answer together, and sends them.
+
+        Args:
+            ids: of each.
+        """
+        written = Identities(ids)
+        try:
+            bodies = joined_bodies(written, model.name, model.version, answer, rows)
+        except Exception as fault:  # what cannot be written is answered too
+            exchanges = exchanges_of(group, ids, model)
+            self.fail(exchanges, fault)
+            self.send(exchanges)
+            return
+        self._count(model, answer.precision, [came for _, _, _, _, came in group])
+        messages = self._responses.ok_all(group[0][0].default_headers, bodies, written)
+        if messages is None:
+            exchanges = exchanges_of(group, ids, model)
+            self._settle(exchanges, bodies, None)
+            self.send(exchanges)
+            return
+        for (asker, *_), message in zip(group, messages, strict=True):
+            try:
+                asker.answered(message)
+            except Exception as fault:  # one connection's fault must not cost the others their answers
+                _report(fault)
+
+    def send(self, exchanges: Iterable[Exchange]) -> None:
+        """Lets connections send the answers that these have got."""
+        for exchange in exchanges:
+            try:
+                exchange.connection.send_ready()
+            except Exception as fault:
+                _report(fault)
+
+    def fail(self, exchanges: Sequence[Exchange], error: Exception) -> None:
+        """One answer for all, which are of one model; only the id in its head is each one's own. Sends nothing."""
+        first = exchanges[0]
+        first.identity = first.identity or new_id()
+        token = request_id.set(first.identity)
+        try:
+            refusal = answer_error(error)
+        finally:
+            request_id.reset(token)
+        for exchange in exchanges:
+            exchange.identity = exchange.identity or new_id()
+        ids = Identities([exchange.identity for exchange in exchanges])
+        messages = self._responses.refused_all(first.default_headers, refusal, ids)
+        for exchange, message in zip(exchanges, messages, strict=True):
+            exchange.settle(message, refusal=refusal)
+        if first.model is None:
+            self._metrics.responded_without_model(refusal.code, len(exchanges))
+        else:
+            first.model.metrics.responded_error(refusal.code, len(exchanges))
+
+    def _settle(
+        self, exchanges: Sequence[Exchange], bodies: Bodies, messages: Sequence[bytes] | None
+    ) -> None:
+        """messages: None when each is to be put together by its connection."""
+        if messages is None:
+            for exchange, payload in zip(exchanges, bodies.whole(), strict=True):
+                exchange.settle(None, payload)
+        else:
+            for exchange, message in zip(exchanges, messages, strict=True):
+                exchange.settle(message)
+
+    def _count(self, model: LoadedModel, precision: str, came: Sequence[float]) -> None:
+        now = self._clock()
+        model.metrics.responded_ok(precision, model.runtime, [now - at for at in came])
+
+
+def exchanges_of(group: Sequence[Asked], ids: Sequence[str], model: LoadedModel | None) -> list[Exchange]:
+    """Exchanges for small predictions of one model."""
+    exchanges = [asked[0].exchange_of(asked) for asked in group]
+    for exchange, identity in zip(exchanges, ids, strict=True):
+        exchange.identity = identity
+        exchange.model = model
+    return exchanges
+
+
+def _report(fault: Exception) -> None:
+    context = {"message": "an answer could not be sent", "exception": fault}
+    asyncio.get_running_loop().call_exception_handler(context)

@@ -1,0 +1,258 @@
+"""Small predictions between their arrival and the end of their turn of the loop, when something else happens.
+
+The service and its model are real; only the transport is not, so that a test decides what comes in which turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from app.api.fast import response
+from app.api.fast.protocol import FastProtocol, fast_protocol
+from app.main import create_app
+from app.settings import Settings
+from tests.support.packages import write_package
+
+MANY = 5
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.closed = False
+        self.broken = False
+
+    def write(self, data: Any) -> None:
+        if self.broken:
+            raise RuntimeError("the transport is broken")
+        self.sent += data
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+    def answers(self) -> list[tuple[bytes, Any]]:
+        """Heads and bodies so far."""
+        found, rest = [], self.sent
+        while rest:
+            head, rest = rest.split(b"\r\n\r\n", 1)
+            length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
+            found.append((head, orjson.loads(rest[:length])))
+            rest = rest[length:]
+        return found
+
+
+def predict(*x: float, close: bool = False) -> bytes:
+    body = orjson.dumps({"model": "mlp", "inputs": {"x": [x]}})
+    head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    return (head + ("connection: close\r\n" if close else "") + "\r\n").encode() + body
+
+
+class Service:
+    """Connections to one service in this process."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self.app = app
+        self._protocol = fast_protocol(app.state.predictions, app.state.metrics, app.state.guard, settings)
+        self._config = Config(app, http="httptools", log_config=None)
+        self._config.load()
+        self.state = ServerState()
+
+    def connect(self) -> tuple[FastProtocol, Wire]:
+        connection, wire = self._protocol(self._config, self.state, {}), Wire()
+        connection.connection_made(wire)
+        return connection, wire
+
+    async def known(self) -> tuple[FastProtocol, Wire]:
+        """A connection that has had answers, so that its requests are asked without an exchange."""
+        connection, wire = self.connect()
+        for _ in range(2):
+            connection.data_received(predict(1.0, 2.0, 3.0, 4.0))
+            await until(lambda: bool(wire.sent))
+            wire.sent = b""
+        connection.data_received(predict(1.0, 2.0, 3.0, 4.0))
+        assert connection.asked is not None
+        await until(lambda: bool(wire.sent))
+        assert connection.asked is None
+        wire.sent = b""
+        return connection, wire
+
+    def responses(self, code: str) -> float:
+        model = self.app.state.repository.resolve("mlp", None)
+        return float(model.metrics._codes.get(code, 0))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    write_package(tmp_path, "mlp")
+    settings = Settings(engines_dir=tmp_path, monitor_share=0.0)
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        async with asyncio.timeout(30):
+            while app.state.repository.not_ready_reason() is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        yield Service(app, settings)
+
+
+async def test_each_gets_its_own_answer(service: Service) -> None:
+    connections = [await service.known() for _ in range(MANY)]
+    before, answered = service.responses("ok"), service.state.total_requests
+    for number, (connection, _) in enumerate(connections):
+        connection.data_received(predict(number, 0.0, 0.0, 0.0))
+    await until(lambda: all(wire.sent for _, wire in connections))
+    for number, (_, wire) in enumerate(connections):
+        ((head, body),) = wire.answers()
+        assert body["outputs"]["z"] == [[2.0 * number, 0.0, 0.0, 0.0]]
+        assert f"x-request-id: {body['id']}".encode() in head
+    assert len({wire.answers()[0][1]["id"] for _, wire in connections}) == MANY
+    assert service.responses("ok") == before + MANY
+    assert service.state.total_requests == answered + MANY
+
+
+async def test_what_comes_before_the_answer_waits_for_it(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    connection.data_received(predict(2.0, 0.0, 0.0, 0.0) + predict(3.0, 0.0, 0.0, 0.0)[:-5])
+    await until(lambda: len(wire.answers()) == 2)
+    connection.data_received(predict(3.0, 0.0, 0.0, 0.0)[-5:])
+    await until(lambda: len(wire.answers()) == 3)
+    assert [body["outputs"]["z"][0][0] for _, body in wire.answers()] == [2.0, 4.0, 6.0]
+
+
+async def test_another_route_behind_it_is_answered_after_it(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    connection.data_received(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
+    await until(lambda: wire.sent.count(b"HTTP/1.1 ") == 2)
+    first, second = wire.answers()
+    assert first[1]["outputs"]["z"] == [[2.0, 0.0, 0.0, 0.0]]
+    assert second[1]["code"] == "not_found"
+
+
+async def test_a_lost_connection_costs_the_others_nothing(service: Service) -> None:
+    (lost, silent), (other, wire) = await service.known(), await service.known()
+    before, lost_before = service.responses("ok"), service.responses("cancelled")
+    lost.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    other.data_received(predict(2.0, 0.0, 0.0, 0.0))
+    lost.connection_lost(None)
+    await until(lambda: bool(wire.sent))
+    assert not silent.sent
+    assert wire.answers()[0][1]["outputs"]["z"] == [[4.0, 0.0, 0.0, 0.0]]
+    assert service.responses("ok") == before + 1
+    assert service.responses("cancelled") == lost_before + 1
+
+
+async def test_one_that_cannot_be_written_to_costs_the_others_nothing(service: Service) -> None:
+    (broken, at_fault), (other, wire) = await service.known(), await service.known()
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    at_fault.broken = True
+    broken.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    other.data_received(predict(2.0, 0.0, 0.0, 0.0))
+    await until(lambda: bool(wire.sent))
+    assert "broken" in str(told[0]["exception"])
+
+
+async def test_it_is_answered_before_a_shutdown_closes_the_connection(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    connection.shutdown()
+    assert not wire.closed
+    await until(lambda: wire.closed)
+    ((head, body),) = wire.answers()
+    assert b"connection: close" in head
+    assert body["outputs"]["z"] == [[2.0, 0.0, 0.0, 0.0]]
+
+
+async def test_a_connection_is_not_idle_while_it_waits(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.timeout_keep_alive = 0
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    connection._look_after()
+    assert not wire.closed
+    await until(lambda: bool(wire.sent))
+    await until(lambda: wire.closed)  # the timeout is still watched
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+    connection.pause_writing()
+    connection.data_received(predict(2.0, 0.0, 0.0, 0.0))
+    await until(lambda: len(wire.answers()) == 1)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(wire.answers()) == 1
+    connection.resume_writing()
+    await until(lambda: len(wire.answers()) == 2)
+
+
+async def test_the_last_of_a_connection_closes_it(service: Service) -> None:
+    connection, wire = await service.known()
+    connection.data_received(predict(1.0, 0.0, 0.0, 0.0, close=True))
+    await until(lambda: wire.closed)
+    assert b"connection: close" in wire.answers()[0][0]
+
+
+async def test_it_is_logged_like_any_other(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    connection, wire = await service.known()
+    connection.access_log = True
+    with caplog.at_level(logging.INFO, "uvicorn.access"):
+        connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+        assert connection.asked is not None
+        await until(lambda: bool(wire.sent))
+    assert [record.getMessage() for record in caplog.records] == [
+        '127.0.0.1:1 - "POST /v1/predict HTTP/1.1" 200'
+    ]
+
+
+async def test_long_answers_get_their_heads_one_by_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = [await service.known() for _ in range(MANY)]
+    monkeypatch.setattr(response, "LONG_BODY", 10)
+    before = service.responses("ok")
+    for number, (connection, _) in enumerate(connections):
+        connection.data_received(predict(number, 0.0, 0.0, 0.0))
+    await until(lambda: all(wire.sent for _, wire in connections))
+    for number, (_, wire) in enumerate(connections):
+        assert wire.answers()[0][1]["outputs"]["z"] == [[2.0 * number, 0.0, 0.0, 0.0]]
+    assert service.responses("ok") == before + MANY
+
+
+async def test_an_odd_one_among_them_is_refused_alone(service: Service) -> None:
+    (odd, refused), (other, wire) = await service.known(), await service.known()
+    odd.data_received(predict(1.0, 0.0, 0.0, 0.0).replace(b"[[1.0", b'[["1"'))
+    other.data_received(predict(2.0, 0.0, 0.0, 0.0))
+    await until(lambda: bool(wire.sent and refused.sent))
+    assert refused.sent.startswith(b"HTTP/1.1 400")
+    assert wire.answers()[0][1]["outputs"]["z"] == [[4.0, 0.0, 0.0, 0.0]]

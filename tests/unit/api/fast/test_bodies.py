@@ -1,0 +1,75 @@
+"""Bodies of many answers, and their heads: byte for byte what each would be alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.api.codecs import encode_answer
+from app.api.fast.bodies import Bodies, alike_bodies, joined_bodies
+from app.api.fast.response import LONG_BODY, ResponseHeads
+from app.api.identity import Identities
+from app.serving.request import Answer
+
+IDS = Identities(["a", "b"])
+DEFAULTS = [(b"date", b"Thu, 26 Nov 2026 08:00:00 GMT")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+def test_answers_written_together_are_those_written_alone(dtype: str) -> None:
+    values = np.random.default_rng(0).normal(size=(5, 3)) * [1e-9, 1.0, 100.0]
+    if dtype == "float32":
+        values[2] = np.inf, np.nan, -0.0
+    score, top = (np.abs(values) if dtype == "uint8" else values).astype(dtype), np.arange(5)
+    times = [0.0, 1e-6, 0.0004, 12.3456789, 1e5]
+    ids = ["a", 'quote " and \\', "é", "%b", "e"]
+    answers = [
+        Answer({"score": score[i : i + 1], 't"op%': top[i : i + 1]}, "int8", t, t, i)
+        for i, t in enumerate(times)
+    ]
+    together = alike_bodies(Identities(ids), "ranker%d", "3", answers)
+    assert together is not None
+    assert together.whole() == [
+        encode_answer(i, "ranker%d", "3", a) for i, a in zip(ids, answers, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 2000), (3, 0), (6, 4)])
+def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(shape: tuple[int, ...]) -> None:
+    rows = shape[0] // 3
+    whole = {"score": np.random.default_rng(0).normal(size=shape), "top": np.arange(3 * rows)}
+    joined = Answer(whole, "int8", 0.0, 0.00123, 3 * rows)
+    ids = ["a", "é", "b"]
+    together = joined_bodies(Identities(ids), "m", "1", joined, rows)
+    for at, (name, text) in enumerate(zip(ids, together.whole(), strict=True)):
+        mine = {n: array[at * rows : (at + 1) * rows] for n, array in whole.items()}
+        assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, 3 * rows))
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2), (1, 0), (1, 2000), ()])
+def test_answers_that_cannot_be_cut_are_left_alone(shape: tuple[int, ...]) -> None:
+    plain = Answer({"y": np.zeros((1, 3))}, "fp32", 0.0, 0.0, 1)
+    odd = Answer({"y": np.zeros(shape)}, "fp32", 0.0, 0.0, 1)
+    assert alike_bodies(IDS, "m", "1", [plain, plain]) is not None
+    assert alike_bodies(IDS, "m", "1", [odd, odd]) is None
+    assert alike_bodies(IDS, "m", "1", [plain, odd]) is None
+
+
+@pytest.mark.parametrize("odd", ["b", 'a "quote"', "back\\slash", "é", "x" * 200, "a\nb", ""])
+def test_heads_and_bodies_of_many_are_those_of_each(odd: str) -> None:
+    texts = ["plain", odd]
+    whole = {"y": np.arange(6.0).reshape(2, 3), "z": np.arange(2)}
+    ids, heads = Identities(texts), ResponseHeads()
+    bodies = joined_bodies(ids, "m", "1", Answer(whole, "fp16", 0.0, 0.5, 2), 1)
+    messages = heads.ok_all(DEFAULTS, bodies, ids)
+    assert messages is not None
+    for at, (text, message) in enumerate(zip(texts, messages, strict=True)):
+        mine = {name: array[at : at + 1] for name, array in whole.items()}
+        body = encode_answer(text, "m", "1", Answer(mine, "fp16", 0.0, 0.5, 2))
+        assert message == heads.make(DEFAULTS, 200, len(body), text, {}) + body
+
+
+def test_a_long_body_among_them_gets_its_head_elsewhere() -> None:
+    short, long = b"x" * (LONG_BODY - 1), b"x" * LONG_BODY
+    assert ResponseHeads().ok_all(DEFAULTS, Bodies(2, [[short, short]]), IDS) is not None
+    assert ResponseHeads().ok_all(DEFAULTS, Bodies(2, [[short, long]]), IDS) is None
