@@ -67,10 +67,9 @@ class Exchanges:
         connection.loop.call_soon(self._ask_turn)
 
     def _ask_turn(self) -> None:
-        if self._seen < len(self.turn) < MOST_TOGETHER:
-            self._seen = len(
-                self.turn
-            )  # looks once more at what has come: reading it now makes fewer, fuller batches
+        count = len(self.turn)
+        if self._seen < count < MOST_TOGETHER:  # more has come: reading on makes fewer, fuller batches
+            self._seen = count
             asyncio.get_running_loop().call_soon(self._ask_turn)
             return
         turn = self.turn.copy()
