@@ -7,6 +7,7 @@ anything else, or whose numbers are in doubt, does not match, and goes all the w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import repeat
 from weakref import ref
@@ -19,6 +20,8 @@ from app.api.service import Prepared
 from app.serving.repository import LoadedModel
 from app.tensors import Array, Arrays, is_finite
 
+#: A list that holds no other: the numbers of an input of one row, or the names of the outputs.
+_INNERMOST = re.compile(rb"\[([^\[\]]*)\]")
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
 _LARGE_BYTES = 16 * 1024
 
@@ -148,7 +151,10 @@ def json_form(body: Body, envelope: PredictRequest, model: LoadedModel, prepared
     (array,) = arrays.values()
     if array.dtype.kind == "b" or array.ndim == 0 or array.size != array.shape[-1]:
         return None
-    if isinstance(body, memoryview) or body.count(b"[") != array.ndim:
+    if isinstance(body, memoryview) or body.count(b"[") != array.ndim + (envelope.outputs is not None):
+        return None  # other lists, or brackets in a text
+    numbers = [found for found in _INNERMOST.finditer(body) if found[1].strip() and b'"' not in found[1]]
+    if len(numbers) != 1:
         return None
-    before, after = bytes(body[: body.rindex(b"[") + 1]), bytes(body[body.index(b"]") :])
-    return JsonForm(envelope, model, prepared, before, after)
+    start, stop = numbers[0].span(1)
+    return JsonForm(envelope, model, prepared, bytes(body[:start]), bytes(body[stop:]))

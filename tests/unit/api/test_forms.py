@@ -87,13 +87,34 @@ def test_what_differs_in_more_than_its_numbers_does_not_match(other: bytes) -> N
     ("body", "shape"),
     [
         (b'{"inputs": {"x": [[1, 2], [3, 4]]}}', ("batch", "n")),
-        (b'{"inputs": {"x": [[1, 2]]}, "outputs": ["y"]}', ("batch", "n")),
+        (b'{"inputs": {"x": [[1, 2]]}, "outputs": ["[", "y"]}', ("batch", "n")),
+        (b'{"inputs": {"x": [[1, 2]]}, "outputs": null, "id": "["}', ("batch", "n")),
         (b'{"inputs": {"x": [[1, 2]]}, "id": "[["}', ("batch", "n")),
         (b'{"inputs": {"x": 5}}', ()),
     ],
 )
 def test_bodies_without_a_form(body: bytes, shape: tuple[str, ...]) -> None:
     assert learned(body, shape=shape) is None
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        '{{"outputs": ["y"], "inputs": {{"x": [[{}]]}}}}',
+        '{{"inputs": {{"x": [[{}]]}}, "outputs": ["y", "z"]}}',
+        '{{"inputs": {{"x": [[{}]]}}, "outputs": []}}',
+        '{{"inputs": {{"x": [[{}]]}}, "outputs": [ ]}}',
+        '{{"id": "]", "inputs": {{"x": [[{}]]}}, "outputs": null}}',
+    ],
+)
+def test_the_names_of_outputs_may_stand_beside_the_numbers(around: str) -> None:
+    form = learned(around.format("1, 2").encode())
+    assert form is not None
+    arrays = form.read(around.format("3, 4").encode())
+    assert arrays is not None
+    assert arrays["x"].tolist() == [[3, 4]]
+    assert form.read(around.format("3, 4").replace('"outputs"', '"outputz"').encode()) is None
+    assert form.read(around.format("3], [4").encode()) is None
 
 
 def test_a_request_with_a_deadline_has_no_form() -> None:
