@@ -81,9 +81,7 @@ class FastProtocol(PunctualProtocol):
 
     # --- in ---------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
-        if (
-            self._plain
-        ):  # the most frequent case, which the rest handles too: one whole request with a known head
+        if self._plain:  # most often, one whole request with a known head comes, which the rest handles too
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             head = self._known_heads.get(data[:start])
             if (
@@ -212,10 +210,12 @@ class FastProtocol(PunctualProtocol):
     ) -> None:
         if not head.keep_alive:
             self._end_after_this()
-        self._start(Exchange(self, head, body, came, permit, room))
+        exchange = Exchange(self, head, body, came, permit, room)
+        self._due.append(exchange)
+        self._start(exchange)
 
     def _start(self, exchange: Exchange) -> None:
-        self._due.append(exchange)
+        """Begins what is due."""
         self.exchanges.begin(exchange)
         if exchange.settled:
             self.send_ready()
@@ -281,7 +281,7 @@ class FastProtocol(PunctualProtocol):
     def _stop_asking(self) -> None:
         """Goes on by an exchange with what was asked, since something else happens before its answer."""
         if self.asked is not None:
-            self.exchanges.begin(self.exchange_of(self.asked))
+            self._start(self.exchange_of(self.asked))
 
     # --- out --------------------------------------------------------------------------------------
     def send_ready(self) -> None:

@@ -21,11 +21,12 @@ from app.api.fast.protocol import FastProtocol, fast_protocol
 from app.main import create_app
 from app.settings import Settings
 from tests.support.packages import write_package
+from tests.support.wire import request
 
 MANY = 5
 
 
-class Wire(asyncio.Transport):
+class Recorder(asyncio.Transport):
     """Keeps what is written."""
 
     def __init__(self) -> None:
@@ -67,8 +68,7 @@ class Wire(asyncio.Transport):
 
 def predict(*x: float, close: bool = False) -> bytes:
     body = orjson.dumps({"model": "mlp", "inputs": {"x": [x]}})
-    head = f"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    return (head + ("connection: close\r\n" if close else "") + "\r\n").encode() + body
+    return request(body, connection="close") if close else request(body)
 
 
 class Service:
@@ -81,12 +81,12 @@ class Service:
         self._config.load()
         self.state = ServerState()
 
-    def connect(self) -> tuple[FastProtocol, Wire]:
-        connection, wire = self._protocol(self._config, self.state, {}), Wire()
+    def connect(self) -> tuple[FastProtocol, Recorder]:
+        connection, wire = self._protocol(self._config, self.state, {}), Recorder()
         connection.connection_made(wire)
         return connection, wire
 
-    async def known(self) -> tuple[FastProtocol, Wire]:
+    async def known(self) -> tuple[FastProtocol, Recorder]:
         """A connection that has had answers, so that its requests are asked without an exchange."""
         connection, wire = self.connect()
         for _ in range(2):
@@ -156,6 +156,26 @@ async def test_another_route_behind_it_is_answered_after_it(service: Service) ->
     first, second = wire.answers()
     assert first[1]["outputs"]["z"] == [[2.0, 0.0, 0.0, 0.0]]
     assert second[1]["code"] == "not_found"
+
+
+@pytest.mark.parametrize("then", ["another route", "shutdown"])
+async def test_one_that_is_refused_at_once_is_answered_whatever_comes_behind_it(
+    service: Service, then: str
+) -> None:
+    connection, wire = await service.known()
+    wrong = request(b'{"model": "mlp", "inputs": {"nothing": [[1]]}}')
+    connection.data_received(wrong)
+    await until(lambda: bool(wire.sent))
+    connection.data_received(wrong)
+    assert connection.asked is not None
+    if then == "shutdown":
+        connection.shutdown()
+        await until(lambda: wire.closed)
+    else:
+        connection.data_received(request(method="GET", target="/nothing"))
+        await until(lambda: wire.sent.count(b"HTTP/1.1 ") == 3)
+        assert wire.answers()[2][1]["code"] == "not_found"
+    assert [body["code"] for _, body in wire.answers()[:2]] == ["unknown_input"] * 2
 
 
 async def test_a_lost_connection_costs_the_others_nothing(service: Service) -> None:
