@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from app.api.codecs import encode_answer
@@ -43,16 +44,13 @@ class Answers:
     def _write_ended(self) -> None:
         """Writes the answers of this turn, those that are alike together, and has them sent."""
         ended, self._ended = self._ended, []
-        alike: dict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = {}
-        for pair in ended:
-            exchange, answer = pair
+        alike: defaultdict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = defaultdict(
+            list
+        )
+        for exchange, answer in ended:
             if not exchange.settled:
                 key = id(exchange.model), answer.precision, tuple(answer.outputs)
-                group = alike.get(key)
-                if group is None:
-                    alike[key] = [pair]
-                else:
-                    group.append(pair)
+                alike[key].append((exchange, answer))
         for group in alike.values():
             self._write(group)
         self.send([exchange for exchange, _ in ended])
@@ -61,9 +59,9 @@ class Answers:
         """Payloads for answers of one model, one precision and the same outputs."""
         model, precision = group[0][0].model, group[0][1].precision
         assert model is not None
-        written, ids = [exchange for exchange, _ in group], Identities([e.identity for e, _ in group])
         bodies = None
         if len(group) > 1:
+            written, ids = [exchange for exchange, _ in group], Identities([e.identity for e, _ in group])
             bodies = alike_bodies(ids, model.name, model.version, [answer for _, answer in group])
         if bodies is None:
             written, whole = [], []

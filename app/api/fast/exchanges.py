@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from app.api.codecs import Body, PredictRequest, RawInputs, parse_predict
@@ -42,7 +43,7 @@ class Exchanges:
         self._forms: dict[object, Form] = {}
         self.turn: list[Asked] = []
         self._seen = 1  # of the turn's, when they were looked at last
-        self._large: dict[Form, list[Exchange]] = {}  # not read yet
+        self._large: defaultdict[Form, list[Exchange]] = defaultdict(list)  # not read yet
 
     def begin(self, exchange: Exchange) -> None:
         """Hands a prediction to its scheduler, soon or at once, or refuses it.
@@ -53,7 +54,7 @@ class Exchanges:
         if form is not None and exchange.room is not None:
             if not self._large:
                 exchange.connection.loop.call_soon(self.ask_large)
-            self._large.setdefault(form, []).append(exchange)
+            self._large[form].append(exchange)
         elif form is not None and form.small:
             exchange.asked = asked = (exchange, exchange.head, 0, exchange.body, exchange.came)
             if not self.turn:
@@ -75,16 +76,10 @@ class Exchanges:
         turn = self.turn.copy()
         self.turn.clear()
         self._seen = 1  # one alone waits for nobody
-        alike: dict[Form | None, list[Asked]] = {}
+        alike: defaultdict[Form | None, list[Asked]] = defaultdict(list)
         for asked in turn:
-            if asked[0].asked is not asked:
-                continue  # it has become an exchange, or nobody waits any more
-            form = asked[1].form
-            group = alike.get(form)
-            if group is None:
-                alike[form] = [asked]
-            else:
-                group.append(asked)
+            if asked[0].asked is asked:  # else it has become an exchange, or nobody waits any more
+                alike[asked[1].form].append(asked)
         for form, group in alike.items():
             if form is None or not form.small:
                 self._ask_each(group)
@@ -95,7 +90,7 @@ class Exchanges:
 
     def ask_large(self) -> None:
         """Reads the large bodies of this turn, and hands them to their schedulers."""
-        large, self._large = self._large, {}
+        large, self._large = self._large, defaultdict(list)
         for form, exchanges in large.items():
             wanted = [exchange for exchange in exchanges if not exchange.settled]
             if not wanted:
@@ -121,15 +116,15 @@ class Exchanges:
             return False
         count, (rows, outputs, precision, priority, deadline) = len(group), form.rest
         _, heads, starts, texts, _ = zip(*group, strict=True)
+        ids = _ids(form, heads)
         refusal = model.scheduler.refusal(precision, priority, deadline)
         if refusal is not None and all(map(form.matches, texts, starts)):
             model.scheduler.refused(refusal, count, rows)
-            self._refuse(exchanges_of(group, _ids(form, heads), model), refusal)
+            self._refuse(exchanges_of(group, ids, model), refusal)
             return True
         arrays = form.read_joined(neighbours(rooms), count) if rooms else form.read_all(texts, starts)
         if arrays is None:
             return False
-        ids = _ids(form, heads)
         joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
         answer = model.scheduler.run_joined(joined, count)
         if answer is not None:
