@@ -1,56 +1,79 @@
 """Short cuts for a client that asks the same again with other numbers, as nearly all do.
 
-The first request of a kind goes all the way: parsed, resolved, checked. What was found out about it, all but
-its numbers, is its form; a body of the same form needs only its numbers read. A body that differs in
-anything else, or whose numbers are in doubt, does not match, and goes all the way itself.
+The first request of a kind goes all the way: parsed, resolved, checked. What was found out about it, all but what each
+request has for itself, is its form; a body of the same form needs only that read. A body that differs in anything
+else, or whose numbers are in doubt, does not match, and goes all the way itself.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from itertools import repeat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 from weakref import ref
 
 import numpy as np
 
 from app.api.codecs import Body, PredictRequest
-from app.api.json_tensors import WAYS, decode_rows
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
 from app.tensors import Array, Arrays, is_finite
 
-#: A list that holds no other: the numbers of an input of one row, or the names of the outputs.
-_INNERMOST = re.compile(rb"\[([^\[\]]*)\]")
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
 _LARGE_BYTES = 16 * 1024
+#: Forms of one client that are kept: it may ask several models in turns.
+_MOST_FORMS = 4
+_PATIENCE = 8
+_PAUSE = 1000
 
 
-class Form:
+class Apart(NamedTuple):
+    """What bodies of one form have each for themselves; columns with an item for every body.
+
+    Attributes:
+        numbers: of each input, not read yet.
+        ids: None when they have none, or all the same.
+        timeouts_ms: None when they have none, or all the same.
+    """
+
+    numbers: Sequence[Sequence[Body]]
+    ids: Sequence[str] | None = None
+    timeouts_ms: Sequence[float] | None = None
+
+
+class Form(ABC):
     """What the bodies of a kind have in common.
+
+    Args:
+        timeout_ms: of each, or None for no deadline.
 
     Attributes:
         key: equal for forms that are the same but perhaps for the model.
         envelope: theirs.
-        rest: what was prepared of them but for the arrays.
+        rest: what was prepared of them but for the arrays and the deadline.
         small: whether several bodies are read quicker together than one by one.
     """
 
-    __slots__ = ("_model", "dtype", "envelope", "key", "name", "rest", "shape", "small")
+    __slots__ = ("_model", "_timeout_ms", "envelope", "inputs", "key", "rest", "small")
 
     def __init__(
-        self, envelope: PredictRequest, model: LoadedModel, prepared: Prepared, around: tuple[bytes, ...] = ()
+        self,
+        envelope: PredictRequest,
+        timeout_ms: float | None,
+        model: LoadedModel,
+        prepared: Prepared,
+        around: tuple[bytes, ...] = (),
     ) -> None:
-        ((self.name, array),) = prepared[0].items()
+        arrays, *_ = prepared
         self._model = ref(model)  # a form must not keep an unloaded model alive
-        self.dtype = array.dtype
-        self.shape = array.shape
+        self._timeout_ms = timeout_ms
+        self.inputs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
         self.envelope = envelope
-        self.rest = prepared[1:]
-        self.small = array.nbytes <= _LARGE_BYTES
-        _, outputs, *others = self.rest
-        asked = envelope.model, envelope.version, envelope.id
-        self.key = (*asked, self.name, self.dtype.str, self.shape, tuple(outputs), *others, *around)
+        self.rest = rows, outputs, precision, priority = prepared[1:-1]
+        self.small = sum(array.nbytes for array in arrays.values()) <= _LARGE_BYTES
+        asked = envelope.model, envelope.version, envelope.id, timeout_ms
+        inputs = [(name, dtype.str, shape) for name, dtype, shape in self.inputs]
+        self.key = (*asked, *inputs, rows, tuple(outputs), precision, priority, *around)
 
     @property
     def model(self) -> LoadedModel | None:
@@ -61,100 +84,117 @@ class Form:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
-    def matches(self, text: Body, start: int = 0) -> bool:
-        """Whether the body that begins at `start` is of this form but perhaps for its numbers."""
-        raise TypeError("a form is raw or JSON")
+    @abstractmethod
+    def looks_like(self, text: Body, start: int = 0) -> bool:
+        """Whether the body that begins at `start` may be of this form; quick, and the last word is `take_apart`'s."""
 
-    def read(self, body: Body) -> Arrays | None:
-        """The arrays of a body of this form; None when it is of another."""
-        arrays = self.read_all([body], [0])
-        return None if arrays is None else {self.name: arrays[0]}
-
-    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
-        """The array of each body, along a new first axis; None when one of them is of another form.
+    @abstractmethod
+    def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
+        """None when one of the bodies is of another form.
 
         Args:
             starts: where in each text its body begins.
         """
-        raise TypeError("a form is raw or JSON")
 
-    def read_joined(self, bodies: Body, count: int) -> Array | None:
-        """`read_all` of bodies that lie one behind the other, where they lie."""
+    @abstractmethod
+    def decode(self, apart: Apart) -> Arrays | None:
+        """The inputs of all bodies, along a new first axis; None when one of them is in doubt."""
+
+    def decode_joined(self, bodies: Body, count: int) -> Arrays | None:
+        """`decode` of bodies that lie one behind the other, where they lie."""
         raise TypeError("bodies are numbers of a raw form")
 
-    def join(self, arrays: Array) -> Arrays:
-        """What `read_all` gave as one request of all their rows."""
-        return {self.name: arrays.reshape(len(arrays) * self.shape[0], *self.shape[1:])}
+    def deadlines(self, came: Sequence[float], apart: Apart) -> Sequence[float] | None:
+        """Of each, in seconds; None for none.
+
+        Args:
+            came: when the first byte of each was seen.
+        """
+        timeouts_ms = apart.timeouts_ms
+        if timeouts_ms is not None:
+            return [at + timeout_ms / 1e3 for at, timeout_ms in zip(came, timeouts_ms, strict=True)]
+        if self._timeout_ms is None:
+            return None
+        timeout_s = self._timeout_ms / 1e3
+        return [at + timeout_s for at in came]
+
+    def join(self, arrays: Arrays) -> Arrays:
+        """What `decode` gave as the inputs of one request of all their rows."""
+        return {
+            name: array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+            for name, array in arrays.items()
+        }
+
+
+def each(arrays: Arrays) -> Iterator[Arrays]:
+    """What `decode` gave, request by request."""
+    names = tuple(arrays)
+    return (dict(zip(names, mine, strict=True)) for mine in zip(*arrays.values(), strict=True))
 
 
 class RawForm(Form):
-    """Bytes; all bodies of one head have one length."""
+    """Bytes of one input; all bodies of one head have one length."""
 
     __slots__ = ()
 
-    def matches(self, text: Body, start: int = 0) -> bool:
+    def looks_like(self, text: Body, start: int = 0) -> bool:
         return True
 
-    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
-        bodies = [text[start:] if start else text for text, start in zip(texts, starts, strict=True)]
-        return self.read_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
+    def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
+        return Apart([[text[start:] if start else text for text, start in zip(texts, starts, strict=True)]])
 
-    def read_joined(self, bodies: Body, count: int) -> Array | None:
-        arrays: Array = np.ndarray((count, *self.shape), self.dtype, bodies)
-        return arrays if is_finite(arrays) else None
+    def decode(self, apart: Apart) -> Arrays | None:
+        (bodies,) = apart.numbers
+        return self.decode_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
 
-
-class JsonForm(Form):
-    """A text with one list of numbers, and the same text around it."""
-
-    __slots__ = ("_after", "_before", "_way")
-
-    def __init__(
-        self, envelope: PredictRequest, model: LoadedModel, prepared: Prepared, before: bytes, after: bytes
-    ) -> None:
-        super().__init__(envelope, model, prepared, (before, after))
-        self._way = WAYS[self.dtype.name]
-        self._before = before
-        self._after = after
-
-    def matches(self, text: Body, start: int = 0) -> bool:
-        if isinstance(text, memoryview):
-            return False
-        return text.startswith(self._before, start) and text.endswith(self._after)
-
-    def read_all(self, texts: Sequence[Body], starts: Sequence[int]) -> Array | None:
-        before, after = self._before, self._after
-        skip, stop = len(before), -len(after)
-        plain = [text if type(text) is bytes else bytes(text) for text in texts]
-        if not (
-            all(map(bytes.startswith, plain, repeat(before), starts))
-            and all(map(bytes.endswith, plain, repeat(after)))
-        ):
-            return None
-        between = [text[start + skip : stop] for text, start in zip(plain, starts, strict=True)]
-        return decode_rows(between, self._way, self.shape)
+    def decode_joined(self, bodies: Body, count: int) -> Arrays | None:
+        ((name, dtype, shape),) = self.inputs
+        array: Array = np.ndarray((count, *shape), dtype, bodies)
+        return {name: array} if is_finite(array) else None
 
 
-def raw_form(envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> Form | None:
-    """None for requests with a deadline, which are prepared one by one."""
-    return RawForm(envelope, model, prepared) if prepared[-1] is None else None
+class FormCache:
+    """The forms of the bodies that come behind a head.
 
-
-def json_form(body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared) -> Form | None:
-    """The form of a body that was prepared; None when it has none.
-
-    It must have one input of one row: as many lists as the array has dimensions, each inside the last.
+    Attributes:
+        first: the only one, for nearly all clients; None for none.
+        others: those of a client that asks several models in turns.
     """
-    arrays = prepared[0]
-    if prepared[-1] is not None or len(arrays) != 1:
-        return None
-    (array,) = arrays.values()
-    if array.dtype.kind == "b" or array.ndim == 0 or array.size != array.shape[-1]:
-        return None
-    if isinstance(body, memoryview) or body.count(b"[") != array.ndim + (envelope.outputs is not None):
-        return None  # other lists, or brackets in a text
-    numbers = [found for found in _INNERMOST.finditer(body) if found[1].strip() and b'"' not in found[1]]
-    if len(numbers) != 1:
-        return None
-    start, stop = numbers[0].span(1)
-    return JsonForm(envelope, model, prepared, bytes(body[:start]), bytes(body[stop:]))
+
+    __slots__ = ("_patience", "_pause", "first", "others")
+
+    def __init__(self) -> None:
+        self.first: Form | None = None
+        self.others: Sequence[Form] = ()
+        self._patience = _PATIENCE  # how many bodies may still be learned from without one that was known
+        self._pause = 0  # bodies until it is tried again
+
+    def form_of(self, text: Body, start: int = 0) -> Form | None:
+        """The one that the body which begins at `start` may have."""
+        first = self.first
+        if not self.others or first is None or first.looks_like(text, start):
+            return first
+        return next((form for form in self.others if form.looks_like(text, start)), None)
+
+    def was_of_use(self) -> None:
+        """A body had a form."""
+        if self._patience < _PATIENCE:
+            self._patience += 1
+
+    def wants(self) -> bool:
+        """Whether to look for the form of a body that had none; in vain where every body is of its own."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        return True
+
+    def learn(self, form: Form | None) -> None:
+        """What a body had that was looked at."""
+        self._patience -= 1
+        if self._patience <= 0:
+            self.first, self.others = None, ()
+            self._patience, self._pause = _PATIENCE, _PAUSE
+        elif form is not None:
+            known = [] if self.first is None else [self.first, *self.others]
+            kept = [other for other in known if other.model is not None and other.key != form.key]
+            self.first, *self.others = [*kept[: _MOST_FORMS - 1], form]

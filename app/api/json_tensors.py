@@ -111,7 +111,9 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
         return None
 
 
-def decode_rows(texts: Sequence[bytes], way: Way, shape: tuple[int, ...]) -> Array | None:
+def decode_rows(
+    texts: Sequence[bytes | bytearray | memoryview], way: Way, shape: tuple[int, ...]
+) -> Array | None:
     """What stands between the brackets of lists of numbers, as arrays of `shape` along a new first axis; None when in
     doubt.
 

@@ -56,17 +56,24 @@ class Predictions:
                 f"it has {', '.join(model.precisions)}"
             )
         outputs = signature.select_outputs(envelope.outputs)
-        timeout_ms = self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
+        timeout_ms = self.timeout_ms(envelope)
         deadline = None if timeout_ms is None else arrived + timeout_ms / 1e3
         self.require_room(model, precision, envelope.priority, deadline)
         arrays = inputs.decode(signature)
         rows = signature.check(arrays, inputs.finite)
+        self.require_time(deadline)
+        return arrays, rows, outputs, precision, envelope.priority, deadline
+
+    def timeout_ms(self, envelope: PredictRequest) -> float | None:
+        """How long after its arrival a request must have its answer; None for as long as that takes."""
+        return self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
+
+    def require_time(self, deadline: float | None) -> None:
+        """Raises DeadlineExceeded when the deadline, on `clock`, has passed."""
         if deadline is not None and self.clock() >= deadline:
             raise DeadlineExceeded(
-                f"the deadline of {timeout_ms:g} ms had passed before the request could be queued; "
-                f"allow more time"
+                "the deadline had passed before the request could be queued; allow more time"
             )
-        return arrays, rows, outputs, precision, envelope.priority, deadline
 
     def require_room(
         self, model: LoadedModel, precision: str | None, priority: int, deadline: float | None

@@ -100,6 +100,25 @@ def ends_model(width: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def pair_model() -> onnx.ModelProto:
+    """z [batch, 3] = item [batch, 3] times user [batch]."""
+    floats = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["user", "axes"], ["column"], "column"),
+            helper.make_node("Mul", ["item", "column"], ["z"], "times"),
+        ],
+        "pair",
+        [
+            helper.make_tensor_value_info("user", floats, ["batch"]),
+            helper.make_tensor_value_info("item", floats, ["batch", 3]),
+        ],
+        [helper.make_tensor_value_info("z", floats, ["batch", 3])],
+        [numpy_helper.from_array(np.array([1], np.int64), "axes")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def run_reference(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """ONNX Runtime itself, one thread, nothing of ours."""
     options = onnxruntime.SessionOptions()
@@ -132,10 +151,14 @@ def write_package(
     onnx.save(model, package / "fp32.onnx")
     for precision, variant in (variants or {}).items():
         onnx.save(variant, package / f"{precision}.onnx")
-    batch, *row = _shape(model.graph.input[0])
+    batch = _shape(model.graph.input[0])[0]
     rows = batch if isinstance(batch, int) else 4
-    x = np.random.default_rng(7).normal(size=(rows, *map(int, row))).astype(np.float32)
-    save_golden(package / "golden.npz", GoldenVectors({"x": x}, run_reference(model, {"x": x})))
+    rng = np.random.default_rng(7)
+    golden = {
+        i.name: rng.normal(size=(rows, *map(int, _shape(i)[1:]))).astype(np.float32)
+        for i in model.graph.input
+    }
+    save_golden(package / "golden.npz", GoldenVectors(golden, run_reference(model, golden)))
     tensor = {
         "inputs": [{"name": i.name, "dtype": "float32", "shape": _shape(i)} for i in model.graph.input],
         "outputs": [{"name": o.name, "dtype": "float32", "shape": _shape(o)} for o in model.graph.output],

@@ -105,7 +105,7 @@ class Answers:
             try:
                 asker.answered(message)
             except Exception as fault:  # one connection's fault must not cost the others their answers
-                _report(fault)
+                report(fault)
 
     def send(self, exchanges: Iterable[Exchange]) -> None:
         """Lets connections send the answers that these have got."""
@@ -113,7 +113,7 @@ class Answers:
             try:
                 exchange.connection.send_ready()
             except Exception as fault:
-                _report(fault)
+                report(fault)
 
     def fail(self, exchanges: Sequence[Exchange], error: Exception) -> None:
         """One answer for all, which are of one model; only the id in its head is each one's own. Sends nothing."""
@@ -160,6 +160,7 @@ def exchanges_of(group: Sequence[Asked], ids: Sequence[str], model: LoadedModel 
     return exchanges
 
 
-def _report(fault: Exception) -> None:
-    context = {"message": "an answer could not be sent", "exception": fault}
+def report(fault: Exception) -> None:
+    """What nobody can be told."""
+    context = {"message": "a prediction could not be asked or answered as it should", "exception": fault}
     asyncio.get_running_loop().call_exception_handler(context)

@@ -126,7 +126,12 @@ class Exchange(PendingRequest):
         if not self.settled:  # else it was abandoned in the turn of the loop in which it ended
             self.connection.exchanges.answers.ended(self, answer, error)
 
-    # --- as a small prediction that is asked with others ------------------------------------------
+    # --- as a prediction that is asked with others ------------------------------------------------
+    def ask(self) -> Asked:
+        """To be asked with others."""
+        self.asked = asked = (self, self.head, 0, self.body, self.came)
+        return asked
+
     @property
     def default_headers(self) -> Headers:
         return self.connection.default_headers

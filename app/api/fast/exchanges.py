@@ -7,19 +7,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from app.api.codecs import Body, PredictRequest, RawInputs, parse_predict
-from app.api.fast.answers import Answers, exchanges_of
+from app.api.fast.answers import Answers, exchanges_of, report
 from app.api.fast.exchange import Asked, Connection, Exchange
 from app.api.fast.grouping import MOST_TOGETHER, in_order, side_by_side
 from app.api.fast.head import Head
 from app.api.fast.memory import Room, neighbours
 from app.api.fast.response import ResponseHeads
-from app.api.forms import Form, json_form, raw_form
+from app.api.forms import Apart, Form, RawForm, each
 from app.api.identity import new_id, new_ids
+from app.api.json_forms import json_form
 from app.api.service import Predictions, Prepared
 from app.errors import Cancelled, VernierError
 from app.exposition import Metrics
 from app.serving.repository import LoadedModel
-from app.serving.request import JoinedRequests
+from app.serving.request import NEW, JoinedRequests
 
 #: Forms that are remembered, so that heads which differ share them.
 _MOST_FORMS = 512
@@ -50,16 +51,15 @@ class Exchanges:
 
         Its connection is told when the answer is there, except of a refusal, which is settled already.
         """
-        form = exchange.head.form
+        form = exchange.head.forms.first
         if form is not None and exchange.room is not None:
             if not self._large:
                 exchange.connection.loop.call_soon(self.ask_large)
             self._large[form].append(exchange)
         elif form is not None and form.small:
-            exchange.asked = asked = (exchange, exchange.head, 0, exchange.body, exchange.came)
             if not self.turn:
                 self.ask_soon(exchange.connection)
-            self.turn.append(asked)
+            self.turn.append(exchange.ask())
         else:
             self._ask(exchange)
 
@@ -79,14 +79,11 @@ class Exchanges:
         alike: defaultdict[Form | None, list[Asked]] = defaultdict(list)
         for asked in turn:
             if asked[0].asked is asked:  # else it has become an exchange, or nobody waits any more
-                alike[asked[1].form].append(asked)
+                forms = asked[1].forms
+                alike[forms.form_of(asked[3], asked[2]) if forms.others else forms.first].append(asked)
         for form, group in alike.items():
-            if form is None or not form.small:
-                self._ask_each(group)
-                continue
             for part in in_order(group):
-                if not self._ask_together(form, part):
-                    self._ask_each(part)
+                self._ask_group(form if form is not None and form.small else None, part)
 
     def ask_large(self) -> None:
         """Reads the large bodies of this turn, and hands them to their schedulers."""
@@ -97,16 +94,23 @@ class Exchanges:
                 continue
             for run in side_by_side(wanted, form):
                 rooms = [exchange.room for exchange in run if exchange.room is not None]
-                group: list[Asked] = [(e, e.head, 0, e.body, e.came) for e in run]
-                if not self._ask_together(form, group, rooms):
-                    self._ask_each(group)
+                self._ask_group(form, [exchange.ask() for exchange in run], rooms)
 
-    def _ask_together(self, form: Form, group: Sequence[Asked], rooms: Sequence[Room] = ()) -> bool:
-        """False, with nothing done, when each must be looked at.
+    def _ask_group(self, form: Form | None, group: Sequence[Asked], rooms: Sequence[Room] = ()) -> None:
+        """Asks what has come in one turn, together if it has a form.
 
         Args:
             rooms: where large bodies lie, one beside the other.
         """
+        try:
+            if form is None or not self._ask_together(form, group, rooms):
+                self._ask_each(group)
+        except Exception as fault:  # nobody may wait for ever, whatever went wrong
+            left = [asked for asked in group if asked[0].asked is asked]
+            self._refuse(exchanges_of(left, [asked[1].request_id or "" for asked in left], None), fault)
+
+    def _ask_together(self, form: Form, group: Sequence[Asked], rooms: Sequence[Room]) -> bool:
+        """False, with nothing done, when each must be looked at."""
         try:
             model = self._repository.resolve(form.envelope.model, form.envelope.version)
             self._predictions.require_running()
@@ -114,31 +118,61 @@ class Exchanges:
             return False
         if not form.fits(model):
             return False
-        count, (rows, outputs, precision, priority, deadline) = len(group), form.rest
-        _, heads, starts, texts, _ = zip(*group, strict=True)
-        ids = _ids(form, heads)
-        refusal = model.scheduler.refusal(precision, priority, deadline)
-        if refusal is not None and all(map(form.matches, texts, starts)):
+        _, heads, starts, texts, came = zip(*group, strict=True)
+        apart = form.take_apart(texts, starts)
+        if apart is None:
+            return False
+        count, (rows, outputs, precision, priority) = len(group), form.rest
+        ids, deadlines = _ids(form, heads, apart), form.deadlines(came, apart)
+        refusal = model.scheduler.refusal(precision, priority, max(deadlines) if deadlines else None)
+        if refusal is not None:
             model.scheduler.refused(refusal, count, rows)
             self._refuse(exchanges_of(group, ids, model), refusal)
             return True
-        arrays = form.read_joined(neighbours(rooms), count) if rooms else form.read_all(texts, starts)
+        arrays = form.decode_joined(neighbours(rooms), count) if rooms else form.decode(apart)
         if arrays is None:
             return False
-        joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, deadline)
-        answer = model.scheduler.run_joined(joined, count)
-        if answer is not None:
-            self.answers.write_joined(model, group, ids, answer, rows)
-            return True
-        exchanges, name = exchanges_of(group, ids, model), form.name
-        for exchange, array in zip(exchanges, arrays, strict=True):
-            exchange.prepare(model, ({name: array}, *form.rest))
-        admitted, error = model.scheduler.submit_alike(exchanges)
-        if error is not None:
-            self._refuse(exchanges[admitted:], error)
+        heads[0].forms.was_of_use()
+        first = min(deadlines) if deadlines else None
+        if first is None or (
+            first > self.clock() and model.scheduler.refusal(precision, priority, first) is None
+        ):
+            joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, first)
+            answer = model.scheduler.run_joined(joined, count)
+            if answer is not None:
+                self.answers.write_joined(model, group, ids, answer, rows)
+                return True
+        exchanges = exchanges_of(group, ids, model)
+        try:
+            own: Sequence[float | None] = deadlines or [None] * count
+            for exchange, mine, deadline in zip(exchanges, each(arrays), own, strict=True):
+                exchange.prepare(model, (mine, *form.rest, deadline))
+            self._submit_all(model, exchanges, alike=deadlines is None)
+        except Exception as fault:  # those that the scheduler has not taken would wait for ever
+            self._refuse([e for e in exchanges if e.state == NEW and not e.settled], fault)
         return True
 
-    def _refuse(self, exchanges: Sequence[Exchange], error: VernierError) -> None:
+    def _submit_all(self, model: LoadedModel, exchanges: Sequence[Exchange], alike: bool) -> None:
+        """alike: whether they differ in their numbers only."""
+        if alike:
+            admitted, error = model.scheduler.submit_alike(exchanges)
+            if error is not None:
+                self._refuse(exchanges[admitted:], error)
+            return
+        for exchange in exchanges:
+            try:
+                self._submit(model, exchange)
+            except VernierError as error:
+                self._refuse((exchange,), error)
+
+    def _submit(self, model: LoadedModel, exchange: Exchange) -> None:
+        self._predictions.require_time(exchange.deadline)
+        model.scheduler.submit(exchange)
+
+    def _refuse(self, exchanges: Sequence[Exchange], error: Exception) -> None:
+        if not exchanges:
+            report(error)
+            return
         self.answers.fail(exchanges, error)
         self.answers.send(exchanges)
 
@@ -154,18 +188,23 @@ class Exchanges:
         head, body = exchange.head, exchange.body
         exchange.identity = head.request_id or ""
         try:
-            form = head.form
-            if form is not None and form.matches(body):
+            form = head.forms.form_of(body)
+            apart = None if form is None else form.take_apart((body,), (0,))
+            if form is not None and apart is not None:
                 envelope = form.envelope
-                exchange.identity = envelope.id or head.request_id or new_id()
+                (exchange.identity,) = _ids(form, (head,), apart)
                 exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    self._predictions.require_room(model, *form.rest[2:])
-                    arrays = form.read(body)
+                    _, _, precision, priority = form.rest
+                    deadlines = form.deadlines((exchange.came,), apart)
+                    deadline = deadlines[0] if deadlines else None
+                    self._predictions.require_room(model, precision, priority, deadline)
+                    arrays = form.decode(apart)
                     if arrays is not None:
-                        exchange.prepare(model, (arrays, *form.rest))
-                        model.scheduler.submit(exchange)
+                        head.forms.was_of_use()
+                        exchange.prepare(model, (next(each(arrays)), *form.rest, deadline))
+                        self._submit(model, exchange)
                         return
             exchange.model = None
             if head.envelope is None:
@@ -175,7 +214,7 @@ class Exchanges:
             exchange.identity = envelope.id or head.request_id or new_id()
             exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
             prepared = self._predictions.prepare(envelope, inputs, model, exchange.came)
-            if head.patience:
+            if head.forms.wants():
                 self._learn(head, body, envelope, model, prepared)
             exchange.prepare(model, prepared)
             model.scheduler.submit(exchange)
@@ -186,12 +225,12 @@ class Exchanges:
     def _learn(
         self, head: Head, body: Body, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
     ) -> None:
+        timeout_ms = self._predictions.timeout_ms(envelope)
+        form: Form | None
         if head.envelope is None:
-            form = json_form(body, envelope, model, prepared)
+            form = json_form(body, envelope, timeout_ms, model, prepared)
         else:
-            form = raw_form(envelope, model, prepared)
-        if form is None or head.form is not None:
-            head.patience -= 1
+            form = RawForm(envelope, timeout_ms, model, prepared)
         if form is not None:
             known = self._forms.get(form.key)
             if known is not None and known.fits(model):
@@ -200,7 +239,7 @@ class Exchanges:
                 if len(self._forms) >= _MOST_FORMS:
                     self._forms.clear()
                 self._forms[form.key] = form
-        head.form = form
+        head.forms.learn(form)
 
     def refuse(self, exchange: Exchange, error: Exception) -> None:
         """Answers with an error what was not begun."""
@@ -211,14 +250,19 @@ class Exchanges:
         """Nobody waits for it any more. Does nothing when it has its answer."""
         if exchange.settled:
             return
-        if exchange.model is None and exchange.head.form is not None:  # it was not looked at yet
-            exchange.model = exchange.head.form.model
+        if exchange.model is None:  # it was not looked at yet
+            form = exchange.head.forms.form_of(exchange.body)
+            exchange.model = None if form is None else form.model
         if exchange.model is not None:
             exchange.model.scheduler.cancel(exchange)
         self.answers.fail((exchange,), Cancelled("the client disconnected before its answer was ready"))
 
 
-def _ids(form: Form, heads: Sequence[Head]) -> list[str]:
+def _ids(form: Form, heads: Sequence[Head], apart: Apart) -> list[str]:
     """An id for each: that of its body, of its head, or a fresh one."""
-    its_id, fresh = form.envelope.id, new_ids(len(heads))
-    return [its_id or head.request_id or new for head, new in zip(heads, fresh, strict=True)]
+    count = len(heads)
+    its_ids = [form.envelope.id] * count if apart.ids is None else apart.ids
+    return [
+        its_id or head.request_id or new
+        for its_id, head, new in zip(its_ids, heads, new_ids(count), strict=True)
+    ]

@@ -25,7 +25,7 @@ def side_by_side(exchanges: Sequence[Exchange], form: Form) -> Iterator[Sequence
 
     As many as can run at once, where any can: they are joined for that.
     """
-    model, (rows, _, precision, _, _) = form.model, form.rest
+    model, (rows, _, precision, _) = form.model, form.rest
     most = model.scheduler.room_for_joined(precision) // rows if model is not None else 0
     run: list[Exchange] = []
     for exchange in reversed(exchanges):

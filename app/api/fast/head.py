@@ -1,19 +1,22 @@
 """The head of a request: read once by the real HTTP parser, then known by its bytes.
 
-A client on a kept connection sends the same head again and again, so the fast path looks it up. Whether a
-head is plain enough for the fast path is decided by what llhttp says of it, the parser of the ordinary
+A client on a kept connection sends the same head again and again, so the fast path looks it up. Where heads differ in
+what means nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that.
+Whether a head is plain enough for the fast path is decided by what llhttp says of it, the parser of the ordinary
 path: both can never see two different requests in the same bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httptools
 from starlette.datastructures import QueryParams
 
 from app.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
-from app.api.forms import Form
+from app.api.forms import FormCache
 from app.api.security import token_of
 from app.errors import RequestError
 
@@ -21,10 +24,30 @@ PATH = b"/v1/predict"
 START = b"POST " + PATH
 END = b"\r\n\r\n"
 
-_LONGEST_KEPT = 2048
+_LONGEST_KEPT = 8192
 _MOST_KEPT = 512
 #: Any of these asks for more than reading a body of known length and answering it.
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"))
+
+_VALUE = rb"[!-~](?:[ -~]*[!-~])?"
+_REQUEST_ID = re.compile(rb"\r\nx-request-id: (" + _VALUE + rb")(?=\r\n)", re.IGNORECASE)
+#: A header that neither llhttp nor the fast path looks at.
+_MEANS_NOTHING = re.compile(
+    rb"(?!content-|transfer-|connection|proxy-|upgrade|expect|te:|trailer|authorization|x-api-key|x-request-id)"
+    rb"[a-z0-9-]+: " + _VALUE,
+    re.IGNORECASE,
+)
+_LENGTH = b"content-length:"
+
+
+class _Meaning(dict[bytes, bool]):
+    """Whether a line of a head means anything to who takes the request; those met lately are known."""
+
+    def __missing__(self, line: bytes) -> bool:
+        if len(self) >= _MOST_KEPT:
+            self.clear()
+        self[line] = meaning = _MEANS_NOTHING.fullmatch(line) is None
+        return meaning
 
 
 @dataclass(slots=True)
@@ -38,8 +61,7 @@ class Head:
         envelope: of a raw body, out of the query string; None for a JSON body, which holds its own.
         request_id: the client's, if it sent one.
         token: the API key or token, if there is one.
-        form: that of the last body, if it had one.
-        patience: how often bodies may differ in form before it is not looked for any more.
+        forms: those of the bodies behind such heads; shared by heads whose bodies may be alike.
     """
 
     target: str
@@ -48,8 +70,7 @@ class Head:
     envelope: PredictRequest | None
     request_id: str | None
     token: str | None
-    form: Form | None = None
-    patience: int = 8
+    forms: FormCache = field(default_factory=FormCache)
 
 
 class Heads:
@@ -62,17 +83,60 @@ class Heads:
     def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
         self.known: dict[bytes, Head] = {}
+        self._meaning = _Meaning()
+        self._reduced: dict[tuple[bytes, ...], Head] = {}  # by the lines that mean anything, but for the id
+        self._forms: dict[tuple[bytes, ...], FormCache] = {}
 
     def find(self, block: bytes) -> Head | None:
         """None when the ordinary path must take the request."""
         head = self.known.get(block)
-        if head is None and block.startswith(START):
-            head = read_head(block, self._max_body_bytes)
-            if head is not None and len(block) <= _LONGEST_KEPT:
-                if len(self.known) >= _MOST_KEPT:
-                    self.known.clear()
-                self.known[block] = head
+        if head is not None or not block.startswith(START):
+            return head
+        if len(block) > _LONGEST_KEPT:
+            return read_head(block, self._max_body_bytes)
+        head = self._read(block)
+        if head is not None:
+            _make_room(self.known)
+            self.known[block] = head
         return head
+
+    def _read(self, block: bytes) -> Head | None:
+        rest, request_id = block, None
+        found = _REQUEST_ID.search(block)
+        if found is not None:
+            rest = block[: found.start()] + block[found.end() :]
+            request_id = found[1].decode("ascii")
+        meaning = self._meaning
+        lines = tuple([line for line in rest.split(b"\r\n") if meaning[line]])
+        head = self._reduced.get(lines)
+        if head is None:
+            head = read_head(block, self._max_body_bytes)
+            if head is None or _is_odd(lines):
+                return head
+            head.forms = self._forms_of(head, lines)
+            _make_room(self._reduced)
+            self._reduced[lines] = head
+        return head if request_id == head.request_id else replace(head, request_id=request_id)
+
+    def _forms_of(self, head: Head, lines: tuple[bytes, ...]) -> FormCache:
+        """Texts of one form differ in length; raw bodies do not."""
+        if head.envelope is None:
+            lines = tuple([line for line in lines if not line.lower().startswith(_LENGTH)])
+        forms = self._forms.get(lines)
+        if forms is None:
+            _make_room(self._forms)
+            self._forms[lines] = forms = head.forms
+        return forms
+
+
+def _is_odd(lines: tuple[bytes, ...]) -> bool:
+    """Whether a line goes on in the next, or there is another id."""
+    return any(line.startswith((b" ", b"\t")) or b"x-request-id" in line.lower() for line in lines)
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= _MOST_KEPT:
+        kept.clear()
 
 
 def read_head(block: bytes, max_body_bytes: int) -> Head | None:

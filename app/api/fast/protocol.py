@@ -39,6 +39,7 @@ _LONGEST_HEAD = 16 * 1024
 #: A head that did not end by there is refused: it would be kept in memory.
 _LARGEST_HEAD = 64 * 1024
 _END_BYTES = len(END)
+_CLOSE = b"\r\nconnection: close"
 #: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
 _KEPT_BYTES = 64 * 2**20
 
@@ -83,7 +84,8 @@ class FastProtocol(PunctualProtocol):
     def data_received(self, data: bytes) -> None:
         if self._plain:  # most often, one whole request with a known head comes, which the rest handles too
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
-            head = self._known_heads.get(data[:start])
+            block = data[:start]
+            head = self._known_heads.get(block) or self.heads.find(block)
             if (
                 head is not None
                 and len(data) == start + head.length
@@ -315,11 +317,14 @@ class FastProtocol(PunctualProtocol):
 
     def _send_parts(self, exchange: Exchange) -> None:
         message, payload = exchange.message, exchange.payload
-        if message is not None:
-            payload = message[message.index(END) + _END_BYTES :]
-        defaults = self.server_state.default_headers
         status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
-        if self._ending and not self._due and self._arriving is None:
+        closes = self._ending and not self._due and self._arriving is None and "connection" not in headers
+        if message is not None:
+            at = message.index(END)
+            self.transport.write(message[:at] + _CLOSE + message[at:] if closes else message)
+            return
+        defaults = self.server_state.default_headers
+        if closes:
             headers = {**headers, "connection": "close"}
         head = self.responses.make(defaults, status, len(payload), exchange.identity, headers)
         if len(payload) < LONG_BODY:

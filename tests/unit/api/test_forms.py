@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.codecs import PredictRequest, parse_predict, raw_envelope
-from app.api.forms import Form, json_form, raw_form
+from app.api.forms import Apart, Form, FormCache, RawForm, each
+from app.api.json_forms import json_form
 from app.errors import RequestError
 from app.serving.repository import LoadedModel
-from app.tensors import numpy_dtype
+from app.serving.signature import Signature
+from app.tensors import Arrays, TensorSpec, numpy_dtype
 from tests.unit.api.test_json_tensors import signature_of
 
 
@@ -28,14 +31,45 @@ class Model(SimpleNamespace):
 
 
 MODEL = cast(LoadedModel, Model())
+TWO = Signature(
+    "m",
+    {
+        "user": TensorSpec("user", "int64", ("batch",)),
+        "item": TensorSpec("item", "float32", ("batch", 3)),
+    },
+    {"y": TensorSpec("y", "float32", ("batch", 1))},
+    ranges={},
+    batch_dim="batch",
+    fixed_batch=None,
+    derived={},
+)
 
 
 def learned(
-    body: bytes, dtype: str = "float32", shape: tuple[int | str, ...] = ("batch", "n")
+    body: bytes,
+    dtype: str = "float32",
+    shape: tuple[int | str, ...] = ("batch", "n"),
+    signature: Signature | None = None,
+    timeout_ms: float | None = None,
 ) -> Form | None:
+    """timeout_ms: the service's own."""
     envelope, inputs = parse_predict(body)
-    arrays = inputs.decode(signature_of(dtype, list(shape)))
-    return json_form(body, envelope, MODEL, (arrays, 1, ("y",), None, envelope.priority, None))
+    arrays = inputs.decode(signature or signature_of(dtype, list(shape)))
+    own_ms = timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
+    deadline = None if own_ms is None else 1.0
+    return json_form(body, envelope, own_ms, MODEL, (arrays, 1, ("y",), None, envelope.priority, deadline))
+
+
+def read(form: Form, *bodies: bytes) -> tuple[Apart, Arrays] | None:
+    """Of each, along a new first axis."""
+    apart = form.take_apart(bodies, [0] * len(bodies))
+    arrays = None if apart is None else form.decode(apart)
+    return None if apart is None or arrays is None else (apart, arrays)
+
+
+def alone(form: Form, body: bytes) -> Arrays | None:
+    found = read(form, body)
+    return None if found is None else next(each(found[1]))
 
 
 def text(row: str, id: str = "a") -> bytes:
@@ -46,10 +80,9 @@ def text(row: str, id: str = "a") -> bytes:
 def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
     form = learned(text("1, 2, 3"), dtype)
     assert form is not None
-    arrays = form.read(text(" 40,5 , 6 "))
+    arrays = alone(form, text(" 40,5 , 6 "))
     assert arrays is not None
     assert (arrays["x"].dtype, arrays["x"].tolist()) == (numpy_dtype(dtype), [[40, 5, 6]])
-    assert form.envelope.id == "a"
     assert form.fits(MODEL)
 
 
@@ -68,7 +101,10 @@ def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
         text("1, 2, NaN"),
         text("1, 2, "),
         text(""),
-        text("1, 2, 3", id="b"),
+        text("1, 2, 3", id='b"'),
+        text("1, 2, 3", id="b\\\\"),
+        text("1, 2, 3", id="\u00e9"),
+        text("1, 2, 3", id="\n"),
         text("1, 2, 3") + b" ",
         text("1, 2, 3]], " + '"x": [[1, 2, 3'),
         b'{"model": "m", "inputs": {"x": [ ]}, "id": "a"}',
@@ -80,7 +116,7 @@ def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
 def test_what_differs_in_more_than_its_numbers_does_not_match(other: bytes) -> None:
     form = learned(text("1, 2, 3"))
     assert form is not None
-    assert form.read(other) is None
+    assert alone(form, other) is None
 
 
 @pytest.mark.parametrize(
@@ -110,40 +146,191 @@ def test_bodies_without_a_form(body: bytes, shape: tuple[str, ...]) -> None:
 def test_the_names_of_outputs_may_stand_beside_the_numbers(around: str) -> None:
     form = learned(around.format("1, 2").encode())
     assert form is not None
-    arrays = form.read(around.format("3, 4").encode())
+    arrays = alone(form, around.format("3, 4").encode())
     assert arrays is not None
     assert arrays["x"].tolist() == [[3, 4]]
-    assert form.read(around.format("3, 4").replace('"outputs"', '"outputz"').encode()) is None
-    assert form.read(around.format("3], [4").encode()) is None
+    assert alone(form, around.format("3, 4").replace('"outputs"', '"outputz"').encode()) is None
+    assert alone(form, around.format("3], [4").encode()) is None
 
 
-def test_a_request_with_a_deadline_has_no_form() -> None:
-    prepared = ({"x": np.zeros((1, 2), np.float32)}, 1, ("y",), None, 0, 123.0)
-    assert json_form(b'{"inputs": {"x": [[0, 0]]}}', PredictRequest(), MODEL, prepared) is None
-    assert raw_form(PredictRequest(), MODEL, prepared) is None
+def test_what_stands_between_the_gaps_must_be_there() -> None:
+    form = learned(b'{"inputs": {"x": [[1, 2, 3]]}, "id": "a"}')
+    assert form is not None
+    assert read(form, b'{"inputs": {"x": [[4, 5, 6]]}, "id": ""}') is not None
+    assert read(form, b'{"inputs": {"x": [[4, 5, 6"}') is None
+
+
+def test_each_has_its_own_id() -> None:
+    form = learned(text("1, 2, 3"))
+    assert form is not None
+    found = read(form, text("4, 5, 6", id="b"), text("7, 8, 9", id=""), text("1, 2, 3", id="]], '[["))
+    assert found is not None
+    apart, arrays = found
+    assert apart.ids == ["b", "", "]], '[["]
+    assert form.envelope.id is None
+    assert arrays["x"].tolist() == [[[4, 5, 6]], [[7, 8, 9]], [[1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        '{"timeout_ms": %s, "inputs": {"x": [[%s]]}}',
+        '{"inputs": {"x": [[%s]]}, "timeout_ms": %s, "id": "z"}',
+        '{"id": "timeout_ms", "timeout_ms":%s,"inputs":{"x":[[%s]]}}',
+    ],
+)
+def test_each_has_its_own_deadline(around: str) -> None:
+    def body(timeout: str, row: str) -> bytes:
+        in_front = around.index('timeout_ms":') < around.index("inputs")
+        return (around % ((timeout, row) if in_front else (row, timeout))).encode()
+
+    form = learned(body("100", "1, 2"))
+    assert form is not None
+    found = read(form, body("50", "3, 4"), body("2.5e2", "5, 6"), body("0", "7, 8"))
+    assert found is not None
+    assert form.deadlines([1.0, 2.0, 3.0], found[0]) == pytest.approx([1.05, 2.25, 3.0])
+    assert found[1]["x"].tolist() == [[[3, 4]], [[5, 6]], [[7, 8]]]
+    for odd in ("-1", "1e9", "1e999", "null", "01", "1_0", "", " 5", "1.", "true", '"5"', "NaN"):
+        assert read(form, body("50", "3, 4"), body(odd, "3, 4")) is None, odd
+
+
+def test_a_deadline_may_be_the_services_own() -> None:
+    body = text("1, 2, 3")
+    form, unlimited = learned(body, timeout_ms=20.0), learned(body)
+    assert form is not None
+    assert unlimited is not None
+    apart = form.take_apart([body], [0])
+    assert apart is not None
+    assert form.deadlines([1.0], apart) == pytest.approx([1.02])
+    assert unlimited.deadlines([1.0], apart) is None
+    assert form.key != unlimited.key
+
+
+def several(user: object, item: object, id: str = "a") -> bytes:
+    return f'{{"model": "m", "id": "{id}", "inputs": {{"item": {item}, "user": {user}}}}}'.encode()
+
+
+def test_several_inputs_are_read_each_for_itself() -> None:
+    form = learned(several([7], [[1, 2, 3]]), signature=TWO)
+    assert form is not None
+    found = read(form, several([8], [[4, 5, 6]], "b"), several([9], [[0.5, 0, -1]], "c"))
+    assert found is not None
+    apart, arrays = found
+    assert apart.ids == ["b", "c"]
+    assert arrays["user"].tolist() == [[8], [9]]
+    assert arrays["item"].tolist() == [[[4, 5, 6]], [[0.5, 0, -1]]]
+    assert arrays["user"].dtype == np.int64
+    joined = form.join(arrays)
+    assert joined["user"].tolist() == [8, 9]
+    assert joined["item"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        several([8, 9], [[4, 5, 6]]),
+        several([8.5], [[4, 5, 6]]),
+        several([8], [[4, 5]]),
+        several([8], [[4, 5, 6], [7, 8, 9]]),
+        several([[8]], [[4, 5, 6]]),
+        several(8, [[4, 5, 6]]),
+        several([8], [[4, 5, 6]]).replace(b"user", b"item"),
+        several([8], [[4, 5, 6]]).replace(b"], ", b"] ,"),
+        b'{"model": "m", "id": "a", "inputs": {"user": [8], "item": [[4, 5, 6]]}}',
+        b'{"model": "m", "id": "a", "inputs": {"item": [[4, 5, 6]], "user": [8], "user": [8]}}',
+        b'{"model": "m", "id": "a", "inputs": {"item": [[4, 5, 6]], "user": [8], "item": [[4, 5, 6]], "user": [8]}}',
+    ],
+)
+def test_of_several_inputs_none_may_differ_in_more_than_its_numbers(other: bytes) -> None:
+    form = learned(several([7], [[1, 2, 3]]), signature=TWO)
+    assert form is not None
+    assert read(form, several([7], [[1, 2, 3]]), other) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        several([7, 8], [[1, 2, 3], [4, 5, 6]]),
+        several([7], [[1, 2, 3]]).replace(b"user", b"\\u0075ser"),
+        b'{"inputs": {"item": [[1, 2, 3]], "user": [7]}, "id": "["}',
+    ],
+)
+def test_several_inputs_without_a_form(body: bytes) -> None:
+    assert learned(body, signature=TWO) is None
+
+
+FIELDS = st.permutations(
+    [
+        '"model": "m"',
+        '"id": "%s"',
+        '"timeout_ms": %s',
+        '"inputs": {"item": [[%s]], "user": [%s]}',
+        '"outputs": ["y"]',
+        '"priority": 3',
+    ]
+)
+GAPS = st.tuples(
+    st.sampled_from(["a", "", "b\\\"", '"', '", "id": "', "é", "[", "]", "timeout_ms", '\\"id\\": \\"x', "x" * 200]),
+    st.sampled_from(["5", "5.5", "1e2", "0", "-1", "1e9", "null", "[1]", "5, 5", "05", "5 ", '5, "id": "b"']),
+    st.sampled_from(["1, 2, 3", "4,5,6.5", "1, 2", "1], [2", '1, 2, 3]], "user": [[7', "null, 2, 3", "", "1e39, 2"]),
+    st.sampled_from(["7", "8 ", "8.5", "7, 8", "true", "7], \"item\": [1", "99999999999999999999"]),
+)  # fmt: skip
+
+
+def fill(fields: list[str], gaps: tuple[str, str, str, str]) -> bytes:
+    values = dict(zip(("id", "timeout_ms", "inputs"), (gaps[:1], gaps[1:2], gaps[2:]), strict=True))
+    return ("{" + ", ".join(f % values.get(f[1 : f.index('"', 1)], ()) for f in fields) + "}").encode()
+
+
+@settings(max_examples=1500)
+@given(FIELDS, GAPS)
+def test_whatever_stands_in_the_gaps_says_the_same_as_the_long_way(
+    fields: list[str], gaps: tuple[str, str, str, str]
+) -> None:
+    form = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
+    assert form is not None
+    body = fill(fields, gaps)
+    found = read(form, body)
+    if found is None:
+        return
+    apart, arrays = found
+    envelope, inputs = parse_predict(body)
+    long_way = inputs.decode(TWO)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array[0], long_way[name])
+    assert apart.ids == [envelope.id]
+    assert apart.timeouts_ms == [envelope.timeout_ms]
+    assert envelope == replace(form.envelope, id=envelope.id, timeout_ms=envelope.timeout_ms)
+
+
+@given(st.integers(0, 99), st.sampled_from(["id", "timeout"]))
+def test_most_gaps_are_read(number: int, what: str) -> None:
+    fields = ['"id": "%s"', '"timeout_ms": %s', '"inputs": {"item": [[%s]], "user": [%s]}']
+    form = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
+    assert form is not None
+    assert read(form, fill(fields, (f"r-{number}", f"{number}", f"{number}, 2, 3", f"{number}"))) is not None
 
 
 def test_a_raw_form_reads_bytes_and_leaves_what_is_not_finite() -> None:
     prepared = ({"x": np.zeros((2, 3), np.float32)}, 2, ("y",), None, 0, None)
-    form = raw_form(raw_envelope({"model": "m"}), MODEL, prepared)
-    assert form is not None
+    form = RawForm(raw_envelope({"model": "m"}), None, MODEL, prepared)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays = form.read(x.tobytes())
+    arrays = alone(form, x.tobytes())
     assert arrays is not None
     np.testing.assert_array_equal(arrays["x"], x)
     x[1, 1] = np.inf
-    assert form.read(x.tobytes()) is None
+    assert alone(form, x.tobytes()) is None
 
 
 def test_a_form_does_not_keep_a_model_alive() -> None:
     model = Model()
     prepared = ({"x": np.zeros((1, 3), np.float32)}, 1, ("y",), None, 0, None)
-    form = raw_form(PredictRequest(), cast(LoadedModel, model), prepared)
+    form = RawForm(PredictRequest(), None, cast(LoadedModel, model), prepared)
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert form is not None
+    assert form.model is None
     assert not form.fits(MODEL)
 
 
@@ -158,13 +345,13 @@ def test_whatever_stands_between_a_form_says_the_same_as_the_long_way(pieces: li
     form = learned(text("1, 2, 3"))
     assert form is not None
     body = text("".join(pieces))
-    arrays = form.read(body)
+    arrays = alone(form, body)
     if arrays is None:
         return
     envelope, inputs = parse_predict(body)
     long_way = inputs.decode(signature_of("float32", ["batch", "n"]))
     np.testing.assert_array_equal(arrays["x"], long_way["x"])
-    assert envelope == form.envelope
+    assert replace(envelope, id=None) == form.envelope
 
 
 @settings(max_examples=500)
@@ -173,14 +360,15 @@ def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> Non
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [text("4, 5, 6"), *map(text, rows)]
-    together = form.read_all(bodies, [0] * len(bodies))
-    if together is None:
+    found = read(form, *bodies)
+    if found is None:
         return
-    for body, array in zip(bodies, together, strict=True):
-        alone = form.read(body)
-        assert alone is not None
-        np.testing.assert_array_equal(array, alone["x"])
-    np.testing.assert_array_equal(form.join(together)["x"], together.reshape(-1, 3))
+    together = found[1]
+    for body, arrays in zip(bodies, each(together), strict=True):
+        own = alone(form, body)
+        assert own is not None
+        np.testing.assert_array_equal(arrays["x"], own["x"])
+    np.testing.assert_array_equal(form.join(together)["x"], together["x"].reshape(-1, 3))
 
 
 @pytest.mark.parametrize(
@@ -197,16 +385,15 @@ def test_bodies_read_together_lend_each_other_nothing(one: str, other: str) -> N
     form = learned(text("1, 2, 3"))
     assert form is not None
     bodies = [f'{{"model": "m", "inputs": {{"x": [{row}]}}, "id": "a"}}'.encode() for row in (one, other)]
-    assert form.read_all([text("1, 2, 3"), *bodies], [0] * (1 + len(bodies))) is None
-    assert form.read_all([text("1, 2, 3"), text("4, 5, 6")], [0, 0]) is not None
+    assert read(form, text("1, 2, 3"), *bodies) is None
+    assert read(form, text("1, 2, 3"), text("4, 5, 6")) is not None
 
 
 def test_large_raw_bodies_are_read_where_they_lie() -> None:
     prepared = ({"x": np.zeros((1, 10_000), np.float32)}, 1, ("y",), None, 0, None)
-    form = raw_form(PredictRequest(), MODEL, prepared)
-    assert form is not None
+    form = RawForm(PredictRequest(), None, MODEL, prepared)
     bodies = [np.full(10_000, n, np.float32).tobytes() for n in range(2)]
-    arrays = [form.read(body) for body in bodies]
+    arrays = [alone(form, body) for body in bodies]
     for n, (body, mine) in enumerate(zip(bodies, arrays, strict=True)):
         assert mine is not None
         assert np.shares_memory(mine["x"], np.frombuffer(body, np.uint8))
@@ -217,7 +404,7 @@ def test_large_raw_bodies_are_read_where_they_lie() -> None:
 def test_every_number_comes_back(row: list[float]) -> None:
     form = learned(text("1, 2, 3"))
     assert form is not None
-    arrays = form.read(text(orjson.dumps(row).decode()[1:-1]))
+    arrays = alone(form, text(orjson.dumps(row).decode()[1:-1]))
     assert arrays is not None
     assert arrays["x"].tolist() == [row]
 
@@ -225,3 +412,68 @@ def test_every_number_comes_back(row: list[float]) -> None:
 def test_a_body_that_is_refused_teaches_nothing() -> None:
     with pytest.raises(RequestError):
         learned(text("1, x"))
+
+
+# --- what a client asks, over time ----------------------------------------------------------------
+def of_model(name: str) -> Form:
+    form = learned(f'{{"model": "{name}", "inputs": {{"x": [[1, 2]]}}}}'.encode())
+    assert form is not None
+    return form
+
+
+def asks(name: str) -> bytes:
+    return f'{{"model": "{name}", "inputs": {{"x": [[3, 4]]}}}}'.encode()
+
+
+def test_a_client_that_asks_several_models_in_turns_has_a_form_for_each() -> None:
+    cache = FormCache()
+    forms = {name: of_model(name) for name in ("a", "b", "c")}
+    for form in forms.values():
+        assert cache.wants()
+        cache.learn(form)
+    for name, form in forms.items():
+        assert cache.form_of(asks(name)) is form
+        cache.was_of_use()
+    assert cache.form_of(asks("d")) is None
+
+
+def test_the_number_of_forms_is_bounded_and_the_first_ones_stay() -> None:
+    cache = FormCache()
+    forms = [of_model(str(n)) for n in range(20)]
+    for form in forms:
+        cache.learn(form)
+        cache.was_of_use()
+    assert [cache.first, *cache.others] == [*forms[:3], forms[-1]]
+
+
+def test_a_form_of_a_model_that_has_gone_makes_room() -> None:
+    cache, gone = FormCache(), Model()
+    prepared: tuple[Any, ...] = ({"x": np.zeros((1, 2), np.float32)}, 1, ("y",), None, 0, None)
+    old = RawForm(PredictRequest(model="old"), None, cast(LoadedModel, gone), prepared)
+    same, new = of_model("a"), of_model("a")
+    for form in (old, same):
+        cache.learn(form)
+    del gone
+    gc.collect()
+    cache.learn(new)
+    assert (cache.first, [*cache.others]) == (new, [])
+
+
+def test_bodies_that_are_all_different_are_not_looked_at_for_ever() -> None:
+    cache = FormCache()
+    looked = 0
+    for n in range(2500):
+        if cache.wants():
+            looked += 1
+            cache.learn(of_model(str(n)))
+    assert 8 <= looked <= 3 * 8
+    assert cache.form_of(asks("0")) is None
+    while not cache.wants():
+        pass
+    form = of_model("a")
+    cache.learn(form)
+    assert cache.form_of(asks("a")) is form
+    for _ in range(100):
+        cache.was_of_use()
+        cache.learn(form)
+    assert cache.form_of(asks("a")) is form

@@ -20,7 +20,7 @@ from app.api.fast import response
 from app.api.fast.protocol import FastProtocol, fast_protocol
 from app.main import create_app
 from app.settings import Settings
-from tests.support.packages import write_package
+from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
 
 MANY = 5
@@ -114,6 +114,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     write_package(tmp_path, "mlp")
+    write_package(tmp_path, "pair", model=pair_model())
     settings = Settings(engines_dir=tmp_path, monitor_share=0.0)
     app = create_app(settings)
     async with app.router.lifespan_context(app):
@@ -136,6 +137,102 @@ async def test_each_gets_its_own_answer(service: Service) -> None:
     assert len({wire.answers()[0][1]["id"] for _, wire in connections}) == MANY
     assert service.responses("ok") == before + MANY
     assert service.state.total_requests == answered + MANY
+
+
+class Asks:
+    """Requests of one client, each its own in what clients tell apart."""
+
+    def __init__(self, model: str = "mlp") -> None:
+        self._model = model
+
+    def __call__(self, number: int, timeout_ms: float | None = None, **headers: str) -> bytes:
+        fields: dict[str, Any] = {"model": self._model, "id": f"r-{number}"}
+        if timeout_ms is not None:
+            fields["timeout_ms"] = timeout_ms
+        one = {"x": [[number, 0.0, 0.0, 0.0]]}
+        two = {"item": [[number, 0.0, 0.0]], "user": [2.0]}
+        fields["inputs"] = one if self._model == "mlp" else two
+        return request(orjson.dumps(fields), **headers)
+
+    @staticmethod
+    def answer(body: Any) -> float:
+        return float(body["outputs"]["z"][0][0])
+
+
+@pytest.mark.parametrize("model", ["mlp", "pair"])
+@pytest.mark.parametrize("timeout_ms", [None, 5000])
+async def test_what_each_has_for_itself_does_not_part_them(
+    service: Service, model: str, timeout_ms: float | None
+) -> None:
+    """An id, a trace, a deadline, several inputs: all of one turn still make one batch."""
+    connections, ask = [service.connect() for _ in range(MANY)], Asks(model)
+    for turn in range(3):
+        for at, (connection, wire) in enumerate(connections):
+            wire.sent = b""
+            own = None if timeout_ms is None else timeout_ms + at + turn
+            connection.data_received(ask(at + 10 * turn, own, traceparent=f"00-{turn}-{at}"))
+        await until(lambda: all(wire.sent for _, wire in connections))
+        for at, (_, wire) in enumerate(connections):
+            ((head, body),) = wire.answers()
+            assert (body["id"], ask.answer(body)) == (f"r-{at + 10 * turn}", 2.0 * (at + 10 * turn))
+            assert f"x-request-id: {body['id']}".encode() in head
+    assert [wire.answers()[0][1]["timing"]["batch_size"] for _, wire in connections] == [MANY] * MANY
+
+
+async def test_a_deadline_that_has_passed_costs_only_its_own_request(service: Service) -> None:
+    (first, wire), (late, refused), ask = service.connect(), service.connect(), Asks()
+    for timeouts_ms in ((5000, 5000), (5000, 0), (5000, 5000)):
+        for connection, to, timeout_ms in ((first, wire, timeouts_ms[0]), (late, refused, timeouts_ms[1])):
+            to.sent = b""
+            connection.data_received(ask(3, timeout_ms))
+        await until(lambda: bool(wire.sent and refused.sent))
+        assert ask.answer(wire.answers()[0][1]) == 6.0
+        code = refused.answers()[0][1].get("code")
+        assert code == ("deadline_exceeded" if timeouts_ms[1] == 0 else None)
+
+
+async def test_a_client_may_ask_several_models_in_turns(service: Service) -> None:
+    connections = [(*service.connect(), Asks(model)) for model in ("mlp", "pair") * MANY]
+    for turn in range(4):
+        for at, (connection, wire, ask) in enumerate(connections):
+            wire.sent = b""
+            connection.data_received(ask(at + turn))
+        await until(lambda: all(wire.sent for _, wire, _ in connections))
+        for at, (_, wire, ask) in enumerate(connections):
+            assert ask.answer(wire.answers()[0][1]) == 2.0 * (at + turn)
+    sizes = [wire.answers()[0][1]["timing"]["batch_size"] for _, wire, _ in connections]
+    assert sizes == [MANY] * len(connections)
+
+
+@pytest.mark.parametrize("where", ["refusal", "run_joined", "submit_alike", "submit"])
+async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
+    service: Service, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    connections, ask = [service.connect() for _ in range(MANY)], Asks()
+    timeout_ms = 5000 if where == "submit" else None
+    for connection, wire in connections:
+        connection.data_received(ask(1, timeout_ms))
+        await until(lambda wire=wire: bool(wire.sent))  # type: ignore[misc]
+        wire.sent = b""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no memory left")
+
+    scheduler = service.app.state.repository.resolve("mlp", None).scheduler
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler, "run_joined", lambda *_: None)
+        patched.setattr(scheduler, where, fail)
+        for connection, _ in connections:
+            connection.data_received(ask(1, timeout_ms))
+        await until(lambda: all(wire.sent for _, wire in connections))
+    for connection, wire in connections:
+        ((head, body),) = wire.answers()
+        assert head.startswith(b"HTTP/1.1 500")
+        assert body["code"] == "internal"
+        wire.sent = b""
+        connection.data_received(ask(2, timeout_ms))
+    await until(lambda: all(wire.sent for _, wire in connections))
+    assert [ask.answer(wire.answers()[0][1]) for _, wire in connections] == [4.0] * MANY
 
 
 async def test_what_comes_before_the_answer_waits_for_it(service: Service) -> None:

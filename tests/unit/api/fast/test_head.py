@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.fast.head import Heads, read_head
+from app.api.fast.head import Head, Heads, read_head
 
 LIMIT = 1000
 
@@ -81,7 +83,7 @@ def test_a_known_head_is_not_read_again_and_their_number_is_bounded() -> None:
     for n in range(2000):
         assert heads.find(block(f"x-request-id: {n}")) is not None
     assert len(heads.known) <= 512
-    large = block("x-filler: " + "f" * 3000)
+    large = block("x-filler: " + "f" * 9000)
     assert heads.find(large) is not None
     assert large not in heads.known
 
@@ -119,3 +121,77 @@ def test_the_body_is_what_the_ordinary_parser_takes_for_it(lines: list[str], tai
     parser = httptools.HttpRequestParser(reader)
     parser.feed_data(head_block + tail[: head.length])
     assert reader.bodies == [tail[: head.length]]
+
+
+def test_heads_that_differ_in_what_means_nothing_share_their_forms() -> None:
+    heads = Heads(LIMIT)
+    first = heads.find(block("user-agent: a", "traceparent: 00-1"))
+    for lines in (["traceparent: 00-2"], ["cookie: a=b; c", "Forwarded: for=1"], [], ["x-request-id: 7"]):
+        head = heads.find(block(*lines))
+        assert head is not None
+        assert first is not None
+        assert head.forms is first.forms
+
+
+def test_texts_of_any_length_share_their_forms_and_raw_bodies_do_not() -> None:
+    def found(length: str, *lines: str, target: str = "/v1/predict") -> Head:
+        head = heads.find(block(*lines, length=length, target=target))
+        assert head is not None
+        assert head.length == int(length)
+        return head
+
+    heads = Heads(LIMIT)
+    assert found("10").forms is found("11").forms
+    assert found("10").forms is not found("10", "x-api-key: other").forms
+    raw, target = "content-type: application/octet-stream", "/v1/predict?model=m"
+    assert found("8", raw, target=target).forms is not found("12", raw, target=target).forms
+    assert found("8", raw, target=target).forms is found("8", raw, "cookie: a", target=target).forms
+
+
+def test_every_request_has_its_own_id() -> None:
+    heads = Heads(LIMIT)
+    for lines, request_id in (
+        (["x-request-id: a"], "a"),
+        (["X-Request-Id: b c"], "b c"),
+        ([], None),
+        (["x-request-id: d", "x-request-id: e"], "d"),
+        (["x-request-id: f"], "f"),
+        (["x-request-id:"], None),
+        (["x-request-id: \xe9", "x-request-id: g"], "\xe9"),
+        (["x-request-id:h", "x-request-id: i"], "h"),
+        (["cookie: x-request-id: j"], None),
+        ([], None),
+    ):
+        head = heads.find(block(*lines))
+        assert head is not None, lines
+        assert head.request_id == request_id, lines
+
+
+VARIED = st.sampled_from(
+    [
+        "traceparent: 00-1", "traceparent: 00-2", "cookie: a; content-length: 4", "x: y\r\n content-length: 9",
+        "x: y\r\n\tz", " folded", "x:y", "x: ", "x : y", "x:  y", "x: y ", "x: \xe9", "x: \x01", "x: \ny", "x: y\r",
+        "\rx: y",
+        "x-request-id: 1", "X-Request-ID: 2", "x-request-id: \xe9", "x-request-id:3", "x-request-id: 4\r\n 5",
+        "content-length: 3", "Content-Length: 3", "content-length: 5", "content-type: application/json",
+        "content-type: text/xml", "connection: close", "Connection: keep-alive", "proxy-connection: close",
+        "te: trailers",
+        "Transfer-Encoding: chunked", "expect: 100-continue", "upgrade: h2c", "trailer: x", "authorization: Bearer 1",
+        "x-api-key: 2", "keep-alive: 5", "host: other", "", "x",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=1500)
+@given(st.lists(st.lists(VARIED, max_size=4), min_size=1, max_size=5), st.sampled_from(["", "3"]))
+def test_a_head_that_was_seen_with_other_lines_is_read_as_if_it_were_new(
+    variants: list[list[str]], length: str
+) -> None:
+    heads = Heads(LIMIT)
+    for lines in variants:
+        head_block = block(*lines, length=length)
+        head_block = head_block[: head_block.index(b"\r\n\r\n") + 4]
+        found, new = heads.find(head_block), read_head(head_block, LIMIT)
+        assert (found is None) == (new is None)
+        if found is not None and new is not None:
+            assert replace(found, forms=new.forms) == new
