@@ -192,8 +192,9 @@ class FormCache:
         """What a body had that was looked at."""
         self._patience -= 1
         if self._patience <= 0:
-            self.first, self.others = None, ()
             self._patience, self._pause = _PATIENCE, _PAUSE
+            if form is not None:  # to try those that are known is in vain too
+                self.first, self.others = None, ()
         elif form is not None:
             known = [] if self.first is None else [self.first, *self.others]
             kept = [other for other in known if other.model is not None and other.key != form.key]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.clients import PLAIN
 from benchmarks.peers.goals import GOALS, is_met, ratio
 from benchmarks.peers.peers import PEERS
 
@@ -28,6 +29,8 @@ def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown of all parts that were measured."""
     sections = [_goals(parts)]
     sections += [_part(parts[name]) for name in ("json", "binary", "large") if name in parts]
+    if "clients" in parts:
+        sections.append(_clients(parts["clients"]))
     if "decode" in parts:
         sections.append(_decode(parts["decode"]))
     if parts:
@@ -97,6 +100,34 @@ def _failed(part: Mapping[str, Any]) -> str:
         return ""
     lines = [f"- {TITLES.get(name, name)}: {reason}" for name, reason in part["failed"].items()]
     return "\n\nNot measured, or not to the end:\n\n" + "\n".join(lines)
+
+
+def _clients(part: Mapping[str, Any]) -> str:
+    rows = []
+    for server, found in part["rounds"].items():
+        plain = found[PLAIN]
+        for client, summaries in found.items():
+            shares = [a["rate"] / b["rate"] for a, b in zip(summaries, plain, strict=True)]
+            rows.append(
+                (
+                    TITLES.get(server, server),
+                    client,
+                    f"{statistics.median(summary['rate'] for summary in summaries):,.0f}",
+                    f"{statistics.median(summary['p99_ms'] for summary in summaries):.2f}",
+                    "" if client == PLAIN else f"{statistics.median(shares):.2f}",
+                    "" if client == PLAIN else f"{min(shares):.2f} – {max(shares):.2f}",
+                )
+            )
+    every = [
+        summary for found in part["rounds"].values() for summaries in found.values() for summary in summaries
+    ]
+    return (
+        "## The same network, and clients that are not a benchmark\n\n"
+        f"JSON, {part['requests']} different requests each; closed loop of {part['connections']} connections, "
+        f"medians of {len(plain)} rounds of {part['seconds']:g} s, in turns; {_machine(part)}; the hypervisor took "
+        f"{max(summary['stolen'] for summary in every):.1%} of the cores' time in the worst measurement.\n\n"
+        + _table(("server", "requests", "requests/s", "p99 ms", "÷ as in a benchmark", "of the rounds"), rows)
+    )
 
 
 def _decode(part: Mapping[str, Any]) -> str:

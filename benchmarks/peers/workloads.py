@@ -12,6 +12,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 SMALL = (64, 256, 128, 1)
+#: How many of the small network's numbers are the first of two inputs.
+USER = 16
 IMAGE = (3, 224, 224)
 
 
@@ -64,6 +66,19 @@ def small_network() -> onnx.ModelProto:
             nodes.append(helper.make_node("Relu", [made], [f"r{layer}"], f"relu{layer}"))
         last = f"r{layer}"
     return _model(nodes, weights, (SMALL[0],), (SMALL[-1],))
+
+
+def two_inputs() -> onnx.ModelProto:
+    """The small network with its input in two pieces, user [batch, 16] and item [batch, 48]."""
+    model = small_network()
+    sizes = {"user": USER, "item": SMALL[0] - USER}
+    del model.graph.input[:]
+    model.graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in sizes.items()
+    )
+    model.graph.node.insert(0, helper.make_node("Concat", list(sizes), ["x"], "concat", axis=1))
+    return model
 
 
 def last_pixels() -> onnx.ModelProto:

@@ -132,6 +132,7 @@ class Exchanges:
         arrays = form.decode_joined(neighbours(rooms), count) if rooms else form.decode(apart)
         if arrays is None:
             return False
+        del apart  # its texts lie in the cache of the processor: the answers can have their place
         heads[0].forms.was_of_use()
         first = min(deadlines) if deadlines else None
         if first is None or (

@@ -164,6 +164,9 @@ class FastProtocol(PunctualProtocol):
             self._receiver = BodyReceiver(self, self.memory)
         return self._receiver
 
+    def find_head(self, block: bytes) -> Head | None:
+        return self.heads.find(block)
+
     def head_received(self, block: bytes) -> bool:
         """A whole head that the receiver expected; whether its body belongs to the receiver."""
         self.data_received(block)

@@ -1,7 +1,7 @@
 """Receives large bodies from the kernel straight into the memory in which they stay.
 
 While it stands in for its connection at the transport, it offers room for the rest of one body. After a large body
-it goes on standing there and offers room for the same head and a body of the same length: a client that sends such
+it goes on standing there and offers room for a head like its and a body of the same length: a client that sends such
 bodies sends many. Memory is taken only when there is something to read. Whatever else comes is handed to the
 connection, which then reads for itself again.
 """
@@ -23,6 +23,10 @@ class Connection(Protocol):
     """What stands behind a receiver."""
 
     transport: asyncio.Transport
+
+    def find_head(self, block: bytes) -> Head | None:
+        """What a whole head says; None when the ordinary path must take it."""
+        ...
 
     def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
         """A whole request at once; False when it must come as `head_received` and `body_received`."""
@@ -133,13 +137,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         if is_whole:
             self._room, self._at, self._filled = None, 0, True
         if start and not began:
-            head = self._head
-            assert head is not None
-            if (
-                is_whole
-                and view[:start] == self._block
-                and self._connection.request_received(head, room, view[start:].toreadonly())
-            ):
+            head = self._like_the_last(view[:start]) if is_whole else None
+            if head is not None and self._connection.request_received(head, room, view[start:].toreadonly()):
                 return
             if not self._is_expected(view[:at]):
                 return
@@ -155,15 +154,27 @@ class BodyReceiver(asyncio.BufferedProtocol):
 
     def _is_expected(self, first: memoryview) -> bool:
         """Whether the first bytes of a request begin a body that belongs in here; else they are dealt with."""
-        block, connection = self._block, self._connection
-        head = bytes(first[: len(block)])
-        if head == block and connection.head_received(block):
+        connection, start = self._connection, len(self._block)
+        block = bytes(first[:start])
+        is_like = self._like_the_last(block) is not None
+        if is_like and connection.head_received(block):
             return True
-        rest = bytes(first[len(block) :] if head == block else first)
+        rest = bytes(first[start:] if is_like else first)
         self.stop()
         if rest:
             connection.data_received(rest)
         return False
+
+    def _like_the_last(self, block: bytes | memoryview) -> Head | None:
+        """What `block` says if it is a head as long as the last one, and its body too; a trace or an id may differ."""
+        last = self._head
+        if block == self._block:
+            return last
+        head = self._connection.find_head(bytes(block)) if len(block) == len(self._block) else None
+        if head is None or last is None or not head.keep_alive:
+            return None
+        is_alike = head.length == last.length and (head.envelope is None) == (last.envelope is None)
+        return head if is_alike else None
 
     def eof_received(self) -> None:
         self._connection.eof_received()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,8 @@ from app.api.fast.receiver import BodyReceiver
 SIZE = 300_000
 BLOCK = b"POST /x HTTP/1.1\r\n\r\n"
 HEAD = Head("/x", SIZE, True, None, None, None)
+TRACED_BLOCK = b"POST /y HTTP/1.1\r\n\r\n"  # as long as the other
+TRACED = Head("/y", SIZE, True, None, "trace", None)
 
 
 class Connection(asyncio.Protocol):
@@ -26,6 +29,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, memory: BodyMemory) -> None:
         self.receiver = BodyReceiver(self, memory)
         self.seen: list[str | bytes] = []
+        self.heads: list[Head] = []
         self.bodies: list[memoryview] = []
         self.accepts = True
         self.whole = False  # whether requests are taken whole
@@ -39,14 +43,19 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self.receiver.expect(HEAD, BLOCK)
 
+    def find_head(self, block: bytes) -> Head | None:
+        return TRACED if block == TRACED_BLOCK else None
+
     def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
         assert head.length == SIZE
+        self.heads.append(head)
         if self.whole:
             self.bodies.append(body)
             self._note("body")
         return self.whole
 
     def head_received(self, block: bytes) -> bool:
+        assert block in (BLOCK, TRACED_BLOCK)
         self._note("head")
         return self.accepts
 
@@ -120,6 +129,49 @@ def test_bodies_lie_aligned_in_memory_that_is_free_as_soon_as_nobody_looks(
         free = memory.take(len(BLOCK), SIZE, several=False).view  # while it waits for the next
         assert address(free[len(BLOCK) :]) // 4096 in places
         assert connection.receiver.active
+
+    run(scene)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_head_with_another_trace_is_expected_too(run: Callable[[Scene], None], whole: bool) -> None:
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        connection.whole = whole
+        for block in (TRACED_BLOCK, BLOCK, TRACED_BLOCK):
+            await asyncio.get_running_loop().sock_sendall(client, block + b"a" * SIZE)
+            await connection.until("body")
+            (body,) = connection.bodies
+            assert body == b"a" * SIZE
+            assert address(body) % ALIGNMENT == 0
+            assert connection.seen == (["body"] if connection.heads and whole else ["head", "body"])
+            connection.bodies.clear()
+            connection.seen.clear()
+            del body
+        assert connection.receiver.active
+        if whole and connection.heads:
+            assert connection.heads[-1] is TRACED
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Head("/y", SIZE + 1, True, None, None, None),
+        Head("/y", SIZE, False, None, None, None),
+        Head("/y", SIZE, True, PredictRequest(model="m"), None, None),
+    ],
+)
+def test_a_head_that_is_not_like_the_last_is_left_to_the_connection(
+    run: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch, other: Head
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "TRACED", other)
+
+    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+        await asyncio.get_running_loop().sock_sendall(client, TRACED_BLOCK + b"a" * 100)
+        await connection.until(TRACED_BLOCK + b"a" * 100)
+        assert not connection.receiver.active
+        assert not connection.bodies
 
     run(scene)
 
