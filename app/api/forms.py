@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 from weakref import ref
 
@@ -41,6 +42,36 @@ class Apart(NamedTuple):
     timeouts_ms: Sequence[float] | None = None
 
 
+class Decoded(NamedTuple):
+    """The inputs of several bodies, as one request of all their rows.
+
+    Attributes:
+        rows: of each.
+    """
+
+    arrays: Arrays
+    rows: Sequence[int]
+
+    def each(self) -> Iterator[Arrays]:
+        """Body by body."""
+        count, names = len(self.rows), tuple(self.arrays)
+        if min(self.rows) == max(self.rows):
+            columns = [
+                array.reshape(count, len(array) // count, *array.shape[1:]) for array in self.arrays.values()
+            ]
+            return (dict(zip(names, mine, strict=True)) for mine in zip(*columns, strict=True))
+        bounds = pairwise([0, *accumulate(self.rows)])
+        return ({name: array[start:stop] for name, array in self.arrays.items()} for start, stop in bounds)
+
+    def part(self, start: int, stop: int) -> Decoded:
+        """Of some of the bodies, where all of them are not."""
+        if stop - start == len(self.rows):
+            return self
+        first, last = sum(self.rows[:start]), sum(self.rows[:stop])
+        arrays = {name: array[first:last] for name, array in self.arrays.items()}
+        return Decoded(arrays, self.rows[start:stop])
+
+
 class Form(ABC):
     """What the bodies of a kind have in common.
 
@@ -50,11 +81,12 @@ class Form(ABC):
     Attributes:
         key: equal for forms that are the same but perhaps for the model.
         envelope: theirs.
-        rest: what was prepared of them but for the arrays and the deadline.
+        rows: of what was prepared.
+        rest: what was prepared of them but for the arrays, their rows and the deadline.
         small: whether several bodies are read quicker together than one by one.
     """
 
-    __slots__ = ("_model", "_timeout_ms", "envelope", "inputs", "key", "rest", "small")
+    __slots__ = ("_model", "_timeout_ms", "envelope", "inputs", "key", "rest", "rows", "small")
 
     def __init__(
         self,
@@ -64,16 +96,16 @@ class Form(ABC):
         prepared: Prepared,
         around: tuple[bytes, ...] = (),
     ) -> None:
-        arrays, *_ = prepared
+        arrays, self.rows, outputs, precision, priority, _ = prepared
         self._model = ref(model)  # a form must not keep an unloaded model alive
         self._timeout_ms = timeout_ms
         self.inputs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
         self.envelope = envelope
-        self.rest = rows, outputs, precision, priority = prepared[1:-1]
+        self.rest = outputs, precision, priority
         self.small = sum(array.nbytes for array in arrays.values()) <= _LARGE_BYTES
         asked = envelope.model, envelope.version, envelope.id, timeout_ms
         inputs = [(name, dtype.str, shape) for name, dtype, shape in self.inputs]
-        self.key = (*asked, *inputs, rows, tuple(outputs), precision, priority, *around)
+        self.key = (*asked, *inputs, self.rows, tuple(outputs), precision, priority, *around)
 
     @property
     def model(self) -> LoadedModel | None:
@@ -97,10 +129,10 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def decode(self, apart: Apart) -> Arrays | None:
-        """The inputs of all bodies, along a new first axis; None when one of them is in doubt."""
+    def decode(self, apart: Apart) -> Decoded | None:
+        """None when one of the bodies is in doubt."""
 
-    def decode_joined(self, bodies: Body, count: int) -> Arrays | None:
+    def decode_joined(self, bodies: Body, count: int) -> Decoded | None:
         """`decode` of bodies that lie one behind the other, where they lie."""
         raise TypeError("bodies are numbers of a raw form")
 
@@ -118,19 +150,6 @@ class Form(ABC):
         timeout_s = self._timeout_ms / 1e3
         return [at + timeout_s for at in came]
 
-    def join(self, arrays: Arrays) -> Arrays:
-        """What `decode` gave as the inputs of one request of all their rows."""
-        return {
-            name: array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
-            for name, array in arrays.items()
-        }
-
-
-def each(arrays: Arrays) -> Iterator[Arrays]:
-    """What `decode` gave, request by request."""
-    names = tuple(arrays)
-    return (dict(zip(names, mine, strict=True)) for mine in zip(*arrays.values(), strict=True))
-
 
 class RawForm(Form):
     """Bytes of one input; all bodies of one head have one length."""
@@ -143,14 +162,14 @@ class RawForm(Form):
     def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
         return Apart([[text[start:] if start else text for text, start in zip(texts, starts, strict=True)]])
 
-    def decode(self, apart: Apart) -> Arrays | None:
+    def decode(self, apart: Apart) -> Decoded | None:
         (bodies,) = apart.numbers
         return self.decode_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
 
-    def decode_joined(self, bodies: Body, count: int) -> Arrays | None:
+    def decode_joined(self, bodies: Body, count: int) -> Decoded | None:
         ((name, dtype, shape),) = self.inputs
-        array: Array = np.ndarray((count, *shape), dtype, bodies)
-        return {name: array} if is_finite(array) else None
+        array: Array = np.ndarray((count * shape[0], *shape[1:]), dtype, bodies)
+        return Decoded({name: array}, [self.rows] * count) if is_finite(array) else None
 
 
 class FormCache:

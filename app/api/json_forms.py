@@ -4,22 +4,23 @@ perhaps an id, and perhaps a timeout."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise, repeat
+from itertools import accumulate, pairwise, repeat
+from operator import mul
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from app.api.codecs import Body, PredictRequest
-from app.api.forms import Apart, Form
-from app.api.json_tensors import WAYS, decode_rows
+from app.api.forms import Apart, Decoded, Form
+from app.api.json_tensors import WAYS, decode_lists
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
-from app.tensors import Arrays
+from app.tensors import Array, Arrays
 
-#: An input of one row: its name, the brackets around its numbers, and these.
-_INPUT = re.compile(rb'"([^"\\]*)"\s*:\s*(\[[\[\s]*)([^\[\]"]*)\]')
+#: An input: its name, the brackets before its numbers, and these; rows are lists inside a list, or numbers in one.
+_INPUT = re.compile(rb'"([^"\\]*)"\s*:\s*(?:(\[\s*\[[\[\s]*)([^"]*?)\]\s*\]|(\[)([^\[\]"]*)\])')
 _ID = re.compile(rb'(?<!\\)"id"\s*:\s*"([^"\\]*)"')
 _TIMEOUT = re.compile(rb'(?<!\\)"timeout_ms"\s*:\s*([-+.\deE]+)')
 #: A number in JSON that is not negative.
@@ -41,7 +42,7 @@ class Gap(NamedTuple):
 class JsonForm(Form):
     """A text with gaps, and the same text around them."""
 
-    __slots__ = ("_after", "_before", "_between", "_id_at", "_numbers_at", "_timeout_at")
+    __slots__ = ("_after", "_any_rows", "_before", "_between", "_id_at", "_numbers_at", "_one", "_timeout_at")
 
     def __init__(
         self,
@@ -61,6 +62,8 @@ class JsonForm(Form):
         if self._timeout_at is not None:
             envelope, timeout_ms = replace(envelope, timeout_ms=None), None
         super().__init__(envelope, timeout_ms, model, prepared, (before, *between, after))
+        self._any_rows = model.signature.batch_dim is not None
+        self._one = 1 if self._any_rows else self.rows
         self._numbers_at = [places["numbers", name] for name, _, _ in self.inputs]
         self._before = before
         self._between = between
@@ -97,14 +100,30 @@ class JsonForm(Form):
             return None
         return Apart([columns[at] for at in self._numbers_at], ids, timeouts_ms)
 
-    def decode(self, apart: Apart) -> Arrays | None:
+    def decode(self, apart: Apart) -> Decoded | None:
         arrays: Arrays = {}
+        rows: Sequence[int] = ()
         for (name, dtype, shape), texts in zip(self.inputs, apart.numbers, strict=True):
-            array = decode_rows(texts, WAYS[dtype.name], shape)
-            if array is None:
+            found = decode_lists(texts, WAYS[dtype.name])
+            if found is None:
                 return None
-            arrays[name] = array
-        return arrays
+            numbers, lengths = found
+            own: Sequence[int]
+            if len(lengths) == len(texts):
+                own = lengths if self._any_rows and len(shape) == 1 else [self._one] * len(texts)
+            elif self._any_rows and len(shape) == 2:
+                own = [1 + bytes(text).count(b"[") for text in texts]
+            else:
+                return None
+            if len(shape) > 1 or not self._any_rows:
+                if set(lengths) != {shape[-1]}:
+                    return None
+                numbers = numbers.reshape(-1, *shape[1:])
+            if not all(own) or (rows and rows != own):
+                return None
+            rows = own
+            arrays[name] = numbers
+        return Decoded(arrays, rows)
 
 
 def _ids(texts: Sequence[bytes]) -> list[str] | None:
@@ -133,7 +152,7 @@ def json_form(
 ) -> Form | None:
     """The form of a body that was prepared; None when it has none.
 
-    Every input must have one row: as many lists as the array has dimensions, each inside the last.
+    Inputs of up to two dimensions may have any number of rows, those of more must have one.
 
     Args:
         timeout_ms: that holds, be it the request's or the service's own.
@@ -141,36 +160,49 @@ def json_form(
     if isinstance(body, memoryview):
         return None
     body = bytes(body)
-    gaps = _gaps(body, envelope, prepared[0])
+    gaps = _gaps(body, envelope, prepared[0], model.signature.batch_dim is not None)
     if gaps is None:
         return None
     form = JsonForm(envelope, timeout_ms, model, prepared, body, gaps)
     apart = form.take_apart([body], [0])
-    read = None if apart is None else form.decode(apart)
-    if read is None or not all(np.array_equal(read[name][0], array) for name, array in prepared[0].items()):
-        return None  # an odd text, which it would read otherwise
-    return form
+    decoded = None if apart is None else form.decode(apart)
+    if decoded is None:
+        return None
+    (read,) = decoded.each()
+    alike = all(np.array_equal(read[name], array) for name, array in prepared[0].items())
+    return form if alike else None  # else it is an odd text, which it would read otherwise
 
 
-def _gaps(body: bytes, envelope: PredictRequest, arrays: Arrays) -> list[Gap] | None:
+def _gaps(body: bytes, envelope: PredictRequest, arrays: Arrays, any_rows: bool) -> list[Gap] | None:
     """In their order; None when the text is not one of plain lists."""
-    lists = sum(array.ndim for array in arrays.values()) + (envelope.outputs is not None)
+    lists = sum(_lists(array) for array in arrays.values()) + (envelope.outputs is not None)
     if body.count(b"[") != lists:
         return None  # other lists, or brackets in a text
     gaps = []
     for found in _INPUT.finditer(body):
         name = found[1].decode("utf-8", "replace")
+        group = 3 if found[3] is not None else 5
         array = arrays.get(name)
-        if array is None or not found[3].strip():
+        if array is None or not found[group].strip():
             continue  # the list of outputs
-        if array.dtype.kind == "b" or array.size != array.shape[-1] or found[2].count(b"[") != array.ndim:
+        may_be_several = any_rows and array.ndim <= 2
+        if array.dtype.kind == "b" or not (may_be_several or array.size == array.shape[-1]):
             return None
-        gaps.append(Gap(*found.span(3), "numbers", name))
+        if found[group - 1].count(b"[") != array.ndim:
+            return None
+        gaps.append(Gap(*found.span(group), "numbers", name))
     if sorted(gap.name for gap in gaps) != sorted(arrays):
         return None
     gaps += _found_once(_ID, body, "id") if envelope.id is not None else []
     gaps += _found_once(_TIMEOUT, body, "timeout") if envelope.timeout_ms is not None else []
     return sorted(gaps)
+
+
+def _lists(array: Array) -> int:
+    """How many lists an array is in JSON."""
+    above: Sequence[int] = array.shape[:-1]
+    opened: Iterable[int] = accumulate(above, mul)
+    return 1 + sum(opened)
 
 
 def _found_once(pattern: re.Pattern[bytes], body: bytes, kind: Kind) -> list[Gap]:

@@ -111,26 +111,22 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
         return None
 
 
-def decode_rows(
-    texts: Sequence[bytes | bytearray | memoryview], way: Way, shape: tuple[int, ...]
-) -> Array | None:
-    """What stands between the brackets of lists of numbers, as arrays of `shape` along a new first axis; None when in
-    doubt.
+def decode_lists(texts: Sequence[bytes | bytearray | memoryview], way: Way) -> tuple[Array, list[int]] | None:
+    """What stands between the brackets of lists: all numbers, and how many of them each list has; None when in doubt.
 
-    They are parsed as one text. None may hold a bracket, so that none can lend another one; and each must be a full
-    list, so that none can lend another a number.
+    A text may hold several lists, with `],[` between them. All are parsed as one text, in which every `[` must open one
+    of the lists that were found: then none lies in another, and none begins in one text and ends in the next.
     """
-    together = b",".join(texts)
-    if b"[" in together or b"]" in together:
-        return None
+    together = b"[[" + b"],[".join(texts) + b"]]"
     try:
-        lists = _parse(b"[[" + b"],[".join(texts) + b"]]")
-        if set(map(len, lists)) != {shape[-1]}:
+        lists = _parse(together)
+        lengths = list(map(len, lists))
+        if together.count(b"[") != 1 + len(lengths):
             return None
         numbers = _strict.run(_to_dtype, lists, way)
-        return None if numbers is None else numbers.reshape(len(texts), *shape)
     except (TypeError, ValueError, AttributeError, FloatingPointError, RuntimeError):
         return None
+    return None if numbers is None else (numbers, lengths)
 
 
 def _to_dtype(value: Any, way: Way) -> Array | None:

@@ -79,12 +79,17 @@ class Answers:
         self._count(model, precision, [exchange.came for exchange in written])
 
     def write_joined(
-        self, model: LoadedModel, group: Sequence[Asked], ids: Sequence[str], answer: Answer, rows: int
+        self,
+        model: LoadedModel,
+        group: Sequence[Asked],
+        ids: Sequence[str],
+        answer: Answer,
+        rows: Sequence[int],
     ) -> None:
-        """Answers predictions of `rows` rows each that have one answer together, and sends them.
+        """Answers predictions that have one answer together, and sends them.
 
         Args:
-            ids: of each.
+            ids, rows: of each.
         """
         written = Identities(ids)
         try:

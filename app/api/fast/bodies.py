@@ -8,8 +8,7 @@ step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from operator import add
 
 import numpy as np
@@ -72,17 +71,18 @@ def alike_bodies(ids: Identities, model: str, version: str, answers: Sequence[An
     return _rows(ids, model, version, answers[0].precision, joined, timings)
 
 
-def joined_bodies(ids: Identities, model: str, version: str, answer: Answer, rows: int) -> Bodies:
-    """`encode_answer` for requests of `rows` rows each that were answered together by one answer."""
-    made = (
-        _rows(ids, model, version, answer.precision, answer.outputs, _timing(answer)) if rows == 1 else None
-    )
-    if made is not None:
-        return made
+def joined_bodies(ids: Identities, model: str, version: str, answer: Answer, rows: Sequence[int]) -> Bodies:
+    """`encode_answer` for requests that were answered together by one answer. `rows`: of each."""
+    if max(rows) == 1:
+        made = _rows(ids, model, version, answer.precision, answer.outputs, _timing(answer))
+        if made is not None:
+            return made
     bodies = []
-    for at, identity in enumerate(ids.texts):
-        mine = {name: array[at * rows : (at + 1) * rows] for name, array in answer.outputs.items()}
-        bodies.append(encode_answer(identity, model, version, replace(answer, outputs=mine)))
+    bounds = pairwise([0, *accumulate(rows)])
+    for identity, (start, stop) in zip(ids.texts, bounds, strict=True):
+        mine = {name: array[start:stop] for name, array in answer.outputs.items()}
+        own = Answer(mine, answer.precision, answer.queue_s, answer.compute_s, answer.batch_size)
+        bodies.append(encode_answer(identity, model, version, own))
     return Bodies(len(bodies), [bodies])
 
 

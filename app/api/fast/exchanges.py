@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from app.api.codecs import Body, PredictRequest, RawInputs, parse_predict
 from app.api.fast.answers import Answers, exchanges_of, report
@@ -13,7 +15,7 @@ from app.api.fast.grouping import MOST_TOGETHER, in_order, side_by_side
 from app.api.fast.head import Head
 from app.api.fast.memory import Room, neighbours
 from app.api.fast.response import ResponseHeads
-from app.api.forms import Apart, Form, RawForm, each
+from app.api.forms import Apart, Decoded, Form, RawForm
 from app.api.identity import new_id, new_ids
 from app.api.json_forms import json_form
 from app.api.service import Predictions, Prepared
@@ -122,40 +124,74 @@ class Exchanges:
         apart = form.take_apart(texts, starts)
         if apart is None:
             return False
-        count, (rows, outputs, precision, priority) = len(group), form.rest
+        count, (_, precision, priority) = len(group), form.rest
         ids, deadlines = _ids(form, heads, apart), form.deadlines(came, apart)
         refusal = model.scheduler.refusal(precision, priority, max(deadlines) if deadlines else None)
         if refusal is not None:
-            model.scheduler.refused(refusal, count, rows)
+            model.scheduler.refused(refusal, count, form.rows)
             self._refuse(exchanges_of(group, ids, model), refusal)
             return True
-        arrays = form.decode_joined(neighbours(rooms), count) if rooms else form.decode(apart)
-        if arrays is None:
+        decoded = form.decode_joined(neighbours(rooms), count) if rooms else form.decode(apart)
+        if decoded is None:
             return False
         del apart  # its texts lie in the cache of the processor: the answers can have their place
         heads[0].forms.was_of_use()
-        first = min(deadlines) if deadlines else None
-        if first is None or (
-            first > self.clock() and model.scheduler.refusal(precision, priority, first) is None
-        ):
-            joined = JoinedRequests(form.join(arrays), count * rows, outputs, precision, priority, first)
-            answer = model.scheduler.run_joined(joined, count)
-            if answer is not None:
-                self.answers.write_joined(model, group, ids, answer, rows)
-                return True
-        exchanges = exchanges_of(group, ids, model)
+        done = self._run_joined(form, model, group, ids, decoded, deadlines)
+        if done == count:
+            return True
+        exchanges = exchanges_of(group[done:], ids[done:], model)
         try:
-            own: Sequence[float | None] = deadlines or [None] * count
-            for exchange, mine, deadline in zip(exchanges, each(arrays), own, strict=True):
-                exchange.prepare(model, (mine, *form.rest, deadline))
-            self._submit_all(model, exchanges, alike=deadlines is None)
+            left, own = decoded.part(done, count), deadlines and deadlines[done:]
+            self._submit_all(form, model, exchanges, left, own)
         except Exception as fault:  # those that the scheduler has not taken would wait for ever
             self._refuse([e for e in exchanges if e.state == NEW and not e.settled], fault)
         return True
 
-    def _submit_all(self, model: LoadedModel, exchanges: Sequence[Exchange], alike: bool) -> None:
-        """alike: whether they differ in their numbers only."""
-        if alike:
+    def _run_joined(
+        self,
+        form: Form,
+        model: LoadedModel,
+        group: Sequence[Asked],
+        ids: Sequence[str],
+        decoded: Decoded,
+        deadlines: Sequence[float] | None,
+    ) -> int:
+        """Runs at once and answers what can be, by as many rows as fit. Returns how many requests, from the front."""
+        outputs, precision, priority = form.rest
+        first = min(deadlines) if deadlines else None
+        scheduler = model.scheduler
+        if first is not None and (
+            first <= self.clock() or scheduler.refusal(precision, priority, first) is not None
+        ):
+            return 0
+        ends = list(accumulate(decoded.rows))
+        start = before = 0
+        while start < len(group):
+            stop = bisect_right(ends, before + scheduler.room_for_joined(precision), start)
+            if stop == start:
+                break
+            part = decoded.part(start, stop)
+            joined = JoinedRequests(part.arrays, ends[stop - 1] - before, outputs, precision, priority, first)
+            answer = scheduler.run_joined(joined, stop - start)
+            if answer is None:
+                break
+            self.answers.write_joined(model, group[start:stop], ids[start:stop], answer, part.rows)
+            start, before = stop, ends[stop - 1]
+        return start
+
+    def _submit_all(
+        self,
+        form: Form,
+        model: LoadedModel,
+        exchanges: Sequence[Exchange],
+        decoded: Decoded,
+        deadlines: Sequence[float] | None,
+    ) -> None:
+        rows = decoded.rows
+        own: Sequence[float | None] = deadlines or [None] * len(rows)
+        for exchange, arrays, count, deadline in zip(exchanges, decoded.each(), rows, own, strict=True):
+            exchange.prepare(model, (arrays, count, *form.rest, deadline))
+        if deadlines is None and min(rows) == max(rows):
             admitted, error = model.scheduler.submit_alike(exchanges)
             if error is not None:
                 self._refuse(exchanges[admitted:], error)
@@ -197,14 +233,14 @@ class Exchanges:
                 exchange.model = model = self._repository.resolve(envelope.model, envelope.version)
                 if form.fits(model):
                     self._predictions.require_running()
-                    _, _, precision, priority = form.rest
+                    _, precision, priority = form.rest
                     deadlines = form.deadlines((exchange.came,), apart)
                     deadline = deadlines[0] if deadlines else None
                     self._predictions.require_room(model, precision, priority, deadline)
-                    arrays = form.decode(apart)
-                    if arrays is not None:
+                    decoded = form.decode(apart)
+                    if decoded is not None:
                         head.forms.was_of_use()
-                        exchange.prepare(model, (next(each(arrays)), *form.rest, deadline))
+                        exchange.prepare(model, (decoded.arrays, decoded.rows[0], *form.rest, deadline))
                         self._submit(model, exchange)
                         return
             exchange.model = None

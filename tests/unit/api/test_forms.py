@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.codecs import PredictRequest, parse_predict, raw_envelope
-from app.api.forms import Apart, Form, FormCache, RawForm, each
+from app.api.forms import Apart, Form, FormCache, RawForm
 from app.api.json_forms import json_form
 from app.errors import RequestError
 from app.serving.repository import LoadedModel
@@ -25,12 +25,16 @@ from tests.unit.api.test_json_tensors import signature_of
 
 
 class Model(SimpleNamespace):
-    """Forms only compare models."""
+    """Forms only compare models, and ask whether they take any number of rows."""
 
     __slots__ = ("__weakref__",)
 
 
-MODEL = cast(LoadedModel, Model())
+def model_of(batch_dim: str | None) -> LoadedModel:
+    return cast(LoadedModel, Model(signature=SimpleNamespace(batch_dim=batch_dim)))
+
+
+MODEL, ROWLESS = model_of("batch"), model_of(None)
 TWO = Signature(
     "m",
     {
@@ -51,25 +55,26 @@ def learned(
     shape: tuple[int | str, ...] = ("batch", "n"),
     signature: Signature | None = None,
     timeout_ms: float | None = None,
+    model: LoadedModel = MODEL,
 ) -> Form | None:
     """timeout_ms: the service's own."""
     envelope, inputs = parse_predict(body)
     arrays = inputs.decode(signature or signature_of(dtype, list(shape)))
     own_ms = timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
     deadline = None if own_ms is None else 1.0
-    return json_form(body, envelope, own_ms, MODEL, (arrays, 1, ("y",), None, envelope.priority, deadline))
+    return json_form(body, envelope, own_ms, model, (arrays, 1, ("y",), None, envelope.priority, deadline))
 
 
-def read(form: Form, *bodies: bytes) -> tuple[Apart, Arrays] | None:
-    """Of each, along a new first axis."""
+def read(form: Form, *bodies: bytes) -> tuple[Apart, list[Arrays]] | None:
+    """Of each."""
     apart = form.take_apart(bodies, [0] * len(bodies))
-    arrays = None if apart is None else form.decode(apart)
-    return None if apart is None or arrays is None else (apart, arrays)
+    decoded = None if apart is None else form.decode(apart)
+    return None if apart is None or decoded is None else (apart, list(decoded.each()))
 
 
 def alone(form: Form, body: bytes) -> Arrays | None:
     found = read(form, body)
-    return None if found is None else next(each(found[1]))
+    return None if found is None else found[1][0]
 
 
 def text(row: str, id: str = "a") -> bytes:
@@ -94,6 +99,7 @@ def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
         text("1, 2, [3]"),
         text("1], [2, 3"),
         text("1, 2], [3"),
+        text("1, 2, 3]], [[4, 5, 6"),
         text('1, 2, "3"'),
         text("1, 2, null"),
         text("1, 2, true"),
@@ -122,7 +128,8 @@ def test_what_differs_in_more_than_its_numbers_does_not_match(other: bytes) -> N
 @pytest.mark.parametrize(
     ("body", "shape"),
     [
-        (b'{"inputs": {"x": [[1, 2], [3, 4]]}}', ("batch", "n")),
+        (b'{"inputs": {"x": [[[1, 2]], [[3, 4]]]}}', ("batch", "m", "n")),
+        (b'{"inputs": {"x": [[[1, 2], [3, 4]]]}}', ("batch", "m", "n")),
         (b'{"inputs": {"x": [[1, 2]]}, "outputs": ["[", "y"]}', ("batch", "n")),
         (b'{"inputs": {"x": [[1, 2]]}, "outputs": null, "id": "["}', ("batch", "n")),
         (b'{"inputs": {"x": [[1, 2]]}, "id": "[["}', ("batch", "n")),
@@ -168,7 +175,7 @@ def test_each_has_its_own_id() -> None:
     apart, arrays = found
     assert apart.ids == ["b", "", "]], '[["]
     assert form.envelope.id is None
-    assert arrays["x"].tolist() == [[[4, 5, 6]], [[7, 8, 9]], [[1, 2, 3]]]
+    assert [mine["x"].tolist() for mine in arrays] == [[[4, 5, 6]], [[7, 8, 9]], [[1, 2, 3]]]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_each_has_its_own_deadline(around: str) -> None:
     found = read(form, body("50", "3, 4"), body("2.5e2", "5, 6"), body("0", "7, 8"))
     assert found is not None
     assert form.deadlines([1.0, 2.0, 3.0], found[0]) == pytest.approx([1.05, 2.25, 3.0])
-    assert found[1]["x"].tolist() == [[[3, 4]], [[5, 6]], [[7, 8]]]
+    assert [mine["x"].tolist() for mine in found[1]] == [[[3, 4]], [[5, 6]], [[7, 8]]]
     for odd in ("-1", "1e9", "1e999", "null", "01", "1_0", "", " 5", "1.", "true", '"5"', "NaN"):
         assert read(form, body("50", "3, 4"), body(odd, "3, 4")) is None, odd
 
@@ -217,21 +224,27 @@ def test_several_inputs_are_read_each_for_itself() -> None:
     assert found is not None
     apart, arrays = found
     assert apart.ids == ["b", "c"]
-    assert arrays["user"].tolist() == [[8], [9]]
-    assert arrays["item"].tolist() == [[[4, 5, 6]], [[0.5, 0, -1]]]
-    assert arrays["user"].dtype == np.int64
-    joined = form.join(arrays)
-    assert joined["user"].tolist() == [8, 9]
-    assert joined["item"].shape == (2, 3)
+    assert [mine["user"].tolist() for mine in arrays] == [[8], [9]]
+    assert [mine["item"].tolist() for mine in arrays] == [[[4, 5, 6]], [[0.5, 0, -1]]]
+    assert arrays[0]["user"].dtype == np.int64
+    decoded = form.decode(apart)
+    assert decoded is not None
+    assert decoded.arrays["user"].tolist() == [8, 9]
+    assert decoded.arrays["item"].shape == (2, 3)
+    assert list(decoded.rows) == [1, 1]
 
 
 @pytest.mark.parametrize(
     "other",
     [
         several([8, 9], [[4, 5, 6]]),
+        several([8], [[4, 5, 6], [1, 2, 3]]),
+        several([8, 9], [[4, 5, 6], [1, 2]]),
+        several([8, 9], [[4, 5, 6], [[1, 2, 3]]]),
+        several([[8], [9]], [[4, 5, 6], [1, 2, 3]]),
+        several([], []),
         several([8.5], [[4, 5, 6]]),
         several([8], [[4, 5]]),
-        several([8], [[4, 5, 6], [7, 8, 9]]),
         several([[8]], [[4, 5, 6]]),
         several(8, [[4, 5, 6]]),
         several([8], [[4, 5, 6]]).replace(b"user", b"item"),
@@ -250,13 +263,90 @@ def test_of_several_inputs_none_may_differ_in_more_than_its_numbers(other: bytes
 @pytest.mark.parametrize(
     "body",
     [
-        several([7, 8], [[1, 2, 3], [4, 5, 6]]),
         several([7], [[1, 2, 3]]).replace(b"user", b"\\u0075ser"),
         b'{"inputs": {"item": [[1, 2, 3]], "user": [7]}, "id": "["}',
     ],
 )
 def test_several_inputs_without_a_form(body: bytes) -> None:
     assert learned(body, signature=TWO) is None
+
+
+def test_each_has_its_own_rows() -> None:
+    form = learned(several([7, 8], [[1, 2, 3], [4, 5, 6]]), signature=TWO)
+    assert form is not None
+    found = read(
+        form,
+        several([9], [[7, 8, 9]]),
+        several([1, 2, 3], [[1, 2, 3], [4, 5, 6], [7, 8, 9]]).replace(b"], [", b"],["),
+        several([4, 5], [[0, 0, 0], [1, 1, 1]]),
+    )
+    assert found is not None
+    apart, arrays = found
+    assert [mine["user"].tolist() for mine in arrays] == [[9], [1, 2, 3], [4, 5]]
+    assert [mine["item"][:, 0].tolist() for mine in arrays] == [[7], [1, 4, 7], [0, 1]]
+    decoded = form.decode(apart)
+    assert decoded is not None
+    assert list(decoded.rows) == [1, 3, 2]
+    part = decoded.part(1, 3)
+    assert list(part.rows) == [3, 2]
+    assert part.arrays["user"].tolist() == [1, 2, 3, 4, 5]
+    assert part.arrays["item"][:, 0].tolist() == [1, 4, 7, 0, 1]
+
+
+def test_rows_may_be_numbers_and_there_is_one_at_least() -> None:
+    form = learned(b'{"inputs": {"x": [1, 2]}}', shape=("batch",))
+    assert form is not None
+    found = read(form, b'{"inputs": {"x": [3]}}', b'{"inputs": {"x": [4, 5, 6]}}')
+    assert found is not None
+    assert [mine["x"].tolist() for mine in found[1]] == [[3], [4, 5, 6]]
+    assert read(form, b'{"inputs": {"x": []}}', b'{"inputs": {"x": [4]}}') is None
+
+
+def test_a_model_without_a_batch_keeps_its_shape() -> None:
+    vector = learned(b'{"inputs": {"x": [1, 2, 3]}}', shape=("n",), model=ROWLESS)
+    assert vector is not None
+    found = read(vector, b'{"inputs": {"x": [4, 5, 6]}}', b'{"inputs": {"x": [7, 8, 9]}}')
+    assert found is not None
+    assert [mine["x"].tolist() for mine in found[1]] == [[4, 5, 6], [7, 8, 9]]
+    assert read(vector, b'{"inputs": {"x": [1, 2]}}') is None
+    matrix = learned(text("1, 2, 3"), model=ROWLESS)
+    assert matrix is not None
+    assert read(matrix, text("4, 5, 6")) is not None
+    assert read(matrix, text("4, 5, 6], [7, 8, 9")) is None
+    assert learned(text("1, 2, 3], [4, 5, 6"), model=ROWLESS) is None
+
+
+ROWS = st.lists(
+    st.lists(st.integers(-9, 9), min_size=2, max_size=2).map(lambda row: ", ".join(map(str, row))),
+    min_size=1,
+    max_size=4,
+).map("], [".join)
+ODD_ROWS = st.lists(
+    st.sampled_from(["1, 2", "3", "],[", "], [", "]", "[", ", ", ",", "]]", "[["]), max_size=6
+).map("".join)
+
+
+@settings(max_examples=1500)
+@given(st.lists(st.one_of(ROWS, ODD_ROWS), min_size=1, max_size=4))
+def test_rows_that_are_read_together_are_those_of_the_long_way(rows: list[str]) -> None:
+    form = learned(text("1, 2], [3, 4"))
+    assert form is not None
+    bodies = [text(row) for row in rows]
+    found = read(form, *bodies)
+    if found is None:
+        return
+    for body, arrays in zip(bodies, found[1], strict=True):
+        _, inputs = parse_predict(body)
+        np.testing.assert_array_equal(
+            arrays["x"], inputs.decode(signature_of("float32", ["batch", "n"]))["x"]
+        )
+
+
+@given(st.lists(ROWS, min_size=1, max_size=4))
+def test_plain_rows_are_always_read(rows: list[str]) -> None:
+    form = learned(text("1, 2], [3, 4"))
+    assert form is not None
+    assert read(form, *map(text, rows)) is not None
 
 
 FIELDS = st.permutations(
@@ -272,8 +362,9 @@ FIELDS = st.permutations(
 GAPS = st.tuples(
     st.sampled_from(["a", "", "b\\\"", '"', '", "id": "', "é", "[", "]", "timeout_ms", '\\"id\\": \\"x', "x" * 200]),
     st.sampled_from(["5", "5.5", "1e2", "0", "-1", "1e9", "null", "[1]", "5, 5", "05", "5 ", '5, "id": "b"']),
-    st.sampled_from(["1, 2, 3", "4,5,6.5", "1, 2", "1], [2", '1, 2, 3]], "user": [[7', "null, 2, 3", "", "1e39, 2"]),
-    st.sampled_from(["7", "8 ", "8.5", "7, 8", "true", "7], \"item\": [1", "99999999999999999999"]),
+    st.sampled_from(["1, 2, 3", "4,5,6.5", "1, 2", "1, 2, 3], [4, 5, 6",
+        "1], [2", '1, 2, 3]], "user": [[7', "null, 2, 3", "", "1e39, 2"]),
+    st.sampled_from(["7", "8 ", "8.5", "7, 8", "true", "7], \"item\": [1", "99999999999999999999", "1, 2"]),
 )  # fmt: skip
 
 
@@ -296,8 +387,8 @@ def test_whatever_stands_in_the_gaps_says_the_same_as_the_long_way(
     apart, arrays = found
     envelope, inputs = parse_predict(body)
     long_way = inputs.decode(TWO)
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array[0], long_way[name])
+    for name, array in arrays[0].items():
+        np.testing.assert_array_equal(array, long_way[name])
     assert apart.ids == [envelope.id]
     assert apart.timeouts_ms == [envelope.timeout_ms]
     assert envelope == replace(form.envelope, id=envelope.id, timeout_ms=envelope.timeout_ms)
@@ -363,12 +454,10 @@ def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> Non
     found = read(form, *bodies)
     if found is None:
         return
-    together = found[1]
-    for body, arrays in zip(bodies, each(together), strict=True):
+    for body, arrays in zip(bodies, found[1], strict=True):
         own = alone(form, body)
         assert own is not None
         np.testing.assert_array_equal(arrays["x"], own["x"])
-    np.testing.assert_array_equal(form.join(together)["x"], together["x"].reshape(-1, 3))
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,37 @@ async def test_a_client_may_ask_several_models_in_turns(service: Service) -> Non
     assert sizes == [MANY] * len(connections)
 
 
+async def test_requests_of_any_number_of_rows_make_batches_together(service: Service) -> None:
+    """The largest batch of this model has 16 rows, so they make several."""
+    connections = [service.connect() for _ in range(9)]
+    sizes: list[int] = []
+    for turn in range(3):
+        for at, (connection, wire) in enumerate(connections):
+            wire.sent = b""
+            rows = [[at + 10.0 * row, 0.0, 0.0, 0.0] for row in range(1 + (at + turn) % 4)]
+            connection.data_received(request(orjson.dumps({"model": "mlp", "inputs": {"x": rows}})))
+        await until(lambda: all(wire.sent for _, wire in connections))
+        sizes = []
+        for at, (_, wire) in enumerate(connections):
+            ((_, body),) = wire.answers()
+            z = body["outputs"]["z"]
+            assert [row[0] for row in z] == [2 * (at + 10.0 * row) for row in range(1 + (at + turn) % 4)]
+            sizes.append(body["timing"]["batch_size"])
+    assert sum(1 / size for size in sizes) < len(sizes) / 2  # most had company
+    assert max(sizes) <= 16
+
+
+async def test_more_rows_than_a_batch_holds_are_answered_whole(service: Service) -> None:
+    connection, wire = service.connect()
+    for count in (2, 2, 40):
+        wire.sent = b""
+        rows = [[float(row), 0.0, 0.0, 0.0] for row in range(count)]
+        connection.data_received(request(orjson.dumps({"model": "mlp", "inputs": {"x": rows}})))
+        await until(lambda: bool(wire.sent))
+        ((_, body),) = wire.answers()
+        assert [row[0] for row in body["outputs"]["z"]] == [2.0 * row for row in range(count)]
+
+
 @pytest.mark.parametrize("where", ["refusal", "run_joined", "submit_alike", "submit"])
 async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
     service: Service, monkeypatch: pytest.MonkeyPatch, where: str

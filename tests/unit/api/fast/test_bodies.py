@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import numpy as np
 import pytest
 
@@ -34,16 +36,20 @@ def test_answers_written_together_are_those_written_alone(dtype: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 2, 2), (3, 2000), (3, 0), (6, 4)])
-def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(shape: tuple[int, ...]) -> None:
-    rows = shape[0] // 3
-    whole = {"score": np.random.default_rng(0).normal(size=shape), "top": np.arange(3 * rows)}
-    joined = Answer(whole, "int8", 0.0, 0.00123, 3 * rows)
+@pytest.mark.parametrize("rows", [(1, 1, 1), (2, 2, 2), (1, 3, 2), (5, 1, 1)])
+@pytest.mark.parametrize("row", [(), (4,), (2, 2), (2000,), (0,)])
+def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(
+    rows: tuple[int, ...], row: tuple[int, ...]
+) -> None:
+    total = sum(rows)
+    whole = {"score": np.random.default_rng(0).normal(size=(total, *row)), "top": np.arange(total)}
+    joined = Answer(whole, "int8", 0.0, 0.00123, total)
     ids = ["a", "é", "b"]
     together = joined_bodies(Identities(ids), "m", "1", joined, rows)
-    for at, (name, text) in enumerate(zip(ids, together.whole(), strict=True)):
-        mine = {n: array[at * rows : (at + 1) * rows] for n, array in whole.items()}
-        assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, 3 * rows))
+    bounds = pairwise([0, *accumulate(rows)])
+    for name, text, (start, stop) in zip(ids, together.whole(), bounds, strict=True):
+        mine = {n: array[start:stop] for n, array in whole.items()}
+        assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, total))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2), (1, 0), (1, 2000), ()])
@@ -60,7 +66,7 @@ def test_heads_and_bodies_of_many_are_those_of_each(odd: str) -> None:
     texts = ["plain", odd]
     whole = {"y": np.arange(6.0).reshape(2, 3), "z": np.arange(2)}
     ids, heads = Identities(texts), ResponseHeads()
-    bodies = joined_bodies(ids, "m", "1", Answer(whole, "fp16", 0.0, 0.5, 2), 1)
+    bodies = joined_bodies(ids, "m", "1", Answer(whole, "fp16", 0.0, 0.5, 2), [1, 1])
     messages = heads.ok_all(DEFAULTS, bodies, ids)
     assert messages is not None
     for at, (text, message) in enumerate(zip(texts, messages, strict=True)):
