@@ -42,7 +42,17 @@ class Gap(NamedTuple):
 class JsonForm(Form):
     """A text with gaps, and the same text around them."""
 
-    __slots__ = ("_after", "_any_rows", "_before", "_between", "_id_at", "_numbers_at", "_one", "_timeout_at")
+    __slots__ = (
+        "_after",
+        "_any_rows",
+        "_before",
+        "_between",
+        "_id_at",
+        "_numbers_at",
+        "_one",
+        "_timeout_at",
+        "_ways",
+    )
 
     def __init__(
         self,
@@ -65,6 +75,7 @@ class JsonForm(Form):
         self._any_rows = model.signature.batch_dim is not None
         self._one = 1 if self._any_rows else self.rows
         self._numbers_at = [places["numbers", name] for name, _, _ in self.inputs]
+        self._ways = [WAYS[dtype.name] for _, dtype, _ in self.inputs]
         self._before = before
         self._between = between
         self._after = after
@@ -103,8 +114,8 @@ class JsonForm(Form):
     def decode(self, apart: Apart) -> Decoded | None:
         arrays: Arrays = {}
         rows: Sequence[int] = ()
-        for (name, dtype, shape), texts in zip(self.inputs, apart.numbers, strict=True):
-            found = decode_lists(texts, WAYS[dtype.name])
+        for (name, _, shape), way, texts in zip(self.inputs, self._ways, apart.numbers, strict=True):
+            found = decode_lists(texts, way)
             if found is None:
                 return None
             numbers, lengths = found

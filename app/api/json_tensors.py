@@ -117,16 +117,23 @@ def decode_lists(texts: Sequence[bytes | bytearray | memoryview], way: Way) -> t
     A text may hold several lists, with `],[` between them. All are parsed as one text, in which every `[` must open one
     of the lists that were found: then none lies in another, and none begins in one text and ends in the next.
     """
-    together = b"[[" + b"],[".join(texts) + b"]]"
     try:
-        lists = _parse(together)
+        lists = _parse(b"[[" + b"],[".join(texts) + b"]]")
         lengths = list(map(len, lists))
-        if together.count(b"[") != 1 + len(lengths):
+        if not _hold_only(texts, len(lengths)):
             return None
         numbers = _strict.run(_to_dtype, lists, way)
     except (TypeError, ValueError, AttributeError, FloatingPointError, RuntimeError):
         return None
     return None if numbers is None else (numbers, lengths)
+
+
+def _hold_only(texts: Sequence[bytes | bytearray | memoryview], lists: int) -> bool:
+    """Whether there is no bracket in the texts but between so many lists."""
+    together = b"".join(texts)
+    if b"[" not in together and b"]" not in together:  # most often, and quicker to find out than to count
+        return True
+    return together.count(b"[") == lists - len(texts)
 
 
 def _to_dtype(value: Any, way: Way) -> Array | None:

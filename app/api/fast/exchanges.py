@@ -165,18 +165,19 @@ class Exchanges:
         ):
             return 0
         ends = list(accumulate(decoded.rows))
-        start = before = 0
+        start, before, stop = 0, 0, len(group)
         while start < len(group):
-            stop = bisect_right(ends, before + scheduler.room_for_joined(precision), start)
-            if stop == start:
-                break
             part = decoded.part(start, stop)
             joined = JoinedRequests(part.arrays, ends[stop - 1] - before, outputs, precision, priority, first)
             answer = scheduler.run_joined(joined, stop - start)
-            if answer is None:
+            if answer is not None:
+                self.answers.write_joined(model, group[start:stop], ids[start:stop], answer, part.rows)
+                start, before, stop = stop, ends[stop - 1], len(group)
+                continue
+            fit = bisect_right(ends, before + scheduler.room_for_joined(precision), start, stop)
+            if fit in (start, stop):
                 break
-            self.answers.write_joined(model, group[start:stop], ids[start:stop], answer, part.rows)
-            start, before = stop, ends[stop - 1]
+            stop = fit
         return start
 
     def _submit_all(
