@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from app.api import security
 from app.api.keyfile import read_admin_digest, read_keys
 from app.api.security import Guard, JwtRules, Key, digest_of, token_of
 from app.errors import Forbidden, RateLimited, Unauthorized
@@ -89,6 +91,38 @@ def test_a_token_of_the_issuer_opens() -> None:
 def test_tokens_for_others_and_old_ones_are_refused(claims: dict[str, object]) -> None:
     with pytest.raises(Unauthorized):
         Guard(jwt_rules=RULES).admit(token(**claims))
+
+
+def test_a_token_is_verified_once_and_holds_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[str] = []
+
+    def decode(token: str, *args: Any, **options: Any) -> Any:
+        verified.append(token)
+        return real(token, *args, **options)
+
+    real = jwt.decode
+    monkeypatch.setattr(jwt, "decode", decode)
+    guard = Guard(jwt_rules=RULES)
+    expires = int(time.time()) + 2
+    short, long = token(exp=expires), token()
+    for _ in range(3):
+        guard.admit(short).release()
+        guard.admit(long).release()
+    assert verified == [short, long]
+    time.sleep(max(0.0, expires + 0.1 - time.time()))
+    for _ in range(2):
+        with pytest.raises(Unauthorized):
+            guard.admit(short)
+    guard.admit(long).release()
+    assert verified == [short, long, short, short]
+
+
+def test_the_number_of_verified_tokens_that_are_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "_MOST_VERIFIED", 3)
+    guard = Guard(jwt_rules=RULES)
+    for n in range(10):
+        guard.admit(token(sub=str(n))).release()
+        assert len(guard._verified) <= 3
 
 
 def test_unsigned_and_foreign_tokens_are_refused() -> None:
