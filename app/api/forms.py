@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
+from math import inf
 from typing import NamedTuple
 from weakref import ref
 
@@ -22,8 +23,8 @@ from app.tensors import Array, Arrays, is_finite
 
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
 _LARGE_BYTES = 16 * 1024
-#: Forms of one client that are kept: it may ask several models in turns.
-_MOST_FORMS = 4
+#: Forms that are kept for heads that are alike: their clients may ask several models.
+_MOST_FORMS = 8
 _PATIENCE = 8
 _PAUSE = 1000
 
@@ -77,8 +78,10 @@ class Form(ABC):
 
     Args:
         timeout_ms: of each, or None for no deadline.
+        any_rows: whether bodies may have any number of rows.
 
     Attributes:
+        around: the text that all have.
         key: equal for forms that are the same but perhaps for the model.
         envelope: theirs.
         rows: of what was prepared.
@@ -86,7 +89,7 @@ class Form(ABC):
         small: whether several bodies are read quicker together than one by one.
     """
 
-    __slots__ = ("_model", "_timeout_ms", "envelope", "inputs", "key", "rest", "rows", "small")
+    __slots__ = ("_model", "_timeout_ms", "around", "envelope", "inputs", "key", "rest", "rows", "small")
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Form(ABC):
         model: LoadedModel,
         prepared: Prepared,
         around: tuple[bytes, ...] = (),
+        any_rows: bool = False,
     ) -> None:
         arrays, self.rows, outputs, precision, priority, _ = prepared
         self._model = ref(model)  # a form must not keep an unloaded model alive
@@ -104,8 +108,10 @@ class Form(ABC):
         self.rest = outputs, precision, priority
         self.small = sum(array.nbytes for array in arrays.values()) <= _LARGE_BYTES
         asked = envelope.model, envelope.version, envelope.id, timeout_ms
-        inputs = [(name, dtype.str, shape) for name, dtype, shape in self.inputs]
-        self.key = (*asked, *inputs, self.rows, tuple(outputs), precision, priority, *around)
+        inputs = [(name, dtype.str, shape[1:] if any_rows else shape) for name, dtype, shape in self.inputs]
+        rows = None if any_rows else self.rows
+        self.around = around
+        self.key = (*asked, *inputs, rows, tuple(outputs), precision, priority, *around)
 
     @property
     def model(self) -> LoadedModel | None:
@@ -172,21 +178,29 @@ class RawForm(Form):
         return Decoded({name: array}, [self.rows] * count) if is_finite(array) else None
 
 
+def raw_form(
+    envelope: PredictRequest, timeout_ms: float | None, model: LoadedModel, prepared: Prepared
+) -> Form | None:
+    """The form of a raw body; None for one that is a single number without a dimension."""
+    (array,) = prepared[0].values()
+    return RawForm(envelope, timeout_ms, model, prepared) if array.ndim else None
+
+
 class FormCache:
-    """The forms of the bodies that come behind a head.
+    """The forms of the bodies that come behind heads which are alike, whoever sends them.
 
     Attributes:
         first: the only one, for nearly all clients; None for none.
-        others: those of a client that asks several models in turns.
+        others: those of clients that ask several models, or one in several ways.
     """
 
     __slots__ = ("_patience", "_pause", "first", "others")
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = 0) -> None:
         self.first: Form | None = None
         self.others: Sequence[Form] = ()
         self._patience = _PATIENCE  # how many bodies may still be learned from without one that was known
-        self._pause = 0  # bodies until it is tried again
+        self._pause = pause  # bodies until it is tried again
 
     def form_of(self, text: Body, start: int = 0) -> Form | None:
         """The one that the body which begins at `start` may have."""
@@ -195,10 +209,10 @@ class FormCache:
             return first
         return next((form for form in self.others if form.looks_like(text, start)), None)
 
-    def was_of_use(self) -> None:
-        """A body had a form."""
+    def was_of_use(self, count: int = 1) -> None:
+        """So many bodies had a form."""
         if self._patience < _PATIENCE:
-            self._patience += 1
+            self._patience = min(_PATIENCE, self._patience + count)
 
     def wants(self) -> bool:
         """Whether to look for the form of a body that had none; in vain where every body is of its own."""
@@ -208,13 +222,18 @@ class FormCache:
         return True
 
     def learn(self, form: Form | None) -> None:
-        """What a body had that was looked at."""
+        """What a body had that was looked at. It takes the place of one with the same text, which did not fit."""
         self._patience -= 1
+        if form is not None:
+            known = [] if self.first is None else [self.first, *self.others]
+            kept = [other for other in known if other.model is not None and other.around != form.around]
+            kept = kept[: _MOST_FORMS - 1]
+            if self._patience > 0 or len(kept) == len(known):
+                kept.append(form)  # else it would be the next to be tried in vain
+            self.first, self.others = (kept[0], kept[1:]) if kept else (None, ())
         if self._patience <= 0:
             self._patience, self._pause = _PATIENCE, _PAUSE
-            if form is not None:  # to try those that are known is in vain too
-                self.first, self.others = None, ()
-        elif form is not None:
-            known = [] if self.first is None else [self.first, *self.others]
-            kept = [other for other in known if other.model is not None and other.key != form.key]
-            self.first, *self.others = [*kept[: _MOST_FORMS - 1], form]
+
+
+#: For heads that are not remembered.
+NO_FORMS = FormCache(pause=inf)

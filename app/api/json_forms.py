@@ -17,15 +17,20 @@ from app.api.forms import Apart, Decoded, Form
 from app.api.json_tensors import WAYS, decode_lists
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
+from app.serving.signature import Signature
 from app.tensors import Array, Arrays
 
 #: An input: its name, the brackets before its numbers, and these; rows are lists inside a list, or numbers in one.
 _INPUT = re.compile(rb'"([^"\\]*)"\s*:\s*(?:(\[\s*\[[\[\s]*)([^"]*?)\]\s*\]|(\[)([^\[\]"]*)\])')
-_ID = re.compile(rb'(?<!\\)"id"\s*:\s*"([^"\\]*)"')
-_TIMEOUT = re.compile(rb'(?<!\\)"timeout_ms"\s*:\s*([-+.\deE]+)')
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]*)"')
+_TIMEOUT = re.compile(rb'"timeout_ms"\s*:\s*([-+.\deE]+)')
 #: A number in JSON that is not negative.
 _NUMBER = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _LONGEST_TIMEOUT_MS = 1e9
+#: No form is looked for in longer bodies: it would hold up the loop, and the rest of what they cost is little beside.
+_LONGEST_BYTES = 256 * 1024
+#: What is kept of a form.
+_LONGEST_AROUND_BYTES = 4096
 
 Kind = Literal["numbers", "id", "timeout"]
 
@@ -62,6 +67,7 @@ class JsonForm(Form):
         prepared: Prepared,
         body: bytes,
         gaps: Sequence[Gap],
+        any_rows: bool,
     ) -> None:
         before, after = body[: gaps[0].start], body[gaps[-1].stop :]
         between = [body[gap.stop : following.start] for gap, following in pairwise(gaps)]
@@ -71,8 +77,8 @@ class JsonForm(Form):
             envelope = replace(envelope, id=None)
         if self._timeout_at is not None:
             envelope, timeout_ms = replace(envelope, timeout_ms=None), None
-        super().__init__(envelope, timeout_ms, model, prepared, (before, *between, after))
-        self._any_rows = model.signature.batch_dim is not None
+        self._any_rows = any_rows
+        super().__init__(envelope, timeout_ms, model, prepared, (before, *between, after), any_rows)
         self._one = 1 if self._any_rows else self.rows
         self._numbers_at = [places["numbers", name] for name, _, _ in self.inputs]
         self._ways = [WAYS[dtype.name] for _, dtype, _ in self.inputs]
@@ -163,29 +169,44 @@ def json_form(
 ) -> Form | None:
     """The form of a body that was prepared; None when it has none.
 
-    Inputs of up to two dimensions may have any number of rows, those of more must have one.
+    Where all inputs have the batch first and at most one more dimension, bodies may have any number of rows; otherwise
+    their lists must be each inside the last, and all bodies as long.
 
     Args:
         timeout_ms: that holds, be it the request's or the service's own.
     """
-    if isinstance(body, memoryview):
+    if isinstance(body, memoryview) or len(body) > _LONGEST_BYTES:
         return None
     body = bytes(body)
-    gaps = _gaps(body, envelope, prepared[0], model.signature.batch_dim is not None)
+    any_rows = _may_have_any_rows(model.signature)
+    gaps = _gaps(body, envelope, prepared[0], any_rows)
     if gaps is None:
         return None
-    form = JsonForm(envelope, timeout_ms, model, prepared, body, gaps)
+    form = JsonForm(envelope, timeout_ms, model, prepared, body, gaps, any_rows)
     apart = form.take_apart([body], [0])
     decoded = None if apart is None else form.decode(apart)
-    if decoded is None:
+    if apart is None or decoded is None:
         return None
     (read,) = decoded.each()
-    alike = all(np.array_equal(read[name], array) for name, array in prepared[0].items())
-    return form if alike else None  # else it is an odd text, which it would read otherwise
+    is_right = (
+        all(np.array_equal(read[name], array) for name, array in prepared[0].items())
+        and apart.ids in (None, [envelope.id])
+        and apart.timeouts_ms in (None, [envelope.timeout_ms])
+    )
+    return form if is_right else None  # an odd text, which it would read otherwise
+
+
+def _may_have_any_rows(signature: Signature) -> bool:
+    dim = signature.batch_dim
+    return dim is not None and all(
+        spec.shape[:1] == (dim,) and dim not in spec.shape[1:] for spec in signature.inputs.values()
+    )
 
 
 def _gaps(body: bytes, envelope: PredictRequest, arrays: Arrays, any_rows: bool) -> list[Gap] | None:
     """In their order; None when the text is not one of plain lists."""
+    if b"\\" in body or body.count(b'"inputs"') != 1:
+        return None  # names could be written in two ways, or a field come twice
     lists = sum(_lists(array) for array in arrays.values()) + (envelope.outputs is not None)
     if body.count(b"[") != lists:
         return None  # other lists, or brackets in a text
@@ -206,6 +227,8 @@ def _gaps(body: bytes, envelope: PredictRequest, arrays: Arrays, any_rows: bool)
         return None
     gaps += _found_once(_ID, body, "id") if envelope.id is not None else []
     gaps += _found_once(_TIMEOUT, body, "timeout") if envelope.timeout_ms is not None else []
+    if len(body) - sum(gap.stop - gap.start for gap in gaps) > _LONGEST_AROUND_BYTES:
+        return None
     return sorted(gaps)
 
 

@@ -1,7 +1,7 @@
 """Who may ask what, and how much: API keys or JWTs for predictions, one token for administration.
 
 Keys are random, so their SHA-256 is all that is kept; `python -m app.keys` makes one. Tokens are looked up by it too:
-how long that takes tells nothing, since nobody can choose a part of a digest. Nothing here reads files;
+even who learned a whole digest from how long that takes would not have the key. Nothing here reads files;
 `app.api.keyfile` does.
 """
 
@@ -85,7 +85,7 @@ class Guard:
     _running: dict[str, int] = field(default_factory=dict)
     _sent: dict[str, deque[float]] = field(default_factory=dict)
     _by_digest: dict[str, Key] = field(init=False)
-    _verified: dict[str, tuple[Key, float]] = field(default_factory=dict)  # by the token's digest
+    _verified: dict[str, tuple[Key, int]] = field(default_factory=dict)  # by the token's digest
 
     def __post_init__(self) -> None:
         self._by_digest = {key.digest: key for key in self.keys}
@@ -148,7 +148,7 @@ class Guard:
     def _of_jwt(self, token: str, digest: str, rules: JwtRules) -> Key | None:
         """Verifying a signature takes ten times as long as a small prediction, and a client sends its token often."""
         known = self._verified.get(digest)
-        if known is not None and time.time() < known[1]:
+        if known is not None and time.time() < known[1]:  # `exp` is in Unix time (RFC 7519)
             return known[0]
         self._verified.pop(digest, None)
         found = _verify(token, rules)
@@ -160,7 +160,7 @@ class Guard:
         return found[0]
 
 
-def _verify(token: str, rules: JwtRules) -> tuple[Key, float] | None:
+def _verify(token: str, rules: JwtRules) -> tuple[Key, int] | None:
     """The client, and until when its token holds, in Unix time; None when it does not."""
     try:
         claims = jwt.decode(
@@ -173,4 +173,4 @@ def _verify(token: str, rules: JwtRules) -> tuple[Key, float] | None:
         )
     except jwt.PyJWTError:
         return None
-    return Key(name=f"jwt:{claims['sub']}", digest=""), float(claims["exp"])
+    return Key(name=f"jwt:{claims['sub']}", digest=""), int(claims["exp"])

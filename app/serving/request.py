@@ -145,9 +145,25 @@ class AwaitedRequest(PendingRequest):
 
 
 class JoinedRequests(PendingRequest):
-    """Requests that differ in their numbers only, as one of all their rows; see `Scheduler.run_joined`."""
+    """Requests that differ in their numbers and rows only, as one of all their rows; see `Scheduler.run_joined`.
 
-    __slots__ = ()
+    Args:
+        each: rows of each.
+    """
+
+    __slots__ = ("each",)
+
+    def __init__(
+        self,
+        inputs: Arrays,
+        each: Sequence[int],
+        outputs: Sequence[str] | None = None,
+        precision: str | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__(inputs, sum(each), outputs, precision, priority, deadline)
+        self.each = each
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         raise TypeError("joined requests are run at once and never submitted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from random import Random
 
 from app.errors import DeviceFailed, EngineError, VernierError
@@ -96,19 +97,20 @@ class Results:
             self._promised = []
         return promised
 
-    def settle_joined(self, batch: Batch, count: int, now: float) -> Answer | None:
-        """Books a batch of `count` requests that are joined in its only part; None, with nothing booked,
-        when it must be computed request by request."""
+    def settle_joined(self, batch: Batch, each: Sequence[int], now: float) -> Answer | None:
+        """Books a batch of requests that are joined in its only part; None, with nothing booked, when it must be
+        computed request by request. `each`: rows of each."""
         outputs = batch.outputs[0] if batch.error is None else None
         if outputs is None:
             return None
         precision, rows = batch.precision, batch.rows
+        count = len(each)
         self._ledger.passed(count)
         self._count(batch, [0.0] * count)
         if self._tap is not None:
-            each = rows // count
+            ends = list(accumulate(each))
             for at in self._chosen(count, now):
-                mine = slice(at * each, (at + 1) * each)
+                mine = slice(ends[at] - each[at], ends[at])
                 # copied: what the tap keeps must not keep the memory of all of them
                 inputs = {name: array[mine].copy() for name, array in batch.parts[0][0].inputs.items()}
                 self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)

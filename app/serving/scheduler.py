@@ -276,8 +276,8 @@ class Scheduler:
         precision = precision or self._batcher.precision
         return self._inline.room(precision, (), self._batcher.curve(precision, ()))
 
-    def run_joined(self, joined: JoinedRequests, count: int) -> Answer | None:
-        """Runs `count` requests, joined into one of all their rows, at once on this thread.
+    def run_joined(self, joined: JoinedRequests) -> Answer | None:
+        """Runs requests that are joined into one of all their rows at once on this thread.
 
         None, with nothing done or counted, when that cannot be: something waits before them, they are no batch
         that is quick enough, or what came of it must be looked at request by request. Then submit each.
@@ -291,7 +291,7 @@ class Scheduler:
         now, bucket, seconds = self._clock(), curve.bucket(rows), curve.seconds(rows)
         batch = Batch(layout, lane, [(joined, 0, rows, 0)], rows, bucket, IDLE, seconds, now)
         batch.execute(self._inline.slots[precision])
-        answer = self._results.settle_joined(batch, count, now)
+        answer = self._results.settle_joined(batch, joined.each, now)
         if answer is not None:
             self._inline.ran(batch)
             self._batcher.rate.add(rows)

@@ -146,6 +146,33 @@ def test_other_lengths_other_heads_and_other_routes_follow(service: Service) -> 
             assert wire.reply().status == 200
 
 
+@pytest.mark.parametrize("pause_s", [0, 0.05])
+def test_a_body_that_begins_like_a_header_is_a_body(service: Service, pause_s: float) -> None:
+    """Behind a longer head that said the same and ended so: the next request must not be read from elsewhere."""
+    line = b"x-aa: 123456789\r\n"
+    with service.connect() as wire:
+        for n in range(3):
+            x, tricky = numbers(n), numbers(n + 10)
+            tricky.view(np.uint8).ravel()[: len(line)] = np.frombuffer(line, np.uint8)
+            traced = raw(x).replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n", 1)
+            behind = numbers(n + 20)
+            wire.send(traced)
+            assert_doubles(wire, x)
+            wire.send(raw(tricky))
+            time.sleep(pause_s)
+            wire.send(raw(behind))
+            assert_doubles(wire, tricky)
+            assert_doubles(wire, behind)
+
+
+def test_a_large_body_may_have_a_large_head(service: Service) -> None:
+    with service.connect() as wire:
+        for n, size in enumerate((0, 4000, 4100, 4200, 6000, 9000, 6000)):
+            x = numbers(n)
+            wire.send(raw(x, cookie="c" * size))
+            assert_doubles(wire, x)
+
+
 def test_a_body_too_large_to_be_received_in_place_is_answered_too(service: Service) -> None:
     x = numbers(1, 220_000)
     assert x.nbytes > LARGEST

@@ -99,8 +99,8 @@ class Answers:
             self.fail(exchanges, fault)
             self.send(exchanges)
             return
-        self._count(model, answer.precision, [came for _, _, _, _, came in group])
         messages = self._responses.ok_all(group[0][0].default_headers, bodies, written)
+        self._count(model, answer.precision, [came for _, _, _, _, came in group])
         if messages is None:
             exchanges = exchanges_of(group, ids, model)
             self._settle(exchanges, bodies, None)

@@ -15,7 +15,7 @@ from app.api.fast.grouping import MOST_TOGETHER, in_order, side_by_side
 from app.api.fast.head import Head
 from app.api.fast.memory import Room, neighbours
 from app.api.fast.response import ResponseHeads
-from app.api.forms import Apart, Decoded, Form, RawForm
+from app.api.forms import Apart, Decoded, Form, raw_form
 from app.api.identity import new_id, new_ids
 from app.api.json_forms import json_form
 from app.api.service import Predictions, Prepared
@@ -109,7 +109,8 @@ class Exchanges:
                 self._ask_each(group)
         except Exception as fault:  # nobody may wait for ever, whatever went wrong
             left = [asked for asked in group if asked[0].asked is asked]
-            self._refuse(exchanges_of(left, [asked[1].request_id or "" for asked in left], None), fault)
+            ids = [asked[1].request_id or "" for asked in left]
+            self._refuse(exchanges_of(left, ids, None if form is None else form.model), fault)
 
     def _ask_together(self, form: Form, group: Sequence[Asked], rooms: Sequence[Room]) -> bool:
         """False, with nothing done, when each must be looked at."""
@@ -135,7 +136,7 @@ class Exchanges:
         if decoded is None:
             return False
         del apart  # its texts lie in the cache of the processor: the answers can have their place
-        heads[0].forms.was_of_use()
+        heads[0].forms.was_of_use(count)
         done = self._run_joined(form, model, group, ids, decoded, deadlines)
         if done == count:
             return True
@@ -168,8 +169,8 @@ class Exchanges:
         start, before, stop = 0, 0, len(group)
         while start < len(group):
             part = decoded.part(start, stop)
-            joined = JoinedRequests(part.arrays, ends[stop - 1] - before, outputs, precision, priority, first)
-            answer = scheduler.run_joined(joined, stop - start)
+            joined = JoinedRequests(part.arrays, part.rows, outputs, precision, priority, first)
+            answer = scheduler.run_joined(joined)
             if answer is not None:
                 self.answers.write_joined(model, group[start:stop], ids[start:stop], answer, part.rows)
                 start, before, stop = stop, ends[stop - 1], len(group)
@@ -219,7 +220,7 @@ class Exchanges:
             exchange = asked[0].exchange_of(asked)
             self._ask(exchange)
             if exchange.settled:
-                exchange.connection.send_ready()
+                self.answers.send((exchange,))
 
     def _ask(self, exchange: Exchange) -> None:
         """Reads one body and hands it to its scheduler, or refuses it."""
@@ -268,7 +269,7 @@ class Exchanges:
         if head.envelope is None:
             form = json_form(body, envelope, timeout_ms, model, prepared)
         else:
-            form = RawForm(envelope, timeout_ms, model, prepared)
+            form = raw_form(envelope, timeout_ms, model, prepared)
         if form is not None:
             known = self._forms.get(form.key)
             if known is not None and known.fits(model):

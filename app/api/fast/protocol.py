@@ -22,7 +22,7 @@ from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Asked, Exchange
 from app.api.fast.exchanges import Exchanges
 from app.api.fast.head import END, Head, Heads
-from app.api.fast.memory import BodyMemory, Room
+from app.api.fast.memory import MOST_BEFORE, BodyMemory, Room
 from app.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
 from app.api.fast.response import LONG_BODY, Headers, ResponseHeads
 from app.api.punctual import PunctualProtocol
@@ -151,7 +151,7 @@ class FastProtocol(PunctualProtocol):
                 self._arriving.add(memoryview(data)[start:])
             return b""
         self._begin(head, data[start:stop], came, permit)
-        if stop == len(data) and self._is_large(head) and not self._ending:
+        if stop == len(data) and start <= MOST_BEFORE and self._is_large(head) and not self._ending:
             self._receive().expect(head, data[:start])
         return data[stop:]
 

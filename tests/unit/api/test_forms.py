@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.codecs import PredictRequest, parse_predict, raw_envelope
-from app.api.forms import Apart, Form, FormCache, RawForm
+from app.api.forms import NO_FORMS, Apart, Form, FormCache, RawForm, raw_form
 from app.api.json_forms import json_form
 from app.errors import RequestError
 from app.serving.repository import LoadedModel
@@ -25,16 +25,17 @@ from tests.unit.api.test_json_tensors import signature_of
 
 
 class Model(SimpleNamespace):
-    """Forms only compare models, and ask whether they take any number of rows."""
+    """Forms only compare models, and ask for their signature."""
 
     __slots__ = ("__weakref__",)
 
 
-def model_of(batch_dim: str | None) -> LoadedModel:
-    return cast(LoadedModel, Model(signature=SimpleNamespace(batch_dim=batch_dim)))
+def model_of(batch_dim: str | None, *shapes: tuple[str | int, ...]) -> LoadedModel:
+    inputs = {str(n): TensorSpec(str(n), "float32", shape) for n, shape in enumerate(shapes)}
+    return cast(LoadedModel, Model(signature=SimpleNamespace(batch_dim=batch_dim, inputs=inputs)))
 
 
-MODEL, ROWLESS = model_of("batch"), model_of(None)
+MODEL, ROWLESS = model_of("batch", ("batch", "n"), ("batch",)), model_of(None, ("n",))
 TWO = Signature(
     "m",
     {
@@ -302,6 +303,53 @@ def test_rows_may_be_numbers_and_there_is_one_at_least() -> None:
     assert read(form, b'{"inputs": {"x": []}}', b'{"inputs": {"x": [4]}}') is None
 
 
+@pytest.mark.parametrize(
+    "shapes", [(("batch", "n"), (3,)), (("batch", "n"), ("batch", "batch")), (("n", "batch"),)]
+)
+def test_rows_are_fixed_where_an_input_is_not_made_of_them(shapes: tuple[tuple[str | int, ...], ...]) -> None:
+    model = model_of("batch", *shapes)
+    form = learned(text("1, 2, 3"), model=model)
+    assert form is not None
+    assert read(form, text("4, 5, 6")) is not None
+    assert read(form, text("4, 5, 6], [7, 8, 9")) is None
+    assert learned(text("1, 2, 3], [4, 5, 6"), model=model) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "a", "\\u0069d": "real", "inputs": {"x": [[1, 2]]}}',
+        b'{"id": "a", "\\u0069d": "a", "inputs": {"x": [[1, 2]]}}',
+        b'{"id": "a", "id": "r\\u0065al", "inputs": {"x": [[1, 2]]}}',
+        b'{"timeout_ms": 9, "timeout\\u005fms": 50, "inputs": {"x": [[1, 2]]}}',
+        b'{"inputs": {"x": [[5, 6]]}, "inputs": {"x": [[1, 2]]}}',
+        b'{"inputs": {"y": [5]}, "inputs": {"x": [[1, 2]]}}',
+        b"{" + b" " * 5000 + b'"inputs": {"x": [[1, 2]]}}',
+        b'{"inputs": {"x": [[' + b"1, " * 100_000 + b"2]]}}",
+    ],
+)
+def test_texts_that_are_odd_or_long_have_no_form(body: bytes) -> None:
+    assert learned(body) is None
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_field_that_comes_twice_is_read_as_the_long_way_reads_it(first: str) -> None:
+    body = f'{{"id": "{first}", "id": "b", "timeout_ms": 5, "timeout_ms": 9, "inputs": {{"x": [[1, 2]]}}}}'.encode()
+    form = learned(body)
+    assert form is not None
+    found = read(form, body)
+    assert found is not None
+    assert found[0].ids is None
+    assert form.envelope.id == "b"
+    assert form.deadlines([0.0], found[0]) == [0.009]
+    assert read(form, body.replace(b'"b"', b'"c"')) is None
+
+
+def test_a_raw_body_without_a_dimension_has_no_form() -> None:
+    prepared = ({"x": np.zeros((), np.float32)}, 1, ("y",), None, 0, None)
+    assert raw_form(PredictRequest(), None, MODEL, prepared) is None
+
+
 def test_a_model_without_a_batch_keeps_its_shape() -> None:
     vector = learned(b'{"inputs": {"x": [1, 2, 3]}}', shape=("n",), model=ROWLESS)
     assert vector is not None
@@ -532,7 +580,7 @@ def test_the_number_of_forms_is_bounded_and_the_first_ones_stay() -> None:
     for form in forms:
         cache.learn(form)
         cache.was_of_use()
-    assert [cache.first, *cache.others] == [*forms[:3], forms[-1]]
+    assert [cache.first, *cache.others] == [*forms[:7], forms[-1]]
 
 
 def test_a_form_of_a_model_that_has_gone_makes_room() -> None:
@@ -548,6 +596,24 @@ def test_a_form_of_a_model_that_has_gone_makes_room() -> None:
     assert (cache.first, [*cache.others]) == (new, [])
 
 
+def test_the_last_form_of_a_text_counts() -> None:
+    """As when a client changes to longer rows, or a raw body comes for another version."""
+    cache = FormCache()
+    short, long, other = learned(text("1, 2")), learned(text("1, 2, 3")), of_model("b")
+    assert short is not None
+    assert long is not None
+    for form in (short, other, long):
+        cache.learn(form)
+    assert cache.form_of(text("4, 5, 6")) is long
+    assert cache.form_of(asks("b")) is other
+    prepared: tuple[Any, ...] = ({"x": np.zeros((1, 2), np.float32)}, 1, ("y",), None, 0, None)
+    raw = [RawForm(PredictRequest(version=v), None, MODEL, prepared) for v in ("1", "2")]
+    cache = FormCache()
+    for raw_one in raw:
+        cache.learn(raw_one)
+    assert cache.form_of(b"12345678") is raw[1]
+
+
 def test_bodies_that_are_all_different_are_not_looked_at_for_ever() -> None:
     cache = FormCache()
     looked = 0
@@ -556,13 +622,33 @@ def test_bodies_that_are_all_different_are_not_looked_at_for_ever() -> None:
             looked += 1
             cache.learn(of_model(str(n)))
     assert 8 <= looked <= 3 * 8
-    assert cache.form_of(asks("0")) is None
+
+
+def test_odd_bodies_do_not_cost_others_their_form() -> None:
+    cache, form = FormCache(), of_model("a")
+    cache.learn(form)
+    for n in range(3000):
+        if cache.wants():
+            cache.learn(None if n % 2 else of_model(str(n)))
+    assert cache.form_of(asks("a")) is form
     while not cache.wants():
         pass
-    form = of_model("a")
-    cache.learn(form)
-    assert cache.form_of(asks("a")) is form
-    for _ in range(100):
-        cache.was_of_use()
-        cache.learn(form)
-    assert cache.form_of(asks("a")) is form
+    new = of_model("new")
+    cache.was_of_use(64)
+    cache.learn(new)
+    assert cache.form_of(asks("new")) is new
+
+
+def test_lengths_that_always_differ_are_not_tried_in_vain() -> None:
+    cache = FormCache()
+    for n in range(100):
+        form = learned(text(", ".join("1" * (2 + n))))
+        assert form is not None
+        if cache.wants():
+            cache.learn(form)
+    assert cache.first is None
+
+
+def test_heads_that_are_not_remembered_have_no_forms() -> None:
+    assert not any(NO_FORMS.wants() for _ in range(3000))
+    assert NO_FORMS.first is None

@@ -54,12 +54,12 @@ def test_cuda_libraries_are_named_at_their_boundary_alone() -> None:
 
 
 def test_nothing_that_serves_reads_the_wall_clock() -> None:
-    """Deadlines, windows and timeouts must survive a clock that jumps; the builder may write dates."""
+    """Deadlines, windows and timeouts must survive a clock that jumps; tokens end by it, and builds are dated."""
     wall = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
     offenders = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (ROOT / "app").rglob("*.py")
-        if "build" not in path.relative_to(ROOT / "app").parts
+        if "build" not in path.relative_to(ROOT / "app").parts and path != ROOT / "app/api/security.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

@@ -177,7 +177,7 @@ async def test_requests_submitted_together_get_their_own_rows(inline: bool) -> N
 async def test_joined_requests_run_at_once_and_each_is_counted() -> None:
     async with serving(ArithmeticExecutor(), inline=True) as scheduler:
         inputs = x(6, 10.0)
-        answer = scheduler.run_joined(JoinedRequests(inputs, 6, ["y"]), 3)
+        answer = scheduler.run_joined(JoinedRequests(inputs, [2, 2, 2], ["y"]))
         assert answer is not None
         assert (list(answer.outputs), answer.batch_size, answer.precision) == (["y"], 6, "fp32")
         np.testing.assert_array_equal(answer.outputs["y"], 2 * inputs["x"])
@@ -195,15 +195,15 @@ async def test_joined_requests_run_at_once_and_each_is_counted() -> None:
 async def test_joined_requests_are_left_alone_where_each_must_wait_its_turn() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, inline=True) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(9), 9), 9) is None  # more than a batch holds
+        assert scheduler.run_joined(JoinedRequests(x(9), [1] * 9)) is None  # more than a batch holds
         waiting = Recorded(x(), 1)
         scheduler.submit(waiting)
-        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None  # it would overtake
+        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None  # it would overtake
         await until(lambda: scheduler.inflight == 0)
         assert len(executor.ran) == 1
-    assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
+    assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
     async with serving(ArithmeticExecutor(), inline=False) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
+        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
 
 
 async def test_joined_requests_that_fail_or_stray_are_not_counted() -> None:
@@ -213,8 +213,8 @@ async def test_joined_requests_that_fail_or_stray_are_not_counted() -> None:
 
     reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 2, fault=fault)
     async with serving(reduced, ArithmeticExecutor(), inline=True) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(2), 2), 2) is None
-        assert scheduler.run_joined(JoinedRequests(x(2, 99), 2), 2) is None
+        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
+        assert scheduler.run_joined(JoinedRequests(x(2, 99), [1, 1])) is None
         assert len(reduced.ran) == 2
         assert not any(scheduler._metrics.totals().values())
 
@@ -224,10 +224,22 @@ async def test_the_tap_sees_its_share_of_joined_requests() -> None:
         seen: list[tuple[Any, Any]] = []
         scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs)), 0.25)
         for start in range(4):
-            assert scheduler.run_joined(JoinedRequests(x(8, start), 8), 4) is not None
+            assert scheduler.run_joined(JoinedRequests(x(8, start), [2] * 4)) is not None
         assert len(seen) == 4
         for inputs, outputs in seen:
             assert inputs["x"].shape == (2, 2)
+            np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
+
+
+async def test_the_tap_sees_joined_requests_as_they_were_whatever_their_rows() -> None:
+    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
+        seen: list[tuple[Any, Any]] = []
+        scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs)), 1.0)
+        whole = x(6, 10.0)
+        assert scheduler.run_joined(JoinedRequests(whole, [1, 3, 2])) is not None
+        assert [len(inputs["x"]) for inputs, _ in seen] == [1, 3, 2]
+        np.testing.assert_array_equal(np.concatenate([inputs["x"] for inputs, _ in seen]), whole["x"])
+        for inputs, outputs in seen:
             np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
 
 
