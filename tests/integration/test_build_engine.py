@@ -136,7 +136,14 @@ def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path) -> No
         "--out",
         tmp_path / "engines",
     )
-    with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a shell's `&` ignores it
+    ) as process:
         assert process.stderr is not None
         process.stderr.readline()  # "building fp16": FP32 lies in the temporary folder by now
         assert list((tmp_path / "engines" / "m").glob(".building-*"))
