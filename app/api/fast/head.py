@@ -151,7 +151,7 @@ def read_head(block: bytes, max_body_bytes: int) -> Head | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     headers = seen.headers
-    if not seen.is_plain or seen.has_body or headers.keys() & _UNUSUAL:
+    if seen.messages != 1 or not seen.is_plain or seen.has_body or headers.keys() & _UNUSUAL:
         return None
     length = int(headers.get(b"content-length", b"0"))
     url = httptools.parse_url(seen.url)
@@ -184,7 +184,11 @@ class _Listener:
         self.parser = httptools.HttpRequestParser(self)
         self.url = b""
         self.headers: dict[bytes, bytes] = {}
+        self.messages = 0
         self.is_plain = self.keep_alive = self.complete = self.has_body = False
+
+    def on_message_begin(self) -> None:
+        self.messages += 1
 
     def on_url(self, url: bytes) -> None:
         self.url += url
