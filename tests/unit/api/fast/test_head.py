@@ -67,7 +67,7 @@ def test_a_client_may_ask_for_the_end_of_the_connection() -> None:
         block("x: a\x00b"),
         block() + b"x",
         block()[:-1],
-        block(length="0") + b"POST /v1/predict HTTP/1.1\r\nhost: x\r\n\r\n",
+        block(target="/v1/predict?model=m", length="") + block(target="/other", method="POST", length=""),
         b"\r\n\r\n",
         b"",
     ],
