@@ -22,6 +22,8 @@ from app.serving.signature import Signature
 from app.tensors import Array, Arrays
 
 MAX_PRIORITY = 9
+#: No timeout is as long.
+TOO_LONG_MS = 1e9
 JSON = "application/json"
 RAW = "application/octet-stream"
 
@@ -159,7 +161,7 @@ def parse_timeout(value: Any) -> float | None:
     """Milliseconds, zero included. Raises InvalidJson."""
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 <= value < 1e9:
+    if type(value) not in (int, float) or not 0 <= value < TOO_LONG_MS:
         raise InvalidJson("'timeout_ms' must be a number of milliseconds, 0 or more")
     return float(value)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple
 from weakref import ref
@@ -19,6 +18,7 @@ import numpy as np
 from app.api.codecs import Body, PredictRequest
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
+from app.serving.request import cut
 from app.tensors import Array, Arrays, is_finite
 
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
@@ -61,8 +61,7 @@ class Decoded(NamedTuple):
                 array.reshape(count, len(array) // count, *array.shape[1:]) for array in self.arrays.values()
             ]
             return (dict(zip(names, mine, strict=True)) for mine in zip(*columns, strict=True))
-        bounds = pairwise([0, *accumulate(self.rows)])
-        return ({name: array[start:stop] for name, array in self.arrays.items()} for start, stop in bounds)
+        return cut(self.arrays, self.rows)
 
     def part(self, start: int, stop: int) -> Decoded:
         """Of some of the bodies, where all of them are not."""
@@ -89,7 +88,18 @@ class Form(ABC):
         small: whether several bodies are read quicker together than one by one.
     """
 
-    __slots__ = ("_model", "_timeout_ms", "around", "envelope", "inputs", "key", "rest", "rows", "small")
+    __slots__ = (
+        "_any_rows",
+        "_model",
+        "_timeout_ms",
+        "around",
+        "envelope",
+        "inputs",
+        "key",
+        "rest",
+        "rows",
+        "small",
+    )
 
     def __init__(
         self,
@@ -103,6 +113,7 @@ class Form(ABC):
         arrays, self.rows, outputs, precision, priority, _ = prepared
         self._model = ref(model)  # a form must not keep an unloaded model alive
         self._timeout_ms = timeout_ms
+        self._any_rows = any_rows
         self.inputs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
         self.envelope = envelope
         self.rest = outputs, precision, priority

@@ -52,18 +52,16 @@ class Identities:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
-        together = "".join(texts)
-        if (
-            together.isascii()
-            and together.isprintable()
-            and '"' not in together
-            and "\\" not in together
-            and len(max(texts, key=len)) <= _LONGEST
-        ):
+        if are_plain("".join(texts)) and len(max(texts, key=len)) <= _LONGEST:
             self.headers = self.json = list(map(str.encode, texts))
         else:
             self.headers = [header_value(text).encode() for text in texts]
             self.json = [orjson.dumps(text)[1:-1] for text in texts]
+
+
+def are_plain(ids: str) -> bool:
+    """Whether ids, written one behind the other, stand in a header and in a JSON text as they are."""
+    return ids.isascii() and ids.isprintable() and '"' not in ids and "\\" not in ids
 
 
 def header_value(identity: str) -> str:

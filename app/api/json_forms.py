@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from app.api.codecs import Body, PredictRequest
+from app.api.codecs import TOO_LONG_MS, Body, PredictRequest
 from app.api.forms import Apart, Decoded, Form
+from app.api.identity import are_plain
 from app.api.json_tensors import WAYS, decode_lists
 from app.api.service import Prepared
 from app.serving.repository import LoadedModel
@@ -26,7 +27,6 @@ _ID = re.compile(rb'"id"\s*:\s*"([^"\\]*)"')
 _TIMEOUT = re.compile(rb'"timeout_ms"\s*:\s*([-+.\deE]+)')
 #: A number in JSON that is not negative.
 _NUMBER = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_LONGEST_TIMEOUT_MS = 1e9
 #: No form is looked for in longer bodies: it would hold up the loop, and the rest of what they cost is little beside.
 _LONGEST_BYTES = 256 * 1024
 #: What is kept of a form.
@@ -49,7 +49,6 @@ class JsonForm(Form):
 
     __slots__ = (
         "_after",
-        "_any_rows",
         "_before",
         "_between",
         "_id_at",
@@ -77,7 +76,6 @@ class JsonForm(Form):
             envelope = replace(envelope, id=None)
         if self._timeout_at is not None:
             envelope, timeout_ms = replace(envelope, timeout_ms=None), None
-        self._any_rows = any_rows
         super().__init__(envelope, timeout_ms, model, prepared, (before, *between, after), any_rows)
         self._one = 1 if self._any_rows else self.rows
         self._numbers_at = [places["numbers", name] for name, _, _ in self.inputs]
@@ -146,14 +144,7 @@ class JsonForm(Form):
 def _ids(texts: Sequence[bytes]) -> list[str] | None:
     """None when one is not plain text."""
     together = b"".join(texts)
-    if (
-        together.isascii()
-        and together.decode().isprintable()
-        and b'"' not in together
-        and b"\\" not in together
-    ):
-        return [text.decode() for text in texts]
-    return None
+    return [text.decode() for text in texts] if together.isascii() and are_plain(together.decode()) else None
 
 
 def _timeouts_ms(texts: Sequence[bytes]) -> list[float] | None:
@@ -161,7 +152,7 @@ def _timeouts_ms(texts: Sequence[bytes]) -> list[float] | None:
     if not all(map(_NUMBER.fullmatch, texts)):
         return None
     timeouts_ms = list(map(float, texts))
-    return timeouts_ms if max(timeouts_ms) < _LONGEST_TIMEOUT_MS else None
+    return timeouts_ms if max(timeouts_ms) < TOO_LONG_MS else None
 
 
 def json_form(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from app.errors import Cancelled, VernierError
@@ -167,6 +168,12 @@ class JoinedRequests(PendingRequest):
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         raise TypeError("joined requests are run at once and never submitted")
+
+
+def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:
+    """What each of several requests has of arrays in which their rows lie below each other. `rows`: of each."""
+    for start, stop in pairwise(accumulate(rows, initial=0)):
+        yield {name: array[start:stop] for name, array in arrays.items()}
 
 
 def start_again(request: PendingRequest) -> None:

@@ -8,7 +8,7 @@ step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise, repeat
+from itertools import repeat
 from operator import add
 
 import numpy as np
@@ -16,7 +16,7 @@ import orjson
 
 from app.api.codecs import encode_answer
 from app.api.identity import Identities
-from app.serving.request import Answer
+from app.serving.request import Answer, cut
 from app.tensors import Array, Arrays
 
 #: Numbers of an output up to which it is worth while to write the rows of many answers together.
@@ -78,9 +78,7 @@ def joined_bodies(ids: Identities, model: str, version: str, answer: Answer, row
         if made is not None:
             return made
     bodies = []
-    bounds = pairwise([0, *accumulate(rows)])
-    for identity, (start, stop) in zip(ids.texts, bounds, strict=True):
-        mine = {name: array[start:stop] for name, array in answer.outputs.items()}
+    for identity, mine in zip(ids.texts, cut(answer.outputs, rows), strict=True):
         own = Answer(mine, answer.precision, answer.queue_s, answer.compute_s, answer.batch_size)
         bodies.append(encode_answer(identity, model, version, own))
     return Bodies(len(bodies), [bodies])

@@ -44,8 +44,7 @@ class _Meaning(dict[bytes, bool]):
     """Whether a line of a head means anything to who takes the request; those met lately are known."""
 
     def __missing__(self, line: bytes) -> bool:
-        if len(self) >= _MOST_KEPT:
-            self.clear()
+        _make_room(self)
         self[line] = meaning = _MEANS_NOTHING.fullmatch(line) is None
         return meaning
 
