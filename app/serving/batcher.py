@@ -7,7 +7,7 @@ is decided about requests (who runs with whom, when, who is dropped) is decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from app.errors import QueueFull
@@ -17,7 +17,7 @@ from app.serving.execution import Batch
 from app.serving.latency import LatencyCurve
 from app.serving.padding import BatchLayout, Gather, ShapeKey
 from app.serving.queue import Lane, RequestQueue
-from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, start_again
+from app.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, RequestGroup, start_again
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
 _MOST_CURVES = 64
@@ -88,43 +88,38 @@ class Batcher:
         return found
 
     # --- in ---------------------------------------------------------------------------------------
-    def admit(self, request: PendingRequest, now: float, free_at: FreeAt) -> None:
-        """Puts a request into the queue. Raises QueueFull: too many wait, or it could not be answered in time."""
-        refusal = self.admit_alike((request,), now, free_at)[1]
-        if refusal is not None:
-            raise refusal
-
-    def admit_alike(
-        self, requests: Sequence[PendingRequest], now: float, free_at: FreeAt, earliest: float | None = None
-    ) -> tuple[int, QueueFull | None]:
-        """Puts requests that differ in their numbers only into the queue, as many of them as may wait.
+    def admit(
+        self, request: PendingRequest, now: float, free_at: FreeAt, earliest: float | None = None
+    ) -> None:
+        """Puts a request into the queue, or as many of a group as may wait: the others are not in it any more.
 
         Args:
             free_at: when each slot should be free.
-            earliest: when they may have arrived, if that was before now.
+            earliest: when it may have arrived, if that was before now.
 
-        Returns:
-            How many were admitted, from the front, and why the others were not.
+        Raises QueueFull: too many wait, or it, or others of the group, could not be answered in time.
         """
-        first, largest = requests[0], self.layout.largest
-        rows, deadline = first.rows, first.deadline
-        precision = first.precision or self.precision
-        shape = self.layout.shape_key(first.inputs)
-        asked = Asked(len(requests), rows, first.priority, deadline, now if earliest is None else earliest)
+        group = request if isinstance(request, RequestGroup) else None
+        rows = request.rows if group is None else group.rows_each
+        precision = request.precision or self.precision
+        shape = self.layout.shape_key(request.inputs)
+        since = now if earliest is None else earliest
+        asked = Asked(request.count, rows, request.priority, request.deadline, since)
         promised, refusal = self.admission.judge(asked, self.curve(precision, shape), now, free_at)
-        if not promised:
-            return 0, refusal
-        due = now + self._patience_s if deadline is None else deadline
-        admitted = requests[: len(promised)] if refusal else requests
-        for request, promise in zip(admitted, promised, strict=True):
+        if group is not None:
+            if refusal is not None:
+                group.keep(len(promised))
+            group.promises = promised
+        if promised:
             request.arrived = now
-            request.due = due
+            request.due = now + self._patience_s if request.deadline is None else request.deadline
             request.shape = shape
-            request.promised = promise
-            if rows > largest:
+            request.promised = promised[-1]  # of a group the first ones may do without
+            if rows > self.layout.largest:
                 request.gather = Gather(rows)
-        self.queue.push_alike(admitted, (precision, shape, False))
-        return len(admitted), refusal
+            self.queue.push(request, (precision, shape, False))
+        if refusal is not None:
+            raise refusal
 
     def refusal(
         self,
@@ -144,8 +139,9 @@ class Batcher:
 
     def answered(self, request: PendingRequest, now: float) -> None:
         """Learns from an answer whether its prediction was right, if there was one."""
-        if request.promised is not None:
-            self.admission.answered(request.promised, request.arrived, now)
+        for promised in request.promises if isinstance(request, RequestGroup) else (request.promised,):
+            if promised is not None:
+                self.admission.answered(promised, request.arrived, now)
 
     def again(self, request: PendingRequest, now: float) -> None:
         """Puts back a request that must be computed anew; it keeps its arrival and its due time."""
@@ -158,6 +154,14 @@ class Batcher:
         self.queue.push(request, (precision, request.shape, request.alone))
 
     # --- out --------------------------------------------------------------------------------------
+    def single_out(self, request: PendingRequest) -> None:
+        """Makes a request that is in a group one of its own, and with it all of the group if that waits."""
+        group = request.group
+        if group is not None and group.state == QUEUED:
+            self.queue.dissolve(group)
+        elif group is not None and group.state == RUNNING:
+            group.release(request)
+
     def discard(self, request: PendingRequest) -> None:
         """Ends a request wherever it stands; what runs of it is computed for nobody."""
         if request.state == QUEUED:
@@ -166,7 +170,11 @@ class Batcher:
 
     def overdue(self, now: float) -> list[PendingRequest]:
         """Waiting requests whose deadline has come."""
-        return self.queue.overdue(now)
+        found = self.queue.overdue(now)
+        groups = [request for request in found if isinstance(request, RequestGroup)]
+        for group in groups:
+            self.queue.dissolve(group)
+        return self.queue.overdue(now) if groups else found
 
     def choose(
         self,
@@ -210,9 +218,17 @@ class Batcher:
         head = self.queue.head(lane, now)
         if head.deadline is None or head.taken:
             return None
-        rows = min(head.rows, self.layout.largest)
-        late = now + self.curve(lane.precision, lane.shape).seconds(rows) > head.deadline
+        late = now + self.curve(lane.precision, lane.shape).seconds(self._needs(head)) > head.deadline
+        if late and isinstance(head, RequestGroup):
+            self.queue.dissolve(head)
+            return self._hopeless(lane, now)
         return head if late else None
+
+    def _needs(self, request: PendingRequest) -> int:
+        """Rows that a request needs in one execution; of a group, the first of its requests."""
+        if isinstance(request, RequestGroup):
+            return request.rows_each
+        return min(request.rows - request.taken, self.layout.largest)
 
     def _decide_lane(self, lane: Lane, now: float, slots: Slots) -> Decision:
         if lane.alone:
@@ -221,14 +237,13 @@ class Batcher:
         due: float | None = head.due
         if head.deadline is None and self.policy.objective_s is None:
             due = None
-        waiting = Waiting(lane.rows, min(head.rows - head.taken, self.layout.largest), lane.oldest(), due)
+        waiting = Waiting(lane.rows, self._needs(head), lane.oldest(), due)
         curve = self.curve(lane.precision, lane.shape)
         return self._decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
 
     def _head_rows(self, lane: Lane, now: float) -> int:
         """Rows that the lane's next request needs in one execution."""
-        head = self.queue.head(lane, now)
-        return min(head.rows - head.taken, self.layout.largest)
+        return self._needs(self.queue.head(lane, now))
 
     def fills_batch(self, slots: int) -> bool:
         """Whether what waits is as much as the largest batch that the objective allows on so many slots."""

@@ -9,7 +9,7 @@ from app.engine.base import Slot, StageTimes
 from app.errors import EngineError, VernierError
 from app.serving.padding import BatchLayout, Part
 from app.serving.queue import Lane
-from app.serving.request import ENDED
+from app.serving.request import ENDED, RequestGroup
 from app.tensors import Array, Arrays, is_finite
 
 #: The variant that is never rescued: what it answers is the model's answer, finite or not.
@@ -29,6 +29,7 @@ class Batch:
         predicted_s: by the latency curve, when it was dispatched.
         dispatched: when, on the scheduler's clock.
         outputs: each part's own outputs, once it ran; None for a part that needs rescue.
+        unsound: by its place, the outputs of a group of which some are not finite.
         error: why there are no outputs.
         times: by stage. compute_s: all of it, staging and taking apart included.
         elements: input elements sent, and computed after padding.
@@ -51,6 +52,7 @@ class Batch:
         "rows",
         "shape",
         "times",
+        "unsound",
     )
 
     def __init__(
@@ -75,6 +77,7 @@ class Batch:
         self.predicted_s = predicted_s
         self.dispatched = dispatched
         self.outputs: list[Arrays | None] = []
+        self.unsound: dict[int, Arrays] = {}
         self.error: VernierError | None = None
         self.times = StageTimes()
         self.compute_s = 0.0
@@ -124,6 +127,8 @@ class Batch:
             for at, mine in enumerate(taken):
                 if mine is not None and not finite(mine):
                     taken[at] = None
+                    if isinstance(parts[at][0], RequestGroup):
+                        self.unsound[at] = mine
         for (request, start, _, attempt), mine in zip(parts, taken, strict=True):
             gather = request.gather
             if (

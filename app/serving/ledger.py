@@ -52,10 +52,12 @@ class Ledger:
     def answered(self, answers: list[tuple[PendingRequest, Answer]]) -> None:
         """Ends requests that have not ended."""
         untold = self._untold
+        count = 0
         for request, answer in answers:
             request.state = ENDED
             untold.append((request, answer, None))
-        self._left("answered", len(answers))
+            count += request.count
+        self._left("answered", count)
 
     def failed(self, request: PendingRequest, error: VernierError) -> None:
         if self._end(request, "failed"):
@@ -78,7 +80,7 @@ class Ledger:
         if request.state == QUEUED and not request.taken:
             request.inputs = {}  # the queue may keep it for a while; nobody reads its arrays any more
         self._batcher.discard(request)
-        self._left(outcome, 1)
+        self._left(outcome, request.count)
         return True
 
     def _left(self, outcome: str, n: int) -> None:

@@ -13,12 +13,12 @@ until it surfaces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 
 from app.serving.padding import Part, ShapeKey
-from app.serving.request import QUEUED, RUNNING, PendingRequest
+from app.serving.request import QUEUED, RUNNING, PendingRequest, RequestGroup
 
 LaneKey = tuple[str, ShapeKey, bool]
 
@@ -38,18 +38,6 @@ class Level:
         self._ticket = count()
         self.living = 0
         self.entered = 0
-
-    def push_alike(self, requests: Sequence[PendingRequest]) -> None:
-        """Requests of one due time, all with a deadline or all without."""
-        line = self._undated if requests[0].deadline is None else self._line
-        if line and line[-1].due > requests[0].due:
-            for request in requests:
-                self.push(request)
-            return
-        line.extend(requests)
-        self.living += len(requests)
-        self.entered += len(requests)
-        self._keep_small()
 
     def push(self, request: PendingRequest) -> None:
         line = self._undated if request.deadline is None else self._line
@@ -150,7 +138,7 @@ class Lane:
 
 
 class RequestQueue:
-    """Every waiting request of one model version.
+    """Every waiting request of one model version. A group stands in one place, and counts as its requests.
 
     Args:
         age_s: how much longer waiting outweighs one step of priority.
@@ -165,34 +153,17 @@ class RequestQueue:
 
     def push(self, request: PendingRequest, key: LaneKey) -> None:
         """`arrived`, `due` and `deadline` are set; with a deadline, `due` equals it."""
-        lane, level = self._place(key, request.priority)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key)
+        level = lane.levels.get(request.priority)
+        if level is None:
+            level = lane.levels[request.priority] = Level()
         request.state = QUEUED
         request.lane = lane
         request.level = level
         level.push(request)
-        self._came(lane, request.priority, 1, request.rows - request.taken)
-
-    def push_alike(self, requests: Sequence[PendingRequest], key: LaneKey) -> None:
-        """`push` for new requests of one priority, with one due time and one deadline or none."""
-        priority = requests[0].priority
-        lane, level = self._place(key, priority)
-        rows = 0
-        for request in requests:
-            request.state = QUEUED
-            request.lane = lane
-            request.level = level
-            rows += request.rows
-        level.push_alike(requests)
-        self._came(lane, priority, len(requests), rows)
-
-    def _place(self, key: LaneKey, priority: int) -> tuple[Lane, Level]:
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane(key)
-        level = lane.levels.get(priority)
-        if level is None:
-            level = lane.levels[priority] = Level()
-        return lane, level
+        self._came(lane, request.priority, request.count, request.rows - request.taken)
 
     def _came(self, lane: Lane, priority: int, requests: int, rows: int) -> None:
         lane.requests += requests
@@ -207,11 +178,20 @@ class RequestQueue:
         assert lane is not None
         request.state = state
         request.level = None
-        self._left(lane, request.priority, 1, request.rows - request.taken)
+        self._left(lane, request.priority, 1, request.count, request.rows - request.taken)
 
-    def _left(self, lane: Lane, priority: int, requests: int, rows: int) -> None:
+    def dissolve(self, group: RequestGroup) -> None:
+        """Has the requests of a group that waits wait each for itself."""
+        lane, count, rows = group.lane, group.count, group.rows
+        assert lane is not None
+        for request in group.dissolve():
+            self.push(request, lane.key)
+        group.level = None
+        self._left(lane, group.priority, 1, count, rows)
+
+    def _left(self, lane: Lane, priority: int, places: int, requests: int, rows: int) -> None:
         level = lane.levels[priority]
-        level.living -= requests
+        level.living -= places
         if level.living == 0:
             del lane.levels[priority]
         lane.requests -= requests
@@ -279,12 +259,13 @@ class RequestQueue:
         """Takes requests in order until `room` rows are full or the next request does not fit.
 
         A request of more than `largest` rows gives as many as there is room for and keeps its place;
-        others are taken whole, the first one even when it has more than `room` rows.
+        others are taken whole, the first one even when it has more than `room` rows. Of a group that does not fit
+        as many requests are taken as do.
         """
         parts: list[Part] = []
         if len(lane.levels) == 1 and not lane.alone:
             room -= self._take_line(lane, room, parts)
-        requests = rows = 0
+        places = requests = rows = 0
         priority: int | None = None
         while room > 0:
             best = self._best(lane, now)
@@ -293,12 +274,21 @@ class RequestQueue:
             if best[0] != priority:
                 if requests or rows:
                     assert priority is not None
-                    self._left(lane, priority, requests, rows)
-                    requests = rows = 0
+                    self._left(lane, priority, places, requests, rows)
+                    places = requests = rows = 0
                 priority = best[0]
             request = best[1]
             start = request.taken
             left = request.rows - start
+            if left > room and isinstance(request, RequestGroup):
+                fit = room // request.rows_each or (0 if parts else 1)
+                if fit < request.count:
+                    if fit:
+                        front = _front(request, fit)
+                        parts.append(front)
+                        requests += fit
+                        rows += front[2]
+                    break
             if left > room and (request.rows > largest or not parts):
                 left = min(left, room if request.rows > largest else left)
             elif left > room:
@@ -310,12 +300,13 @@ class RequestQueue:
             if request.taken == request.rows:
                 request.state = RUNNING
                 request.level = None
-                requests += 1
+                places += 1
+                requests += request.count
             if lane.alone:
                 break
         if rows:
             assert priority is not None
-            self._left(lane, priority, requests, rows)
+            self._left(lane, priority, places, requests, rows)
         return parts
 
     def _take_line(self, lane: Lane, room: int, parts: list[Part]) -> int:
@@ -325,14 +316,21 @@ class RequestQueue:
         if line is None:
             return 0
         entered = len(line)
-        rows = 0
+        places = requests = rows = 0
         while line:
             request = line[0]
             if request.level is level:
                 start = request.taken
                 more = request.rows - start
                 if rows + more > room:
+                    if isinstance(request, RequestGroup) and (fit := (room - rows) // request.rows_each):
+                        front = _front(request, fit)
+                        parts.append(front)
+                        requests += fit
+                        rows += front[2]
                     break
+                places += 1
+                requests += request.count
                 rows += more
                 request.taken = request.rows
                 request.state = RUNNING
@@ -341,7 +339,7 @@ class RequestQueue:
             line.popleft()
         level.entered -= entered - len(line)
         if parts:
-            self._left(lane, priority, len(parts), rows)
+            self._left(lane, priority, places, requests, rows)
         return rows
 
     def overdue(self, now: float) -> list[PendingRequest]:
@@ -361,3 +359,12 @@ class RequestQueue:
         for lane in list(self.lanes.values()):
             for level in list(lane.levels.values()):
                 yield from level
+
+
+def _front(group: RequestGroup, count: int) -> Part:
+    """So many requests of a group, to run now."""
+    front = group.cut_off(count)
+    front.taken = front.rows
+    front.state = RUNNING
+    front.level = None
+    return front, 0, front.rows, front.attempt

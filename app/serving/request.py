@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise, repeat
+from typing import TYPE_CHECKING, Self
 
 from app.errors import Cancelled, VernierError
 from app.tensors import Arrays
@@ -54,6 +55,10 @@ class PendingRequest(ABC):
         precision: a variant that must compute it; None for the active one.
         priority: larger goes first.
         deadline: on the scheduler's clock, in seconds; None for none.
+
+    Attributes:
+        count: how many callers it stands for: 1, but for a group.
+        group: the one that it is in; None when it is a request of its own.
     """
 
     __slots__ = (
@@ -62,9 +67,11 @@ class PendingRequest(ABC):
         "attempt",
         "batch_size",
         "compute_s",
+        "count",
         "deadline",
         "due",
         "gather",
+        "group",
         "inputs",
         "lane",
         "level",
@@ -95,6 +102,8 @@ class PendingRequest(ABC):
         self.precision = precision
         self.priority = priority
         self.deadline = deadline
+        self.count = 1
+        self.group: RequestGroup | None = None
         self.state = NEW
         self.arrived = 0.0
         self.due = 0.0  # what the queue orders by: the deadline, or arrival plus patience
@@ -166,8 +175,129 @@ class JoinedRequests(PendingRequest):
         super().__init__(inputs, sum(each), outputs, precision, priority, deadline)
         self.each = each
 
+    def rows_of(self, at: int) -> slice:
+        """Where the rows of one of them lie."""
+        start = sum(self.each[:at])
+        return slice(start, start + self.each[at])
+
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         raise TypeError("joined requests are run at once and never submitted")
+
+
+class RequestGroup(JoinedRequests):
+    """Joined requests that wait and run as one for as long as all goes well.
+
+    What befalls one of them alone (it is cancelled or late, its batch fails, its output is not finite) befalls it as
+    a request of its own, so that it leaves the group or the group is dissolved before. Nothing of a request in a
+    group is set but `group`.
+
+    Args:
+        requests: those that are joined.
+        rows: of each, not more than the largest batch.
+        deadlines: of each; None for none.
+
+    Attributes:
+        requests: None stands for one that has left.
+        promises: `promised` of each, once it is admitted.
+    """
+
+    __slots__ = ("deadlines", "promises", "requests", "rows_each")
+
+    def __init__(
+        self,
+        requests: Sequence[PendingRequest],
+        inputs: Arrays,
+        rows: int,
+        outputs: Sequence[str] | None = None,
+        precision: str | None = None,
+        priority: int = 0,
+        deadlines: Sequence[float] | None = None,
+    ) -> None:
+        deadline = min(deadlines) if deadlines else None
+        super().__init__(inputs, [rows] * len(requests), outputs, precision, priority, deadline)
+        self.requests: list[PendingRequest | None] = list(requests)
+        self.rows_each = rows
+        self.deadlines = deadlines
+        self.promises: Sequence[float | None] = [None] * len(requests)
+        self.count = len(requests)
+        for request in requests:
+            request.group = self
+
+    def keep(self, count: int) -> None:
+        """Lets go of all but so many from the front; they have not been admitted."""
+        for request in self.requests[count:]:
+            if request is not None:
+                request.group = None
+        self._become(0, count)
+
+    def cut_off(self, count: int) -> Self:
+        """So many from the front as a group of their own, which is about to run. Only while nobody has left."""
+        front = copy(self)
+        front._become(0, count)
+        self._become(count, len(self.requests))
+        for request in front.requests:
+            if request is not None:
+                request.group = front
+        return front
+
+    def _become(self, start: int, stop: int) -> None:
+        first, last = start * self.rows_each, stop * self.rows_each
+        self.inputs = {name: array[first:last] for name, array in self.inputs.items()}
+        self.requests, self.each = self.requests[start:stop], self.each[start:stop]
+        self.promises = self.promises[start:stop]
+        self.count = stop - start
+        self.rows = self.unanswered = last - first
+        if self.deadlines is not None:
+            self.deadlines = self.deadlines[start:stop]
+            self.deadline = min(self.deadlines, default=None)
+
+    def places(self) -> list[int]:
+        """The numbers of those that are left."""
+        return [at for at, request in enumerate(self.requests) if request is not None]
+
+    def release(self, request: PendingRequest) -> None:
+        """Makes one a request of its own, which stands where the group does."""
+        self._release(self.requests.index(request))
+
+    def release_overdue(self, now: float) -> list[PendingRequest]:
+        """Makes those whose deadline has come requests of their own."""
+        times = self.deadlines or ()
+        return [
+            self._release(at)
+            for at, (request, deadline) in enumerate(zip(self.requests, times, strict=False))
+            if request is not None and deadline <= now
+        ]
+
+    def dissolve(self) -> list[PendingRequest]:
+        """Makes all that are left requests of their own."""
+        return [self._release(at) for at in self.places()]
+
+    def _release(self, at: int) -> PendingRequest:
+        request = self.requests[at]
+        assert request is not None
+        rows, deadlines = self.rows_each, self.deadlines
+        inputs = {name: array[at * rows : (at + 1) * rows] for name, array in self.inputs.items()}
+        deadline = None if deadlines is None else deadlines[at]
+        PendingRequest.__init__(request, inputs, rows, self.outputs, self.precision, self.priority, deadline)
+        request.state, request.arrived, request.promised = self.state, self.arrived, self.promises[at]
+        request.due = self.due if deadline is None else deadline
+        request.shape, request.lane, request.rescue = self.shape, self.lane, self.rescue
+        self.requests[at] = None
+        self.count -= 1
+        if deadlines is not None:
+            left = [time for one, time in zip(self.requests, deadlines, strict=True) if one is not None]
+            self.deadline = min(left, default=None)
+        if not self.count:
+            self.state = ENDED
+        return request
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        """Tells each; whoever can tell all at once overrides it."""
+        requests, self.requests = self.requests, []  # they refer to each other
+        arrays = repeat({}) if answer is None else cut(answer.outputs, self.each)
+        for request, outputs in zip(requests, arrays, strict=False):
+            if request is not None:
+                request.done(answer and replace(answer, outputs=outputs), error)
 
 
 def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from app.errors import DeviceFailed, EngineError, VernierError
 from app.metrics import ModelMetrics
 from app.serving.batcher import Batcher
-from app.serving.execution import REFERENCE, Batch
+from app.serving.execution import REFERENCE, Batch, finite
 from app.serving.ledger import Ledger
-from app.serving.request import ENDED, Answer, PendingRequest
+from app.serving.padding import Part
+from app.serving.request import ENDED, Answer, JoinedRequests, PendingRequest, RequestGroup, cut
 from app.tensors import Arrays
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class Results:
         dispatched, precision = batch.dispatched, batch.precision
         compute_s, rows = batch.compute_s, batch.rows
         queue_s: list[float] = []
-        for (request, _, count, attempt), outputs in zip(batch.parts, batch.outputs, strict=True):
+        answered = 0
+        for (request, _, count, attempt), outputs in _each(batch, now):
             if request.state == ENDED or request.attempt != attempt:
                 continue
             if outputs is None:
@@ -73,22 +74,49 @@ class Results:
             answer = Answer(outputs, precision, waited, compute_s, rows)
             if request.gather is not None and not _gathered(request, count, answer):
                 continue
-            queue_s.append(waited)
+            if request.count == 1:
+                queue_s.append(waited)
+            else:
+                queue_s += [waited] * request.count
             if request.promised is not None:
                 self._promised.append(request)
             if request.deadline is not None and now > request.deadline:
                 late.append(request)
             else:
                 answers.append((request, answer))
+                answered += request.count
         self._ledger.answered(answers)
         for request in late:
             self._ledger.expired(request)
         self._count(batch, queue_s)
-        if self._tap is not None and answers:
-            for at in self._chosen(len(answers), now):
-                request, answer = answers[at]
-                self._tap(request.inputs, answer.outputs, answer.precision)
+        if self._tap is not None and answered:
+            chosen = self._chosen(answered, now)
+            if chosen:
+                self._show_all(answers, chosen)
         return self._rescue(rescued, precision, now) if rescued else False
+
+    def _show_all(self, answers: Sequence[tuple[PendingRequest, Answer]], chosen: Sequence[int]) -> None:
+        """Shows the tap those of the answered requests that have these numbers."""
+        assert self._tap is not None
+        numbers = sorted(chosen, reverse=True)
+        first = 0
+        for request, answer in answers:
+            after = first + request.count
+            while numbers and numbers[-1] < after:
+                at = numbers.pop() - first
+                if isinstance(request, RequestGroup):
+                    self._show_one(request, request.places()[at], answer.outputs, answer.precision)
+                else:
+                    self._tap(request.inputs, answer.outputs, answer.precision)
+            first = after
+
+    def _show_one(self, joined: JoinedRequests, at: int, outputs: Arrays, precision: str) -> None:
+        """Shows the tap one of joined requests."""
+        assert self._tap is not None
+        mine = joined.rows_of(at)
+        # copied: what the tap keeps must not keep the memory of all of them
+        inputs = {name: array[mine].copy() for name, array in joined.inputs.items()}
+        self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
 
     def take_promised(self) -> list[PendingRequest]:
         """Requests answered since the last time for which there was a prediction."""
@@ -97,23 +125,18 @@ class Results:
             self._promised = []
         return promised
 
-    def settle_joined(self, batch: Batch, each: Sequence[int], now: float) -> Answer | None:
-        """Books a batch of requests that are joined in its only part; None, with nothing booked, when it must be
-        computed request by request. `each`: rows of each."""
+    def settle_joined(self, batch: Batch, joined: JoinedRequests, now: float) -> Answer | None:
+        """Books a batch of these only; None, with nothing booked, when it must be computed request by request."""
         outputs = batch.outputs[0] if batch.error is None else None
         if outputs is None:
             return None
         precision, rows = batch.precision, batch.rows
-        count = len(each)
+        count = len(joined.each)
         self._ledger.passed(count)
         self._count(batch, [0.0] * count)
         if self._tap is not None:
-            ends = list(accumulate(each))
             for at in self._chosen(count, now):
-                mine = slice(ends[at] - each[at], ends[at])
-                # copied: what the tap keeps must not keep the memory of all of them
-                inputs = {name: array[mine].copy() for name, array in batch.parts[0][0].inputs.items()}
-                self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
+                self._show_one(joined, at, outputs, precision)
         return Answer(outputs, precision, 0.0, batch.compute_s, rows)
 
     def _count(self, batch: Batch, queue_s: Sequence[float]) -> None:
@@ -151,14 +174,15 @@ class Results:
 
     def _failed(self, batch: Batch, error: VernierError, now: float) -> bool:
         """Runs the requests of a failed batch again, each alone: one bad request must not fail the others."""
-        alone = len(batch.parts) == 1 or isinstance(error, DeviceFailed)
+        count = sum(part[0].count for part in batch.parts)
+        alone = count == 1 or isinstance(error, DeviceFailed)
         logger.error(
             "batch failed",
-            extra={"model": self._name, "precision": batch.precision, "requests": len(batch.parts)},
+            extra={"model": self._name, "precision": batch.precision, "requests": count},
             exc_info=error,
         )
         again = False
-        for request, _, _, attempt in batch.parts:
+        for request, attempt in [(part[0], part[3]) for part in batch.parts] if alone else _requests(batch):
             if request.state == ENDED or request.attempt != attempt:
                 continue
             if alone or request.alone:
@@ -179,7 +203,9 @@ class Results:
         """Gives up the requests of a running batch whose deadline has come."""
         for request, _, _, attempt in batch.parts:
             if request.attempt == attempt and request.deadline is not None and request.deadline <= now:
-                self._ledger.expired(request)
+                late = request.release_overdue(now) if isinstance(request, RequestGroup) else [request]
+                for one in late:
+                    self._ledger.expired(one)
         batch.find_deadline()
 
     def _chosen(self, count: int, now: float) -> Sequence[int]:
@@ -193,6 +219,36 @@ class Results:
             return ()
         self._shown = now
         return range(count) if shown == count else self._random.sample(range(count), shown)
+
+
+def _each(batch: Batch, now: float) -> Iterator[tuple[Part, Arrays | None]]:
+    """The parts with their outputs; the requests of a group each for itself where not all of them have an answer."""
+    for at, (part, outputs) in enumerate(zip(batch.parts, batch.outputs, strict=True)):
+        group = part[0]
+        if (
+            not isinstance(group, RequestGroup)
+            or group.state == ENDED
+            or (outputs is not None and (group.deadline is None or now <= group.deadline))
+        ):
+            yield part, outputs
+            continue
+        sound = batch.precision == REFERENCE or outputs is not None
+        places = group.places()
+        arrays = list(cut(batch.unsound[at] if outputs is None else outputs, group.each))
+        for place, request in zip(places, group.dissolve(), strict=True):
+            mine = arrays[place]
+            yield (request, 0, request.rows, request.attempt), mine if sound or finite(mine) else None
+
+
+def _requests(batch: Batch) -> list[tuple[PendingRequest, int]]:
+    """Those of a batch, each for itself, and which attempt it was."""
+    found: list[tuple[PendingRequest, int]] = []
+    for request, _, _, attempt in batch.parts:
+        if isinstance(request, RequestGroup) and request.state != ENDED:
+            found += [(one, one.attempt) for one in request.dissolve()]
+        else:
+            found.append((request, attempt))
+    return found
 
 
 def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:

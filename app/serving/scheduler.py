@@ -26,7 +26,13 @@ from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
 from app.serving.queue import Lane
-from app.serving.request import Answer, AwaitedRequest, JoinedRequests, PendingRequest
+from app.serving.request import (
+    Answer,
+    AwaitedRequest,
+    JoinedRequests,
+    PendingRequest,
+    RequestGroup,
+)
 from app.serving.results import Results, Tap
 from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up
@@ -200,34 +206,41 @@ class Scheduler:
         self._results.set_tap(tap, share, quiet_s)
 
     # --- in ---------------------------------------------------------------------------------------
+    @property
+    def largest_grouped(self) -> int:
+        """The most rows of a request that can be in a group; 0 for none."""
+        return self._layout.largest if self._layout.kind == "dynamic" else 0
+
     def submit(self, request: PendingRequest) -> None:
         """Admits the request, whose `done` will then be called once, unless it is cancelled.
 
+        Of a group those that can be are admitted, from the front; the others are not in it any more.
+
         Raises:
-            Draining, NotReady, QueueFull: nothing was queued.
+            Draining, NotReady, QueueFull: it was not queued, or others of the group were not.
         """
-        error = self.submit_alike((request,))[1]
-        if error is not None:
-            raise error
-
-    def submit_alike(self, requests: Sequence[PendingRequest]) -> tuple[int, VernierError | None]:
-        """`submit` for requests that differ in their numbers only.
-
-        Returns how many were admitted, from the front, and the error of all others.
-        """
+        count = request.count
         if self._draining or self._crew.gone is not None:
+            if isinstance(request, RequestGroup):
+                request.keep(0)
             fault = self._closed()
-            self.refused(fault, len(requests))
-            return 0, fault
+            self.refused(fault, count)
+            raise fault
         now = self._clock()
-        admitted, refusal = self._batcher.admit_alike(requests, now, self._free_at, self._earliest(now))
-        if refusal is not None:
-            self._count_refused(refusal, len(requests) - admitted, now)
+        refusal: QueueFull | None = None
+        try:
+            self._batcher.admit(request, now, self._free_at, self._earliest(now))
+            admitted = count
+        except QueueFull as error:
+            refusal = error
+            admitted = request.count if isinstance(request, RequestGroup) else 0
         if admitted:
             self._ledger.admitted(admitted)
-            if self._crew.idle or self._inline.slots or requests[0].deadline is not None:
+            if self._crew.idle or self._inline.slots or request.deadline is not None:
                 self._dispatcher.pump_soon()
-        return admitted, refusal
+        if refusal is not None:
+            self._count_refused(refusal, count - admitted, now)
+            raise refusal
 
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
@@ -291,7 +304,7 @@ class Scheduler:
         now, bucket, seconds = self._clock(), curve.bucket(rows), curve.seconds(rows)
         batch = Batch(layout, lane, [(joined, 0, rows, 0)], rows, bucket, IDLE, seconds, now)
         batch.execute(self._inline.slots[precision])
-        answer = self._results.settle_joined(batch, joined.each, now)
+        answer = self._results.settle_joined(batch, joined, now)
         if answer is not None:
             self._inline.ran(batch)
             self._batcher.rate.add(rows)
@@ -299,6 +312,7 @@ class Scheduler:
 
     def cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
+        self._batcher.single_out(request)
         if self._ledger.cancelled(request):
             self._dispatcher.show()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 
@@ -19,7 +19,7 @@ from app.serving.batcher import Batcher
 from app.serving.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
 from app.serving.execution import Batch
 from app.serving.latency import LatencyCurve
-from app.serving.request import ENDED, Answer, PendingRequest
+from app.serving.request import ENDED, Answer, PendingRequest, RequestGroup
 from app.tensors import Arrays
 
 
@@ -111,6 +111,7 @@ class Simulation:
         slots: how many.
         service: rows of a batch after padding → seconds that a slot is taken.
         input_name: of the single input; its arrays are [rows] or, with lengths, [rows, length].
+        grouped: requests that come at one moment and differ in nothing but when they are cancelled come as a group.
         watch: called after every step with (now, self): for assertions in between.
     """
 
@@ -121,6 +122,7 @@ class Simulation:
         service: Callable[[int], float],
         *,
         input_name: str = "x",
+        grouped: bool = False,
         watch: Callable[[float, Simulation], None] | None = None,
         on_dispatch: Callable[[float, Simulation, Batch], None] | None = None,
     ) -> None:
@@ -131,6 +133,7 @@ class Simulation:
         self._slots = slots
         self._service = service
         self._input = input_name
+        self._grouped = grouped
         self._watch = watch
         self._on_dispatch = on_dispatch
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -145,8 +148,12 @@ class Simulation:
         while upcoming is not None or self._events:
             if upcoming is not None and (not self._events or upcoming.at <= self._events[0][0]):
                 now = upcoming.at
-                self._arrive(upcoming, now)
+                together = [upcoming]
                 upcoming = next(coming, None)
+                while upcoming is not None and self._joins(together[0], upcoming):
+                    together.append(upcoming)
+                    upcoming = next(coming, None)
+                self._arrive(together, now)
             else:
                 now, _, call = heapq.heappop(self._events)
                 call(now)
@@ -161,24 +168,44 @@ class Simulation:
     def _at(self, time: float, call: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (time, next(self._ticket), call))
 
-    def _arrive(self, arrival: Arrival, now: float) -> None:
+    def _joins(self, first: Arrival, other: Arrival) -> bool:
+        alike = replace(other, cancel_after_s=first.cancel_after_s) == first
+        return self._grouped and alike and first.rows <= self.batcher.layout.largest
+
+    def _arrive(self, together: Sequence[Arrival], now: float) -> None:
+        requests = [SimulatedRequest(arrival, self._inputs_of(arrival)) for arrival in together]
+        self.trace.requests.extend(requests)
+        first, refused = requests[0], []
+        asked: PendingRequest = first
+        if len(requests) > 1:
+            inputs = {name: np.concatenate([array] * len(requests)) for name, array in first.inputs.items()}
+            deadlines = None if first.deadline is None else [first.deadline] * len(requests)
+            asked = RequestGroup(
+                requests, inputs, first.rows, None, first.precision, first.priority, deadlines
+            )
+        try:
+            self.batcher.admit(asked, now, self._free_at)
+        except QueueFull as refusal:
+            refused = requests[asked.count if asked is not first else 0 :]
+            for request in refused:
+                request.outcome, request.ended_at = "refused", now
+                request.retry_after_s = refusal.retry_after_s
+        for request in requests[: len(requests) - len(refused)]:
+            if request.arrival.cancel_after_s is not None:
+                self._at(now + request.arrival.cancel_after_s, self._ender(request, "cancelled"))
+            if request.deadline is not None:
+                # The scheduler's timer gives up what runs, too.
+                self._at(request.deadline, self._ender(request, "expired"))
+
+    def _inputs_of(self, arrival: Arrival) -> Arrays:
         shape = (arrival.rows, arrival.length) if self.batcher.layout.dims else (arrival.rows,)
         inputs = self._arrays.get(shape)
         if inputs is None:
             inputs = self._arrays[shape] = {self._input: np.zeros(shape, np.float32)}
-        request = SimulatedRequest(arrival, inputs)
-        self.trace.requests.append(request)
-        try:
-            self.batcher.admit(request, now, self._free_at)
-        except QueueFull as refusal:
-            request.outcome, request.ended_at = "refused", now
-            request.retry_after_s = refusal.retry_after_s
-            return
-        if arrival.cancel_after_s is not None:
-            self._at(now + arrival.cancel_after_s, lambda t: self._end(request, "cancelled", t))
-        if request.deadline is not None:
-            # The scheduler's timer gives up what runs, too.
-            self._at(request.deadline, lambda t: self._end(request, "expired", t))
+        return inputs
+
+    def _ender(self, request: SimulatedRequest, outcome: str) -> Callable[[float], None]:
+        return lambda now: self._end(request, outcome, now)
 
     def _free_at(self) -> tuple[float, ...]:
         return (*([0.0] * self.idle), *[batch.ends for batch in self.running])
@@ -189,6 +216,7 @@ class Simulation:
     def _end(self, request: SimulatedRequest, outcome: str, now: float) -> None:
         if request.outcome is None:
             request.outcome, request.ended_at = outcome, now
+            self.batcher.single_out(request)
             self.batcher.discard(request)
 
     def _pump(self, now: float) -> None:
@@ -218,13 +246,22 @@ class Simulation:
             self.idle += 1
             self.running.remove(batch)
             self.batcher.ran(batch, now - batch.dispatched)
-            for request, _, rows, _ in batch.parts:
+            for request, rows in _requests(batch):
                 request.unanswered -= rows
                 if not request.unanswered and request.state != ENDED:
                     self.batcher.answered(request, now)
                     self._end(request, "answered", now)  # type: ignore[arg-type]
 
         return finish
+
+
+def _requests(batch: Batch) -> Iterator[tuple[PendingRequest, int]]:
+    """Those of a batch that has run, each for itself, and how many of its rows were in it."""
+    for request, _, rows, _ in batch.parts:
+        if isinstance(request, RequestGroup):
+            yield from [(one, one.rows) for one in request.dissolve()]
+        else:
+            yield request, rows
 
 
 def percentile(

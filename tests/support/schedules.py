@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from app.engine.base import default_buckets
@@ -12,12 +12,14 @@ from app.serving.batcher import Batcher
 from app.serving.batching import Decide, decide
 from app.serving.execution import Batch
 from app.serving.padding import BatchLayout
-from app.serving.request import QUEUED, RUNNING
+from app.serving.request import QUEUED, RUNNING, PendingRequest, RequestGroup
 from app.serving.simulate import Arrival, Simulation, Trace
 from app.tensors import TensorSpec
 
 LENGTHS = [4, 16, 64]
 PRECISIONS = ("fp32", "int8")
+#: By a request's id: the first row and the number of rows of each execution.
+Computed = dict[int, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Schedule:
     known_curve: bool
     arrivals: tuple[Arrival, ...]
     seed: int = 0
+    grouped: bool = False
 
 
 def make_batcher(
@@ -76,10 +79,15 @@ def random_schedule(random: Random) -> Schedule:
     rate = capacity * random.choice([0.1, 0.5, 0.9, 1.5, 5.0]) / 1.5
     sequence = random.random() < 0.25
     at = 0.0
-    arrivals = []
+    arrivals: list[Arrival] = []
+    grouped = random.random() < 0.5
     for _ in range(random.randint(1, 40)):
         at += 0.0 if random.random() < 0.2 else min(random.expovariate(rate), 100 / rate)
-        arrivals.append(_random_arrival(random, at, largest, fixed_s + largest * row_s, sequence))
+        arrival = _random_arrival(random, at, largest, fixed_s + largest * row_s, sequence)
+        arrivals.append(arrival)
+        for _ in range(random.choice([0, 0, 1, 5, 20]) if grouped else 0):
+            cancelled = random.choice([None] * 6 + [random.random() * 3 * (fixed_s + largest * row_s)])
+            arrivals.append(replace(arrival, cancel_after_s=cancelled))
     return Schedule(
         largest,
         random.random() < 0.5,
@@ -97,6 +105,7 @@ def random_schedule(random: Random) -> Schedule:
         random.random() < 0.7,
         tuple(arrivals),
         random.randrange(2**31),
+        grouped,
     )
 
 
@@ -124,12 +133,38 @@ def play(schedule: Schedule) -> Trace:
         stretch = 1 + schedule.noise * (2 * noise.random() - 1)
         return (schedule.fixed_s + rows * schedule.row_s) * stretch
 
+    computed: Computed = {}
+
+    def on_dispatch(now: float, simulation: Simulation, batch: Batch) -> None:
+        _may_run(now, simulation, batch)
+        for request, start, rows in _requests(batch):
+            computed.setdefault(id(request), []).append((start, rows))
+
     simulation = Simulation(
-        batcher, schedule.slots, service, watch=_nothing_is_held_back, on_dispatch=_may_run
+        batcher,
+        schedule.slots,
+        service,
+        grouped=schedule.grouped,
+        watch=_nothing_is_held_back,
+        on_dispatch=on_dispatch,
     )
     trace = simulation.run(schedule.arrivals)
-    _everything_ended_once(simulation, trace)
+    _everything_ended_once(simulation, trace, computed)
     return trace
+
+
+def _requests(batch: Batch) -> list[tuple[PendingRequest, int, int]]:
+    """Those of a batch that leaves, each for itself, with the first of its rows in it and how many they are."""
+    found: list[tuple[PendingRequest, int, int]] = []
+    for request, start, rows, _ in batch.parts:
+        if isinstance(request, RequestGroup):
+            assert (start, rows) == (0, request.rows)
+            assert None not in request.requests, "one that has left was executed"
+            assert request.count * request.rows_each == rows
+            found += [(one, 0, request.rows_each) for one in request.requests if one is not None]
+        else:
+            found.append((request, start, rows))
+    return found
 
 
 def _may_run(now: float, simulation: Simulation, batch: Batch) -> None:
@@ -140,9 +175,10 @@ def _may_run(now: float, simulation: Simulation, batch: Batch) -> None:
     exact = simulation.batcher.curve(batch.precision, batch.shape).exact
     assert batch.bucket == batch.rows if exact else batch.bucket in layout.buckets
     latest_due: dict[int, float] = {}
+    for request, _, _ in _requests(batch):
+        assert request.outcome is None, "an ended request was executed"  # type: ignore[attr-defined]
     for request, start, rows, _ in batch.parts:
         assert request.state in (QUEUED, RUNNING)
-        assert request.outcome is None, "an ended request was executed"  # type: ignore[attr-defined]
         assert request.deadline is None or request.deadline > now, "an expired request was executed"
         assert 0 <= start < start + rows <= request.rows
         assert rows == request.rows or request.rows > layout.largest, "a request that fits was split"
@@ -166,14 +202,10 @@ def _nothing_is_held_back(now: float, simulation: Simulation) -> None:
             assert now < lane.oldest() + held_back, "a slot idles while a request has waited long enough"
 
 
-def _everything_ended_once(simulation: Simulation, trace: Trace) -> None:
+def _everything_ended_once(simulation: Simulation, trace: Trace, computed: Computed) -> None:
     queue = simulation.batcher.queue
     assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
     assert simulation.running == []
-    computed: dict[int, list[tuple[int, int]]] = {}
-    for batch in trace.batches:
-        for request, start, rows, _ in batch.parts:
-            computed.setdefault(id(request), []).append((start, rows))
     for request in trace.requests:
         rows = sorted(computed.get(id(request), []))
         assert request.outcome in ("answered", "expired", "cancelled", "refused")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 
 from app.engine.base import Executor, default_buckets
+from app.errors import VernierError
 from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.deference import Deference
 from app.serving.padding import BatchLayout
+from app.serving.request import Answer, PendingRequest, RequestGroup
 from app.serving.scheduler import Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
@@ -26,6 +29,27 @@ def z_of(inputs: dict[str, np.ndarray], precision: str = "fp32") -> np.ndarray:
     z = inputs["x"] + 1
     z[:, 1] = sum(map(ord, precision))
     return z
+
+
+class Recorded(PendingRequest):
+    """Remembers how often and with what it ended."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ends: list[tuple[Answer | None, VernierError | None]] = []
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        self.ends.append((answer, error))
+
+
+def group_of(requests: Sequence[PendingRequest]) -> RequestGroup:
+    """Requests that are alike but for their numbers, as a group."""
+    first = requests[0]
+    inputs = {name: np.concatenate([r.inputs[name] for r in requests]) for name in first.inputs}
+    deadlines = [r.deadline for r in requests if r.deadline is not None] or None
+    return RequestGroup(
+        requests, inputs, first.rows, first.outputs, first.precision, first.priority, deadlines
+    )
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from app.api.codecs import encode_answer
 from app.api.errors import answer_error
@@ -30,6 +31,7 @@ class Answers:
         self._responses = responses
         self._clock = clock
         self._ended: list[tuple[Exchange, Answer]] = []  # not written yet
+        self._together: list[tuple[Sequence[Exchange | None], int, Answer]] = []  # nor these
 
     def ended(self, exchange: Exchange, answer: Answer | None, error: VernierError | None) -> None:
         """The scheduler is done with an exchange."""
@@ -37,12 +39,40 @@ class Answers:
             self.fail((exchange,), error or EngineError("a request ended without an answer"))
             exchange.connection.send_ready()
             return
-        if not self._ended:
-            exchange.connection.loop.call_soon(self._write_ended)
+        self._write_soon(exchange)
         self._ended.append((exchange, answer))
+
+    def ended_together(
+        self,
+        exchanges: Sequence[Exchange | None],
+        rows: int,
+        answer: Answer | None,
+        error: VernierError | None,
+    ) -> None:
+        """The scheduler is done with a group. None in it stands for one that has left.
+
+        Args:
+            rows: of each.
+        """
+        wanted = [exchange for exchange in exchanges if exchange is not None and not exchange.settled]
+        if not wanted:
+            return
+        if answer is None:
+            self.fail(wanted, error or EngineError("a request ended without an answer"))
+            self.send(wanted)
+            return
+        self._write_soon(wanted[0])
+        self._together.append((exchanges, rows, answer))
+
+    def _write_soon(self, exchange: Exchange) -> None:
+        if not self._ended and not self._together:
+            exchange.connection.loop.call_soon(self._write_ended)
 
     def _write_ended(self) -> None:
         """Writes the answers of this turn, those that are alike together, and has them sent."""
+        together, self._together = self._together, []
+        for exchanges, rows, all_rows in together:
+            self._write_together(exchanges, rows, all_rows)
         ended, self._ended = self._ended, []
         alike: defaultdict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = defaultdict(
             list
@@ -54,6 +84,24 @@ class Answers:
         for group in alike.values():
             self._write(group)
         self.send([exchange for exchange, _ in ended])
+
+    def _write_together(self, exchanges: Sequence[Exchange | None], rows: int, answer: Answer) -> None:
+        """What is left of a group gets its rows of the answer."""
+        places, wanted = [], []
+        for place, exchange in enumerate(exchanges):
+            if exchange is not None and not exchange.settled:
+                places.append(place)
+                wanted.append(exchange)
+        if not wanted:
+            return
+        if len(wanted) < len(exchanges):
+            kept = [rows * place + row for place in places for row in range(rows)]
+            outputs = {name: array[kept] for name, array in answer.outputs.items()}
+            answer = replace(answer, outputs=outputs)
+        model = wanted[0].model
+        assert model is not None
+        ids = [exchange.identity for exchange in wanted]
+        self.write_joined(model, [exchange.ask() for exchange in wanted], ids, answer, [rows] * len(wanted))
 
     def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
         """Payloads for answers of one model, one precision and the same outputs."""
@@ -157,8 +205,8 @@ class Answers:
 
 
 def exchanges_of(group: Sequence[Asked], ids: Sequence[str], model: LoadedModel | None) -> list[Exchange]:
-    """Exchanges for small predictions of one model."""
-    exchanges = [asked[0].exchange_of(asked) for asked in group]
+    """Exchanges for predictions of one model that have been read."""
+    exchanges = [asked[0].exchange_of(asked, read=True) for asked in group]
     for exchange, identity in zip(exchanges, ids, strict=True):
         exchange.identity = identity
         exchange.model = model

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from app.api.codecs import Body
 from app.api.errors import ErrorAnswer
 from app.api.fast.head import Head
 from app.api.fast.memory import Room
 from app.api.fast.response import Headers
+from app.api.forms import Form
 from app.api.security import Permit
 from app.api.service import Prepared
 from app.errors import VernierError
 from app.serving.repository import LoadedModel
-from app.serving.request import NEW, Answer, PendingRequest
+from app.serving.request import NEW, Answer, PendingRequest, RequestGroup
+from app.tensors import Arrays
 
 if TYPE_CHECKING:
+    from app.api.fast.answers import Answers
     from app.api.fast.exchanges import Exchanges
 
 
@@ -34,8 +38,8 @@ class Asker(Protocol):
         """uvicorn's own, of which the date is one."""
         ...
 
-    def exchange_of(self, asked: Asked) -> Exchange:
-        """The exchange for it, from now on."""
+    def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
+        """The exchange for it, from now on. `read`: nobody needs the body any more."""
         ...
 
     def answered(self, message: bytes) -> None:
@@ -102,6 +106,7 @@ class Exchange(PendingRequest):
     ) -> None:
         self.connection = connection
         self.asked: Asked | None = None
+        self.group: RequestGroup | None = None
         self.room = room
         self.head = head
         self.body = body
@@ -136,7 +141,7 @@ class Exchange(PendingRequest):
     def default_headers(self) -> Headers:
         return self.connection.default_headers
 
-    def exchange_of(self, asked: Asked) -> Exchange:
+    def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
         self.asked = None
         return self
 
@@ -153,3 +158,35 @@ class Exchange(PendingRequest):
         self.refusal = refusal
         if self.permit is not None:
             self.permit.release()
+
+
+class ExchangeGroup(RequestGroup):
+    """Predictions of one form that wait, run and are answered together.
+
+    Args:
+        inputs: of all.
+        rows: of each.
+        deadlines: of each; None for none.
+    """
+
+    __slots__ = ("_answers",)
+
+    def __init__(
+        self,
+        answers: Answers,
+        exchanges: Sequence[Exchange],
+        inputs: Arrays,
+        rows: int,
+        form: Form,
+        deadlines: Sequence[float] | None,
+    ) -> None:
+        super().__init__(exchanges, inputs, rows, *form.rest, deadlines)
+        self._answers = answers
+        for exchange in exchanges:
+            exchange.body = b""
+            exchange.room = None
+
+    def done(self, answer: Answer | None, error: VernierError | None) -> None:
+        exchanges: list[Any] = self.requests
+        self.requests = []  # they refer to each other, and to the memory of their bodies
+        self._answers.ended_together(exchanges, self.rows_each, answer, error)

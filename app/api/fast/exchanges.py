@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from app.api.codecs import Body, PredictRequest, RawInputs, parse_predict
 from app.api.fast.answers import Answers, exchanges_of, report
-from app.api.fast.exchange import Asked, Connection, Exchange
+from app.api.fast.exchange import Asked, Connection, Exchange, ExchangeGroup
 from app.api.fast.grouping import MOST_TOGETHER, in_order, side_by_side
 from app.api.fast.head import Head
 from app.api.fast.memory import Room, neighbours
@@ -26,6 +26,8 @@ from app.serving.request import NEW, JoinedRequests
 
 #: Forms that are remembered, so that heads which differ share them.
 _MOST_FORMS = 512
+#: Deadlines that differ by so little count as one.
+_ONE_MOMENT_S = 1e-3
 
 
 class Exchanges:
@@ -189,15 +191,21 @@ class Exchanges:
         decoded: Decoded,
         deadlines: Sequence[float] | None,
     ) -> None:
-        rows = decoded.rows
+        rows, scheduler = decoded.rows, model.scheduler
+        if (
+            len(rows) > 1
+            and min(rows) == max(rows) <= scheduler.largest_grouped
+            and (deadlines is None or self.clock() < min(deadlines) >= max(deadlines) - _ONE_MOMENT_S)
+        ):
+            group = ExchangeGroup(self.answers, exchanges, decoded.arrays, rows[0], form, deadlines)
+            try:
+                scheduler.submit(group)
+            except VernierError as error:
+                self._refuse(exchanges[group.count :], error)
+            return
         own: Sequence[float | None] = deadlines or [None] * len(rows)
         for exchange, arrays, count, deadline in zip(exchanges, decoded.each(), rows, own, strict=True):
             exchange.prepare(model, (arrays, count, *form.rest, deadline))
-        if deadlines is None and min(rows) == max(rows):
-            admitted, error = model.scheduler.submit_alike(exchanges)
-            if error is not None:
-                self._refuse(exchanges[admitted:], error)
-            return
         for exchange in exchanges:
             try:
                 self._submit(model, exchange)

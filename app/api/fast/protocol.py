@@ -276,10 +276,10 @@ class FastProtocol(PunctualProtocol):
         if self.access_log and asked is not None:
             self._log(asked[1], 200)
 
-    def exchange_of(self, asked: Asked) -> Exchange:
+    def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
         _, head, start, data, came = asked
         self.asked = None
-        exchange = Exchange(self, head, data[start:], came, None)
+        exchange = Exchange(self, head, b"" if read else data[start:], came, None)
         self._due.append(exchange)
         return exchange
 

@@ -13,6 +13,7 @@ from app.serving.admission import Policy
 from app.serving.batcher import Batcher
 from app.serving.simulate import Arrival, SimulatedRequest
 from tests.support.schedules import make_batcher
+from tests.support.scheduling import group_of
 
 CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
 
@@ -39,6 +40,22 @@ def one_by_one(
     return len(asked) - len(refusals), refusals[0] if refusals else None
 
 
+def as_a_group(
+    batcher: Batcher,
+    asked: list[SimulatedRequest],
+    now: float,
+    free: tuple[float, ...],
+    earliest: float | None = None,
+) -> tuple[int, QueueFull | None]:
+    group = group_of(asked)
+    try:
+        batcher.admit(group, now, lambda: free, earliest)
+    except QueueFull as refusal:
+        assert [r.group is group for r in asked] == [at < group.count for at in range(len(asked))]
+        return group.count, refusal
+    return group.count, None
+
+
 def refusal_of_one(
     batcher: Batcher, kind: dict[str, Any], now: float, free: tuple[float, ...]
 ) -> QueueFull | None:
@@ -50,7 +67,7 @@ def told(refusal: QueueFull | None) -> tuple[str, float] | None:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by_one(seed: int) -> None:
+def test_a_group_is_decided_on_as_its_requests_would_be_one_by_one(seed: int) -> None:
     random = Random(seed)
     policy = Policy(objective_s=random.choice([None, 0.02, 0.06]), queue_limit=random.choice([5, 30, 1000]))
     together, alone = (make_batcher(16, policy=policy, curve=CURVE) for _ in range(2))
@@ -61,22 +78,27 @@ def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by
         free = tuple(now + random.choice([-1.0, 0.002, 0.012]) for _ in range(random.choice([0, 1, 2])))
         kind: dict[str, Any] = {
             "count": random.choice([1, 3, 20, 64]),
-            "rows": random.choice([1, 1, 3, 40]),
+            "rows": random.choice([1, 1, 3, 16]),
             "priority": random.choice([0, 0, 1]),
             "timeout_s": random.choice([None, None, now + 0.03, now + 1.0]),
         }
         early = refusal_of_one(together, kind, now, free)
         refusal_of_one(alone, kind, now, free)
         asked, same = requests(**kind), requests(**kind)
-        admitted, refusal = together.admit_alike(asked, now, lambda free=free: free)
+        admitted, refusal = as_a_group(together, asked, now, free)
         expected, error = one_by_one(alone, same, now, free)
         assert (admitted, told(refusal)) == (expected, told(error))
         if kind["rows"] == 1:
             assert told(early) == (None if admitted else told(refusal)), (
                 "before it is read it is told the same"
             )
-        assert [r.promised for r in asked[:admitted]] == [r.promised for r in same[:admitted]]
-        assert [r.due for r in asked] == [r.due for r in same] or refusal is not None
+        if admitted:
+            group = asked[0].group
+            assert group is not None
+            assert [(at, group.due) for at in group.promises] == [
+                (r.promised, r.due) for r in same[:admitted]
+            ]
+        assert together.queue.requests == alone.queue.requests
         assert together.queue.rows == alone.queue.rows
         assert together.rate.per_second(now) == alone.rate.per_second(now)
         outcomes.append((admitted, refusal))
@@ -86,7 +108,7 @@ def test_requests_that_are_alike_are_decided_on_together_as_they_would_be_one_by
 
 def test_the_refusal_of_many_tells_the_wait_of_the_first_that_is_refused() -> None:
     batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
-    admitted, refusal = batcher.admit_alike(requests(200), 0.0, lambda: (0.010,))
+    admitted, refusal = as_a_group(batcher, requests(200), 0.0, (0.010,))
     assert admitted == 48  # what runs, and three batches of 15 ms, end after 55 ms
     assert refusal is not None
     assert "61 ms" in refusal.message
@@ -95,9 +117,24 @@ def test_the_refusal_of_many_tells_the_wait_of_the_first_that_is_refused() -> No
     assert refusal.retry_after_s == pytest.approx(0.070 - 0.060 + 0.1 * 0.070)
 
 
+@pytest.mark.parametrize("came", [0.05, 0.07])
+def test_the_margin_learns_from_a_group_as_from_its_requests(came: float) -> None:
+    """The first of them starts at once, so nothing was predicted for it."""
+    together, alone = (make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE) for _ in range(2))
+    same, asked = requests(20), requests(20)
+    as_a_group(together, asked, 0.0, (0.0,))
+    one_by_one(alone, same, 0.0, (0.0,))
+    together.admission.margin.seconds = alone.admission.margin.seconds = 0.01
+    (group,) = together.queue
+    together.answered(group, came)
+    for request in same:
+        alone.answered(request, came)
+    assert together.admission.margin.seconds == alone.admission.margin.seconds != 0.01
+
+
 def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
     batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
-    admitted, refusal = batcher.admit_alike(requests(200), 1.0, lambda: (1.010,), earliest=0.992)
+    admitted, refusal = as_a_group(batcher, requests(200), 1.0, (1.010,), earliest=0.992)
     assert admitted == 43  # two full batches, and 11.9 ms for eleven more
     assert refusal is not None
     assert "52 ms allowed" in refusal.message

@@ -5,9 +5,11 @@ from __future__ import annotations
 from random import Random
 
 import numpy as np
+import pytest
 
 from app.serving.queue import RequestQueue
-from app.serving.request import ENDED, QUEUED, Answer, PendingRequest
+from app.serving.request import ENDED, QUEUED, RUNNING, Answer, PendingRequest, RequestGroup
+from tests.support.scheduling import group_of
 
 LANE = ("fp32", (), False)
 
@@ -42,16 +44,72 @@ def test_without_deadlines_it_is_first_come_first_served() -> None:
     assert order(queue) == requests
 
 
-def test_requests_pushed_together_stand_where_each_would() -> None:
+def push_group(queue: RequestQueue, at: float, count: int, rows: int = 1, priority: int = 0) -> RequestGroup:
+    requests = [Waiting({"x": np.full(rows, number)}, rows, priority=priority) for number in range(count)]
+    group = group_of(requests)
+    group.arrived, group.due = at, at + 1.0
+    queue.push(group, LANE)
+    return group
+
+
+def test_a_group_stands_in_one_place_and_counts_as_its_requests() -> None:
     queue = RequestQueue(age_s=1.0)
     first = push(queue, 0.5)
-    before, after = ([Waiting({"x": np.zeros(2)}, 2) for _ in range(3)] for _ in range(2))
-    for requests, due in (before, 1.2), (after, 1.5):  # the first is due at 1.5
-        for request in requests:
-            request.due = due
-        queue.push_alike(requests, LANE)
-    assert (queue.requests, queue.rows) == (7, 13)
-    assert order(queue) == [*before, first, *after]
+    before, after = push_group(queue, 0.2, 3, rows=2), push_group(queue, 0.8, 3, rows=2)
+    assert (queue.requests, queue.rows, queue.rows_ahead(0)) == (7, 13, 13)
+    (lane,) = queue.by_urgency(1.0)
+    parts = queue.take(lane, 100, 100, 1.0)
+    assert [(part[0], part[2]) for part in parts] == [(before, 6), (first, 1), (after, 6)]
+    assert {part[0].state for part in parts} == {RUNNING}
+    assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
+
+
+@pytest.mark.parametrize("priorities", [(0,), (0, 1)])
+def test_of_a_group_as_many_run_as_there_is_room_for(priorities: tuple[int, ...]) -> None:
+    queue = RequestQueue(age_s=1.0)
+    for priority in priorities:
+        push(queue, 0.0, priority=priority)
+    group = push_group(queue, 0.1, 5, rows=2)
+    requests = list(group.requests)
+    (lane,) = queue.by_urgency(1.0)
+    parts = queue.take(lane, 6, 100, 1.0)
+    fit = (6 - len(priorities)) // 2
+    front = parts[-1][0]
+    assert isinstance(front, RequestGroup)
+    assert front is not group
+    assert (front.state, front.count, front.rows, parts[-1][1:3]) == (RUNNING, fit, 2 * fit, (0, 2 * fit))
+    assert front.requests == requests[:fit]
+    assert [request.group for request in front.requests if request] == [front] * fit
+    assert front.inputs["x"].tolist() == [number for number in range(fit) for _ in range(2)]
+    assert (group.state, group.count, group.requests) == (QUEUED, 5 - fit, requests[fit:])
+    assert group.inputs["x"].tolist() == [number for number in range(fit, 5) for _ in range(2)]
+    assert (queue.requests, queue.rows) == (5 - fit, 2 * (5 - fit))
+    assert queue.take(lane, 100, 100, 1.0) == [(group, 0, group.rows, 0)]
+    assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
+
+
+def test_of_a_group_whose_requests_are_larger_than_the_room_one_runs_where_nothing_else_does() -> None:
+    queue = RequestQueue(age_s=1.0)
+    push_group(queue, 0.0, 2, rows=4)
+    (lane,) = queue.by_urgency(1.0)
+    for left in (1, 0):
+        ((front, start, rows, _),) = queue.take(lane, 2, 8, 1.0)
+        assert (front.count, start, rows, queue.requests) == (1, 0, 4, left)
+    push(queue, 0.0)
+    push_group(queue, 0.1, 2, rows=4)
+    (lane,) = queue.by_urgency(1.0)
+    assert [part[2] for part in queue.take(lane, 3, 8, 1.0)] == [1]
+
+
+def test_the_requests_of_a_dissolved_group_stand_where_it_stood() -> None:
+    queue = RequestQueue(age_s=1.0)
+    first, group, last = push(queue, 0.0), push_group(queue, 0.1, 3, rows=2), push(queue, 0.2)
+    requests = list(group.requests)
+    queue.dissolve(group)
+    assert (queue.requests, queue.rows, group.state) == (5, 8, ENDED)
+    assert [request.inputs["x"].tolist() for request in requests if request] == [[0, 0], [1, 1], [2, 2]]
+    assert [request.group for request in requests if request] == [None] * 3
+    assert order(queue) == [first, *requests, last]
     assert (queue.rows, queue.lanes) == (0, {})
 
 

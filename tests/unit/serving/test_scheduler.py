@@ -24,23 +24,12 @@ from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.padding import BatchLayout
 from app.serving.request import JoinedRequests
-from app.serving.scheduler import Answer, PendingRequest, Scheduler
+from app.serving.scheduler import Answer, Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import serving, until, x, z_of
+from tests.support.scheduling import Recorded, serving, until, x, z_of
 
 Start = Callable[..., Awaitable[Scheduler]]
-
-
-class Recorded(PendingRequest):
-    """Remembers how often and with what it ended."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ends: list[tuple[Answer | None, VernierError | None]] = []
-
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        self.ends.append((answer, error))
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -136,42 +125,6 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         executor.gate.set()
         await until(lambda: scheduler.inflight == 0)
         assert [len(r.ends) for r in [running, *waiting, refused]] == [1, 1, 1, 1, 0]
-
-
-async def test_of_requests_submitted_together_as_many_are_admitted_as_there_is_room_for() -> None:
-    executor = ArithmeticExecutor()
-    async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
-        executor.gate.clear()
-        running = Recorded(x(), 1)
-        assert scheduler.submit_alike([running]) == (1, None)
-        await until(lambda: scheduler.queued == 0)
-        waiting = [Recorded(x(), 1) for _ in range(5)]
-        assert scheduler.submit_alike(waiting[:2]) == (2, None)
-        admitted, error = scheduler.submit_alike(waiting[2:])
-        assert admitted == 1
-        assert isinstance(error, QueueFull)
-        assert error.retry_after_s > 0
-        assert scheduler.inflight == 4
-        scheduler.cancel(waiting[0])
-        executor.gate.set()
-        await until(lambda: scheduler.inflight == 0)
-        assert [len(r.ends) for r in [running, *waiting]] == [1, 0, 1, 1, 0, 0]
-
-
-@pytest.mark.parametrize("inline", [True, False])
-async def test_requests_submitted_together_get_their_own_rows(inline: bool) -> None:
-    for rows in (1, 3, 20):  # 20 are more than a batch holds
-        async with serving(ArithmeticExecutor(), inline=inline, slots=2) as scheduler:
-            requests = [Recorded(x(rows, 100.0 * i), rows) for i in range(30)]
-            assert scheduler.submit_alike(requests) == (len(requests), None)
-            await until(lambda: scheduler.inflight == 0)
-            for request in requests:
-                ((answer, _),) = request.ends
-                assert answer is not None
-                np.testing.assert_array_equal(answer.outputs["y"], 2 * request.inputs["x"])
-        admitted, error = scheduler.submit_alike(requests[:2])
-        assert admitted == 0
-        assert isinstance(error, Draining)
 
 
 async def test_joined_requests_run_at_once_and_each_is_counted() -> None:

@@ -6,10 +6,13 @@ The service and its model are real; only the transport is not, so that a test de
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import orjson
 import pytest
@@ -19,6 +22,9 @@ from uvicorn.server import ServerState
 from app.api.fast import response
 from app.api.fast.protocol import FastProtocol, fast_protocol
 from app.main import create_app
+from app.serving.execution import Batch
+from app.serving.inline import Inline
+from app.serving.request import RequestGroup
 from app.settings import Settings
 from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
@@ -111,11 +117,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+@pytest.fixture(params=["at once", "by a worker"])
+async def service(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
+    if request.param == "by a worker":
+        monkeypatch.setattr(Inline, "worth_having", lambda *_: False)
     write_package(tmp_path, "mlp")
     write_package(tmp_path, "pair", model=pair_model())
-    settings = Settings(engines_dir=tmp_path, monitor_share=0.0)
+    settings = Settings(engines_dir=tmp_path, monitor_share=0.0, slots=1)
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(30):
@@ -235,12 +245,13 @@ async def test_more_rows_than_a_batch_holds_are_answered_whole(service: Service)
         assert [row[0] for row in body["outputs"]["z"]] == [2.0 * row for row in range(count)]
 
 
-@pytest.mark.parametrize("where", ["refusal", "run_joined", "submit_alike", "submit"])
+@pytest.mark.parametrize("with_timeout", [False, True])
+@pytest.mark.parametrize("where", ["refusal", "run_joined", "submit"])
 async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
-    service: Service, monkeypatch: pytest.MonkeyPatch, where: str
+    service: Service, monkeypatch: pytest.MonkeyPatch, where: str, with_timeout: bool
 ) -> None:
     connections, ask = [service.connect() for _ in range(MANY)], Asks()
-    timeout_ms = 5000 if where == "submit" else None
+    timeout_ms = 5000 if with_timeout else None
     for connection, wire in connections:
         connection.data_received(ask(1, timeout_ms))
         await until(lambda wire=wire: bool(wire.sent))  # type: ignore[misc]
@@ -404,3 +415,167 @@ async def test_an_odd_one_among_them_is_refused_alone(service: Service) -> None:
     await until(lambda: bool(wire.sent and refused.sent))
     assert refused.sent.startswith(b"HTTP/1.1 400")
     assert wire.answers()[0][1]["outputs"]["z"] == [[4.0, 0.0, 0.0, 0.0]]
+
+
+class Held:
+    """Predictions that wait together behind one that a worker computes until it is let go."""
+
+    def __init__(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.service = service
+        self.rows: list[int] = []
+        self._gate = threading.Event()
+        execute = Batch.execute
+
+        def held(batch: Batch, *rest: Any) -> None:
+            self.rows.append(batch.rows)
+            assert self._gate.wait(20)
+            execute(batch, *rest)
+
+        self._monkeypatch, self._held = monkeypatch, held
+        self.scheduler = service.app.state.repository.resolve("mlp", None).scheduler
+
+    async def ask(self, timeout_ms: float | None = None) -> list[tuple[FastProtocol, Recorder]]:
+        """Connections that wait for twice their number."""
+        first = await self.service.known()
+        connections = [await self.service.known() for _ in range(MANY)]
+        for turn in (0, 1):
+            for number, (connection, wire) in enumerate(connections):
+                wire.sent = b""
+                connection.data_received(self.predict(number, timeout_ms))
+            if turn == 0:
+                await until(lambda: all(wire.sent for _, wire in connections))
+                self._monkeypatch.setattr(Batch, "execute", self._held)
+                first[0].data_received(predict(9.0, 0.0, 0.0, 0.0))
+                await until(lambda: self.rows == [1])
+                for _, wire in connections:
+                    wire.sent = b""
+        await until(lambda: self.scheduler.queued == MANY)
+        return connections
+
+    @staticmethod
+    def predict(number: float, timeout_ms: float | None = None) -> bytes:
+        fields: dict[str, Any] = {"model": "mlp", "inputs": {"x": [[number, 0.0, 0.0, 0.0]]}}
+        if timeout_ms is not None:
+            fields["timeout_ms"] = timeout_ms
+        return request(orjson.dumps(fields))
+
+    def let_go(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def held(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    held = Held(service, monkeypatch)
+    yield held
+    held.let_go()
+
+
+by_a_worker = pytest.mark.parametrize("service", ["by a worker"], indirect=True)
+
+
+@by_a_worker
+@pytest.mark.parametrize("timeout_ms", [None, 20_000])
+async def test_those_that_wait_together_are_computed_and_answered_together(
+    held: Held, timeout_ms: float | None
+) -> None:
+    connections = await held.ask(timeout_ms)
+    held.let_go()
+    await until(lambda: all(wire.sent for _, wire in connections))
+    for number, (_, wire) in enumerate(connections):
+        ((head, body),) = wire.answers()
+        assert body["outputs"]["z"] == [[2.0 * number, 0.0, 0.0, 0.0]]
+        assert body["timing"]["batch_size"] == MANY
+        assert f"x-request-id: {body['id']}".encode() in head
+    assert held.rows == [1, MANY]
+
+
+@by_a_worker
+async def test_one_that_goes_away_while_it_waits_is_not_computed(held: Held) -> None:
+    connections = await held.ask()
+    connections[1][0].connection_lost(None)
+    assert held.scheduler.queued == MANY - 1
+    held.let_go()
+    rest = [connections[at] for at in range(MANY) if at != 1]
+    await until(lambda: all(wire.sent for _, wire in rest))
+    assert [wire.answers()[0][1]["outputs"]["z"][0][0] for _, wire in rest] == [0.0, 4.0, 6.0, 8.0]
+    assert connections[1][1].sent == b""
+    assert held.rows == [1, MANY - 1]
+    assert held.service.responses("cancelled") == 1
+
+
+@by_a_worker
+async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(held: Held) -> None:
+    connections = await held.ask()
+    execute, gate = Batch.execute, threading.Event()
+
+    def slow(batch: Batch, *rest: Any) -> None:
+        execute(batch, *rest)
+        assert gate.wait(20)
+
+    held._monkeypatch.setattr(Batch, "execute", slow)
+    held.let_go()
+    await until(lambda: held.rows == [1, MANY])
+    for at in (0, 3):
+        connections[at][0].connection_lost(None)
+    gate.set()
+    rest = [connections[at] for at in (1, 2, 4)]
+    await until(lambda: all(wire.sent for _, wire in rest))
+    assert [wire.answers()[0][1]["outputs"]["z"][0][0] for _, wire in rest] == [2.0, 4.0, 8.0]
+    assert held.service.responses("cancelled") == 2
+    await until(lambda: held.scheduler.inflight == 0)
+
+
+@by_a_worker
+async def test_what_comes_behind_one_that_waits_is_answered_after_it(held: Held) -> None:
+    connections = await held.ask()
+    connection, wire = connections[2]
+    connection.data_received(held.predict(7.0))
+    held.let_go()
+    await until(lambda: len(wire.answers()) == 2)
+    assert [body["outputs"]["z"][0][0] for _, body in wire.answers()] == [4.0, 14.0]
+
+
+@by_a_worker
+async def test_a_shutdown_waits_for_those_that_wait(held: Held) -> None:
+    connections = await held.ask()
+    connection, wire = connections[2]
+    connection.shutdown()
+    held.let_go()
+    await until(lambda: all(wire.sent for _, wire in connections))
+    ((head, body),) = wire.answers()
+    assert body["outputs"]["z"][0][0] == 4.0
+    assert b"connection: close" in head
+    assert wire.closed
+
+
+@by_a_worker
+async def test_those_that_wait_longer_than_they_may_are_told_so(held: Held) -> None:
+    connections = await held.ask(timeout_ms=50)
+    await until(lambda: all(wire.sent for _, wire in connections))
+    for _, wire in connections:
+        ((head, body),) = wire.answers()
+        assert head.startswith(b"HTTP/1.1 504")
+        assert body["code"] == "deadline_exceeded"
+    held.let_go()
+    await until(lambda: held.scheduler.inflight == 0)
+    assert held.rows == [1]
+
+
+@by_a_worker
+async def test_nobody_keeps_what_was_asked_together(held: Held) -> None:
+    """A group and its requests refer to each other; the memory of their bodies must not wait for the collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        connections = await held.ask()
+        (group,) = held.scheduler._queue
+        assert isinstance(group, RequestGroup)
+        numbers = ref(group.inputs["x"])
+        del group
+        held.let_go()
+        await until(lambda: all(wire.sent for _, wire in connections))
+        await until(lambda: held.scheduler.inflight == 0)
+        await asyncio.sleep(0.05)
+        assert numbers() is None
+    finally:
+        gc.enable()
