@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from app.api.codecs import encode_answer
-from app.api.errors import answer_error
+from app.api.errors import ErrorAnswer, answer_error
 from app.api.fast.bodies import Bodies, alike_bodies, joined_bodies
 from app.api.fast.exchange import Asked, Exchange
-from app.api.fast.response import ResponseHeads
+from app.api.fast.response import Headers, ResponseHeads
 from app.api.identity import Identities, new_id
 from app.errors import EngineError, VernierError
 from app.exposition import Metrics
@@ -154,11 +154,7 @@ class Answers:
             self._settle(exchanges, bodies, None)
             self.send(exchanges)
             return
-        for (asker, *_), message in zip(group, messages, strict=True):
-            try:
-                asker.answered(message)
-            except Exception as fault:  # one connection's fault must not cost the others their answers
-                report(fault)
+        self._tell(group, messages)
 
     def send(self, exchanges: Iterable[Exchange]) -> None:
         """Lets connections send the answers that these have got."""
@@ -168,25 +164,46 @@ class Answers:
             except Exception as fault:
                 report(fault)
 
+    def refuse_joined(
+        self, model: LoadedModel, group: Sequence[Asked], ids: Sequence[str], error: Exception
+    ) -> None:
+        """`fail` for predictions of which each has an id and nothing waits for; sends the answer, too."""
+        refusal, messages = self._refusal(error, group[0][0].default_headers, ids)
+        model.metrics.responded_error(refusal.code, len(group))
+        self._tell(group, messages, refusal)
+
     def fail(self, exchanges: Sequence[Exchange], error: Exception) -> None:
         """One answer for all, which are of one model; only the id in its head is each one's own. Sends nothing."""
         first = exchanges[0]
-        first.identity = first.identity or new_id()
-        token = request_id.set(first.identity)
-        try:
-            refusal = answer_error(error)
-        finally:
-            request_id.reset(token)
         for exchange in exchanges:
             exchange.identity = exchange.identity or new_id()
-        ids = Identities([exchange.identity for exchange in exchanges])
-        messages = self._responses.refused_all(first.default_headers, refusal, ids)
+        ids = [exchange.identity for exchange in exchanges]
+        refusal, messages = self._refusal(error, first.default_headers, ids)
         for exchange, message in zip(exchanges, messages, strict=True):
             exchange.settle(message, refusal=refusal)
         if first.model is None:
             self._metrics.responded_without_model(refusal.code, len(exchanges))
         else:
             first.model.metrics.responded_error(refusal.code, len(exchanges))
+
+    def _refusal(
+        self, error: Exception, defaults: Headers, ids: Sequence[str]
+    ) -> tuple[ErrorAnswer, list[bytes]]:
+        """What all are answered, and the message for each. The log tells the first one's id."""
+        token = request_id.set(ids[0])
+        try:
+            refusal = answer_error(error)
+        finally:
+            request_id.reset(token)
+        return refusal, self._responses.refused_all(defaults, refusal, Identities(ids))
+
+    @staticmethod
+    def _tell(group: Sequence[Asked], messages: Sequence[bytes], refusal: ErrorAnswer | None = None) -> None:
+        for (asker, *_), message in zip(group, messages, strict=True):
+            try:
+                asker.answered(message, refusal)
+            except Exception as fault:  # one connection's fault must not cost the others their answers
+                report(fault)
 
     def _settle(
         self, exchanges: Sequence[Exchange], bodies: Bodies, messages: Sequence[bytes] | None

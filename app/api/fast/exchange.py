@@ -42,8 +42,13 @@ class Asker(Protocol):
         """The exchange for it, from now on. `read`: nobody needs the body any more."""
         ...
 
-    def answered(self, message: bytes) -> None:
-        """It went well. `message`: head and body, for a connection that stays open."""
+    def answered(self, message: bytes, refusal: ErrorAnswer | None = None) -> None:
+        """Here is its answer.
+
+        Args:
+            message: head and body, for a connection that stays open.
+            refusal: status and headers when it is an error.
+        """
         ...
 
 
@@ -145,8 +150,8 @@ class Exchange(PendingRequest):
         self.asked = None
         return self
 
-    def answered(self, message: bytes) -> None:
-        self.settle(message)
+    def answered(self, message: bytes, refusal: ErrorAnswer | None = None) -> None:
+        self.settle(message, refusal=refusal)
         self.connection.send_ready()
 
     def settle(self, message: bytes | None, payload: bytes = b"", refusal: ErrorAnswer | None = None) -> None:

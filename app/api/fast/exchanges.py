@@ -132,7 +132,7 @@ class Exchanges:
         refusal = model.scheduler.refusal(precision, priority, max(deadlines) if deadlines else None)
         if refusal is not None:
             model.scheduler.refused(refusal, count, form.rows)
-            self._refuse(exchanges_of(group, ids, model), refusal)
+            self.answers.refuse_joined(model, group, ids, refusal)
             return True
         decoded = form.decode_joined(neighbours(rooms), count) if rooms else form.decode(apart)
         if decoded is None:

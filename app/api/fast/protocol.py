@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from app.api.body import body_timed_out, disconnected_early
 from app.api.codecs import Body
+from app.api.errors import ErrorAnswer
 from app.api.fast.arriving import Arriving
 from app.api.fast.exchange import Asked, Exchange
 from app.api.fast.exchanges import Exchanges
@@ -267,14 +268,14 @@ class FastProtocol(PunctualProtocol):
     def default_headers(self) -> Headers:
         return self.server_state.default_headers
 
-    def answered(self, message: bytes) -> None:
+    def answered(self, message: bytes, refusal: ErrorAnswer | None = None) -> None:
         """The answer to what was asked in this turn of the loop."""
         asked, self.asked = self.asked, None
         self.transport.write(message)
         self.server_state.total_requests += 1
         self._idle_since = self.loop.time()
         if self.access_log and asked is not None:
-            self._log(asked[1], 200)
+            self._log(asked[1], 200 if refusal is None else refusal.status)
 
     def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
         _, head, start, data, came = asked

@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from app.api.fast import response
 from app.api.fast.protocol import FastProtocol, fast_protocol
+from app.errors import QueueFull
 from app.main import create_app
 from app.serving.execution import Batch
 from app.serving.inline import Inline
@@ -415,6 +416,33 @@ async def test_an_odd_one_among_them_is_refused_alone(service: Service) -> None:
     await until(lambda: bool(wire.sent and refused.sent))
     assert refused.sent.startswith(b"HTTP/1.1 400")
     assert wire.answers()[0][1]["outputs"]["z"] == [[4.0, 0.0, 0.0, 0.0]]
+
+
+async def test_those_that_are_refused_together_are_each_told_so_and_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connections = [await service.known() for _ in range(MANY)]
+    answered = service.state.total_requests
+    scheduler = service.app.state.repository.resolve("mlp", None).scheduler
+    monkeypatch.setattr(scheduler, "refusal", lambda *_: QueueFull("too many wait", 0.5))
+    with caplog.at_level(logging.INFO, "uvicorn.access"):
+        for connection, _ in connections:
+            connection.access_log = True
+            connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
+        await until(lambda: all(wire.sent for _, wire in connections))
+    ids = set()
+    for connection, wire in connections:
+        ((head, body),) = wire.answers()
+        assert head.startswith(b"HTTP/1.1 429")
+        assert b"retry-after: 1\r\n" in head
+        assert body["code"] == "queue_full"
+        ids.add(head.split(b"x-request-id: ")[1])
+        assert connection.asked is None
+        assert not connection._due
+    assert len(ids) == MANY
+    assert service.responses("queue_full") == MANY
+    assert service.state.total_requests == answered + MANY
+    assert [record.getMessage().endswith(" 429") for record in caplog.records] == [True] * MANY
 
 
 class Held:
