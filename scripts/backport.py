@@ -88,6 +88,9 @@ class _Backport(ast.NodeTransformer):
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt | list[ast.stmt]:
+        if node.module == "itertools" and any(alias.name == "pairwise" for alias in node.names):
+            node.names = [alias for alias in node.names if alias.name != "pairwise"]
+            return [*([node] if node.names else []), *ast.parse(_PAIRWISE).body]
         new = [alias for alias in node.names if alias.name in _NEW_IN_TYPING]
         if node.module != "typing" or not new:
             return node
@@ -96,6 +99,8 @@ class _Backport(ast.NodeTransformer):
         return [*moved, ast.ImportFrom("typing", old, 0)] if old else moved
 
 
+#: As itertools explains it, for sequences.
+_PAIRWISE = "def pairwise(items):\n    return zip(items, items[1:])\n"
 _PRELUDE = "import asyncio as _asyncio\nimport typing as _typing\n"
 
 

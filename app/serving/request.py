@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Self
 
 from app.errors import Cancelled, VernierError
@@ -302,8 +302,10 @@ class RequestGroup(JoinedRequests):
 
 def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:
     """What each of several requests has of arrays in which their rows lie below each other. `rows`: of each."""
-    for start, stop in pairwise(accumulate(rows, initial=0)):
-        yield {name: array[start:stop] for name, array in arrays.items()}
+    start = 0
+    for count in rows:
+        yield {name: array[start : start + count] for name, array in arrays.items()}
+        start += count
 
 
 def start_again(request: PendingRequest) -> None:

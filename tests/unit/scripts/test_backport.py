@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,8 @@ from scripts.backport import backport, backport_app
         ("zip(a, b, strict=True)", "zip(a, b)"),
         ("@dataclass(frozen=True, slots=True)\nclass A: ...", "@dataclass(frozen=True)\nclass A:"),
         ("import tomllib", "import tomli as tomllib"),
+        ("from itertools import pairwise", "def pairwise(items):\n    return zip(items, items[1:])"),
+        ("from itertools import chain, pairwise", "from itertools import chain\n\ndef pairwise(items):"),
         ("from typing import Any, Self", "from typing_extensions import Self\nfrom typing import Any"),
     ],
 )  # fmt: skip
@@ -44,3 +49,16 @@ def test_every_module_of_the_service_has_a_copy_that_python_3_9_parses(tmp_path:
         ast.parse(text, feature_version=(3, 9))
         assert not re.search(r"slots=True|strict=True\)|asyncio\.timeout\(|\| None", text), copy
     assert (tmp_path / "app/build/templates/report.html.j2").is_file()
+
+
+def test_what_serves_needs_nothing_that_python_3_9_lacks(tmp_path: Path) -> None:
+    backport_app(tmp_path)
+    for builder in ("build", "tune"):  # run where newer Pythons are
+        shutil.rmtree(tmp_path / "app" / builder)
+    vermin = Path(sys.executable).with_name("vermin")
+    command = [vermin, "--target=3.9-", "--violations", "--eval-annotations", "--no-tips"]
+    found = subprocess.run([*command, tmp_path / "app"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+    (tmp_path / "app" / "newer.py").write_text("from itertools import pairwise\n")
+    found = subprocess.run([*command, tmp_path / "app"], capture_output=True, text=True, check=False)
+    assert "'itertools.pairwise' member requires" in found.stdout
