@@ -90,14 +90,15 @@ class Batcher:
     # --- in ---------------------------------------------------------------------------------------
     def admit(
         self, request: PendingRequest, now: float, free_at: FreeAt, earliest: float | None = None
-    ) -> None:
+    ) -> QueueFull | None:
         """Puts a request into the queue, or as many of a group as may wait: the others are not in it any more.
 
         Args:
             free_at: when each slot should be free.
             earliest: when it may have arrived, if that was before now.
 
-        Raises QueueFull: too many wait, or it, or others of the group, could not be answered in time.
+        Returns why it was not admitted, or others of the group were not: too many wait, or they could not be
+        answered in time. None when all were. It is not raised: its traceback would keep the request.
         """
         group = request if isinstance(request, RequestGroup) else None
         rows = request.rows if group is None else group.rows_each
@@ -114,12 +115,11 @@ class Batcher:
             request.arrived = now
             request.due = now + self._patience_s if request.deadline is None else request.deadline
             request.shape = shape
-            request.promised = promised[-1]  # of a group the first ones may do without
+            request.promised = promised[-1]  # of a group: None only where none of them has one
             if rows > self.layout.largest:
                 request.gather = Gather(rows)
             self.queue.push(request, (precision, shape, False))
-        if refusal is not None:
-            raise refusal
+        return refusal
 
     def refusal(
         self,
@@ -145,9 +145,9 @@ class Batcher:
 
     def again(self, request: PendingRequest, now: float) -> None:
         """Puts back a request that must be computed anew; it keeps its arrival and its due time."""
-        start_again(request)
         if request.state == QUEUED:  # part of a split request waits still
             self.queue.remove(request, ENDED)
+        start_again(request)
         if request.rows > self.layout.largest:
             request.gather = Gather(request.rows)
         precision = request.rescue or request.precision or self.precision
@@ -173,7 +173,8 @@ class Batcher:
         found = self.queue.overdue(now)
         groups = [request for request in found if isinstance(request, RequestGroup)]
         for group in groups:
-            self.queue.dissolve(group)
+            if group.state == QUEUED:  # one that came back to its lane is met twice there
+                self.queue.dissolve(group)
         return self.queue.overdue(now) if groups else found
 
     def choose(

@@ -92,8 +92,8 @@ class Level:
             if request.level is self:
                 yield request
         if self._heap and self._heap[0][0] <= now:
-            for _, _, request in self._heap:
-                if request.level is self and request.deadline is not None and request.deadline <= now:
+            for due, _, request in self._heap:
+                if request.level is self and request.deadline is not None and due <= now:
                     yield request
 
     def __iter__(self) -> Iterator[PendingRequest]:

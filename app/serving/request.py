@@ -57,7 +57,7 @@ class PendingRequest(ABC):
         deadline: on the scheduler's clock, in seconds; None for none.
 
     Attributes:
-        count: how many callers it stands for: 1, but for a group.
+        count: how many callers wait for it: 1, but for a group, where it is those that are left.
         group: the one that it is in; None when it is a request of its own.
     """
 
@@ -188,16 +188,16 @@ class RequestGroup(JoinedRequests):
     """Joined requests that wait and run as one for as long as all goes well.
 
     What befalls one of them alone (it is cancelled or late, its batch fails, its output is not finite) befalls it as
-    a request of its own, so that it leaves the group or the group is dissolved before. Nothing of a request in a
-    group is set but `group`.
+    a request of its own, so that it leaves the group or the group is dissolved before. Of a request in a group
+    nothing is set but `group`, and `state`, which stays NEW.
 
     Args:
         requests: those that are joined.
         rows: of each, not more than the largest batch.
-        deadlines: of each; None for none.
+        deadlines: of each; None for none. They should be nearly one: the group waits and is admitted as the first.
 
     Attributes:
-        requests: None stands for one that has left.
+        requests: None stands for one that has left. Empty once all have been told.
         promises: `promised` of each, once it is admitted.
     """
 
@@ -218,7 +218,7 @@ class RequestGroup(JoinedRequests):
         self.requests: list[PendingRequest | None] = list(requests)
         self.rows_each = rows
         self.deadlines = deadlines
-        self.promises: Sequence[float | None] = [None] * len(requests)
+        self.promises: list[float | None] = [None] * len(requests)
         self.count = len(requests)
         for request in requests:
             request.group = self
@@ -229,6 +229,8 @@ class RequestGroup(JoinedRequests):
             if request is not None:
                 request.group = None
         self._become(0, count)
+        if not count:
+            self.inputs = {}  # no rows of an array still refer to all of it
 
     def cut_off(self, count: int) -> Self:
         """So many from the front as a group of their own, which is about to run. Only while nobody has left."""
@@ -257,47 +259,57 @@ class RequestGroup(JoinedRequests):
 
     def release(self, request: PendingRequest) -> None:
         """Makes one a request of its own, which stands where the group does."""
-        self._release(self.requests.index(request))
+        self._release([self.requests.index(request)])
 
     def release_overdue(self, now: float) -> list[PendingRequest]:
         """Makes those whose deadline has come requests of their own."""
-        times = self.deadlines or ()
-        return [
-            self._release(at)
-            for at, (request, deadline) in enumerate(zip(self.requests, times, strict=False))
-            if request is not None and deadline <= now
-        ]
+        times = self.deadlines
+        return [] if times is None else self._release([at for at in self.places() if times[at] <= now])
 
     def dissolve(self) -> list[PendingRequest]:
-        """Makes all that are left requests of their own."""
-        return [self._release(at) for at in self.places()]
+        """Makes all that are left requests of their own. Not while they run."""
+        requests = self._release(self.places())
+        self.inputs = {}  # the queue may keep the group for a while
+        return requests
 
-    def _release(self, at: int) -> PendingRequest:
-        request = self.requests[at]
-        assert request is not None
-        rows, deadlines = self.rows_each, self.deadlines
-        inputs = {name: array[at * rows : (at + 1) * rows] for name, array in self.inputs.items()}
-        deadline = None if deadlines is None else deadlines[at]
-        PendingRequest.__init__(request, inputs, rows, self.outputs, self.precision, self.priority, deadline)
-        request.state, request.arrived, request.promised = self.state, self.arrived, self.promises[at]
-        request.due = self.due if deadline is None else deadline
-        request.shape, request.lane, request.rescue = self.shape, self.lane, self.rescue
-        self.requests[at] = None
-        self.count -= 1
+    def _release(self, places: Sequence[int]) -> list[PendingRequest]:
+        released = []
+        state, rows, deadlines = self.state, self.rows_each, self.deadlines
+        for at in places:
+            request = self.requests[at]
+            assert request is not None
+            inputs = {name: array[at * rows : (at + 1) * rows] for name, array in self.inputs.items()}
+            deadline = None if deadlines is None else deadlines[at]
+            PendingRequest.__init__(
+                request, inputs, rows, self.outputs, self.precision, self.priority, deadline
+            )
+            request.state, request.arrived, request.promised = state, self.arrived, self.promises[at]
+            request.due = self.due if deadline is None else deadline
+            request.shape, request.lane, request.rescue = self.shape, self.lane, self.rescue
+            self.requests[at] = self.promises[at] = None
+            released.append(request)
+        self.count -= len(places)
         if deadlines is not None:
-            left = [time for one, time in zip(self.requests, deadlines, strict=True) if one is not None]
-            self.deadline = min(left, default=None)
+            self.deadline = min([deadlines[at] for at in self.places()], default=None)
         if not self.count:
             self.state = ENDED
-        return request
+        return released
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         """Tells each; whoever can tell all at once overrides it."""
         requests, self.requests = self.requests, []  # they refer to each other
         arrays = repeat({}) if answer is None else cut(answer.outputs, self.each)
+        faults = []
         for request, outputs in zip(requests, arrays, strict=False):
-            if request is not None:
+            if request is None:
+                continue
+            request.group = None
+            try:
                 request.done(answer and replace(answer, outputs=outputs), error)
+            except Exception as fault:  # it must not cost the others their answers
+                faults.append(fault)
+        if faults:
+            raise faults[0]
 
 
 def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:

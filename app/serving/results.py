@@ -174,7 +174,8 @@ class Results:
 
     def _failed(self, batch: Batch, error: VernierError, now: float) -> bool:
         """Runs the requests of a failed batch again, each alone: one bad request must not fail the others."""
-        count = sum(part[0].count for part in batch.parts)
+        asked = [part[0] for part in batch.parts]
+        count = sum(len(one.each) if isinstance(one, RequestGroup) else 1 for one in asked)
         alone = count == 1 or isinstance(error, DeviceFailed)
         logger.error(
             "batch failed",

@@ -212,35 +212,39 @@ class Scheduler:
         return self._layout.largest if self._layout.kind == "dynamic" else 0
 
     def submit(self, request: PendingRequest) -> None:
+        """`admit`; raises what it returns."""
+        error = self.admit(request)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame, and this to the request
+
+    def admit(self, request: PendingRequest) -> VernierError | None:
         """Admits the request, whose `done` will then be called once, unless it is cancelled.
 
         Of a group those that can be are admitted, from the front; the others are not in it any more.
 
-        Raises:
-            Draining, NotReady, QueueFull: it was not queued, or others of the group were not.
+        Returns Draining, NotReady or QueueFull when it was not queued, or others of the group were not.
         """
+        group = request if isinstance(request, RequestGroup) else None
         count = request.count
         if self._draining or self._crew.gone is not None:
-            if isinstance(request, RequestGroup):
-                request.keep(0)
+            if group is not None:
+                group.keep(0)
             fault = self._closed()
             self.refused(fault, count)
-            raise fault
+            return fault
         now = self._clock()
-        refusal: QueueFull | None = None
-        try:
-            self._batcher.admit(request, now, self._free_at, self._earliest(now))
-            admitted = count
-        except QueueFull as error:
-            refusal = error
-            admitted = request.count if isinstance(request, RequestGroup) else 0
+        refusal = self._batcher.admit(request, now, self._free_at, self._earliest(now))
+        admitted = count if refusal is None else 0 if group is None else group.count
         if admitted:
             self._ledger.admitted(admitted)
             if self._crew.idle or self._inline.slots or request.deadline is not None:
                 self._dispatcher.pump_soon()
         if refusal is not None:
             self._count_refused(refusal, count - admitted, now)
-            raise refusal
+        return refusal
 
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None

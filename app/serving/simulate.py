@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from app.errors import QueueFull, VernierError
+from app.errors import VernierError
 from app.serving.batcher import Batcher
 from app.serving.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
 from app.serving.execution import Batch
@@ -183,9 +183,8 @@ class Simulation:
             asked = RequestGroup(
                 requests, inputs, first.rows, None, first.precision, first.priority, deadlines
             )
-        try:
-            self.batcher.admit(asked, now, self._free_at)
-        except QueueFull as refusal:
+        refusal = self.batcher.admit(asked, now, self._free_at)
+        if refusal is not None:
             refused = requests[asked.count if asked is not first else 0 :]
             for request in refused:
                 request.outcome, request.ended_at = "refused", now

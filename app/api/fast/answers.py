@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from app.api.codecs import encode_answer
@@ -71,9 +72,10 @@ class Answers:
     def _write_ended(self) -> None:
         """Writes the answers of this turn, those that are alike together, and has them sent."""
         together, self._together = self._together, []
-        for exchanges, rows, all_rows in together:
-            self._write_together(exchanges, rows, all_rows)
         ended, self._ended = self._ended, []
+        for exchanges, rows, all_rows in together:
+            with self._answering([exchange for exchange in exchanges if exchange is not None]):
+                self._write_together(exchanges, rows, all_rows)
         alike: defaultdict[tuple[int, str, tuple[str, ...]], list[tuple[Exchange, Answer]]] = defaultdict(
             list
         )
@@ -82,8 +84,22 @@ class Answers:
                 key = id(exchange.model), answer.precision, tuple(answer.outputs)
                 alike[key].append((exchange, answer))
         for group in alike.values():
-            self._write(group)
+            with self._answering([exchange for exchange, _ in group]):
+                self._write(group)
         self.send([exchange for exchange, _ in ended])
+
+    @contextmanager
+    def _answering(self, exchanges: Sequence[Exchange]) -> Iterator[None]:
+        """Whatever goes wrong in the block, all get an answer."""
+        try:
+            yield
+        except Exception as fault:
+            left = [exchange for exchange in exchanges if not exchange.settled]
+            if not left:
+                report(fault)
+                return
+            self.fail(left, fault)
+            self.send(left)
 
     def _write_together(self, exchanges: Sequence[Exchange | None], rows: int, answer: Answer) -> None:
         """What is left of a group gets its rows of the answer."""

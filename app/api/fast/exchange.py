@@ -148,6 +148,9 @@ class Exchange(PendingRequest):
 
     def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
         self.asked = None
+        if read:
+            self.body = b""
+            self.room = None
         return self
 
     def answered(self, message: bytes, refusal: ErrorAnswer | None = None) -> None:
@@ -187,9 +190,6 @@ class ExchangeGroup(RequestGroup):
     ) -> None:
         super().__init__(exchanges, inputs, rows, *form.rest, deadlines)
         self._answers = answers
-        for exchange in exchanges:
-            exchange.body = b""
-            exchange.room = None
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         exchanges: list[Any] = self.requests

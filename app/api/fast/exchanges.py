@@ -26,8 +26,8 @@ from app.serving.request import NEW, JoinedRequests
 
 #: Forms that are remembered, so that heads which differ share them.
 _MOST_FORMS = 512
-#: Deadlines that differ by so little count as one.
-_ONE_MOMENT_S = 1e-3
+#: Deadlines that differ by so little of the time that is left count as one where requests wait.
+_NEARLY = 0.05
 
 
 class Exchanges:
@@ -147,7 +147,7 @@ class Exchanges:
             left, own = decoded.part(done, count), deadlines and deadlines[done:]
             self._submit_all(form, model, exchanges, left, own)
         except Exception as fault:  # those that the scheduler has not taken would wait for ever
-            self._refuse([e for e in exchanges if e.state == NEW and not e.settled], fault)
+            self._refuse([exchange for exchange in exchanges if not _is_taken(exchange)], fault)
         return True
 
     def _run_joined(
@@ -195,13 +195,12 @@ class Exchanges:
         if (
             len(rows) > 1
             and min(rows) == max(rows) <= scheduler.largest_grouped
-            and (deadlines is None or self.clock() < min(deadlines) >= max(deadlines) - _ONE_MOMENT_S)
+            and (deadlines is None or _nearly_one(deadlines, self.clock()))
         ):
             group = ExchangeGroup(self.answers, exchanges, decoded.arrays, rows[0], form, deadlines)
-            try:
-                scheduler.submit(group)
-            except VernierError as error:
-                self._refuse(exchanges[group.count :], error)
+            refusal = scheduler.admit(group)
+            if refusal is not None:
+                self._refuse(exchanges[group.count :], refusal)
             return
         own: Sequence[float | None] = deadlines or [None] * len(rows)
         for exchange, arrays, count, deadline in zip(exchanges, decoded.each(), rows, own, strict=True):
@@ -303,6 +302,17 @@ class Exchanges:
         if exchange.model is not None:
             exchange.model.scheduler.cancel(exchange)
         self.answers.fail((exchange,), Cancelled("the client disconnected before its answer was ready"))
+
+
+def _nearly_one(deadlines: Sequence[float], now: float) -> bool:
+    first = min(deadlines)
+    return first > now and max(deadlines) - first <= _NEARLY * (first - now)
+
+
+def _is_taken(exchange: Exchange) -> bool:
+    """Whether the scheduler has it, or it has its answer."""
+    asked = exchange.group or exchange
+    return exchange.settled or asked.state != NEW
 
 
 def _ids(form: Form, heads: Sequence[Head], apart: Apart) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from app.errors import QueueFull
 from app.serving.admission import Policy
 from app.serving.batcher import Batcher
+from app.serving.request import RUNNING, RequestGroup
 from app.serving.simulate import Arrival, SimulatedRequest
 from tests.support.schedules import make_batcher
 from tests.support.scheduling import group_of
@@ -28,12 +29,8 @@ def requests(
 def one_by_one(
     batcher: Batcher, asked: list[SimulatedRequest], now: float, free: tuple[float, ...]
 ) -> tuple[int, QueueFull | None]:
-    refusals = []
-    for request in asked:
-        try:
-            batcher.admit(request, now, lambda: free)
-        except QueueFull as refusal:
-            refusals.append(refusal)
+    found = [batcher.admit(request, now, lambda: free) for request in asked]
+    refusals = [refusal for refusal in found if refusal is not None]
     assert len({(r.message, r.retry_after_s) for r in refusals}) <= 1, (
         "alike requests were refused differently"
     )
@@ -48,12 +45,9 @@ def as_a_group(
     earliest: float | None = None,
 ) -> tuple[int, QueueFull | None]:
     group = group_of(asked)
-    try:
-        batcher.admit(group, now, lambda: free, earliest)
-    except QueueFull as refusal:
-        assert [r.group is group for r in asked] == [at < group.count for at in range(len(asked))]
-        return group.count, refusal
-    return group.count, None
+    refusal = batcher.admit(group, now, lambda: free, earliest)
+    assert [r.group is group for r in asked] == [at < group.count for at in range(len(asked))]
+    return group.count, refusal
 
 
 def refusal_of_one(
@@ -126,8 +120,11 @@ def test_the_margin_learns_from_a_group_as_from_its_requests(came: float) -> Non
     one_by_one(alone, same, 0.0, (0.0,))
     together.admission.margin.seconds = alone.admission.margin.seconds = 0.01
     (group,) = together.queue
+    assert isinstance(group, RequestGroup)
+    group.state = RUNNING
+    group.release(asked[5])  # nothing is learned from one that has left
     together.answered(group, came)
-    for request in same:
+    for request in [*same[:5], *same[6:]]:
         alone.answered(request, came)
     assert together.admission.margin.seconds == alone.admission.margin.seconds != 0.01
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -184,6 +187,28 @@ async def test_only_the_guilty_one_of_a_failing_batch_fails() -> None:
         assert scheduler._metrics.totals()["failed"] == 1
 
 
+@pytest.mark.parametrize("with_company", [False, True])
+async def test_an_innocent_one_does_not_fail_because_the_others_have_left(with_company: bool) -> None:
+    def fault(batch: np.ndarray) -> None:
+        if (batch[:, 0] == 0).any():
+            raise EngineError("no")
+
+    executor = ArithmeticExecutor(fault=fault)
+    async with serving(executor) as scheduler:
+        executor.gate.clear()
+        requests, innocent = recorded(2), Recorded(x(1, 500.0), 1)
+        scheduler.submit(group_of(requests))
+        if with_company:
+            scheduler.submit(innocent)
+        await until(lambda: len(executor.ran) == 1)
+        scheduler.cancel(requests[0])
+        if with_company:
+            scheduler.cancel(requests[1])
+        executor.gate.set()
+        await until(lambda: scheduler.inflight == 0)
+        assert_answered([innocent] if with_company else requests[1:])
+
+
 async def test_a_lost_device_fails_all() -> None:
     def fault(batch: np.ndarray) -> None:
         raise DeviceFailed("gone")
@@ -206,6 +231,16 @@ async def test_only_what_strays_is_computed_anew(fresh: bool) -> None:
         assert_answered(requests)
         assert [r.ends[0][0].precision for r in requests if r.ends[0][0]] == ["int8", "int8", "fp32", "int8"]
         assert [len(batch) for batch in safe.ran] == [1]
+
+
+async def test_a_split_request_of_which_a_part_strays_is_computed_anew_as_a_whole() -> None:
+    reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 0)
+    async with serving(reduced, ArithmeticExecutor(), largest=2) as scheduler:
+        request = Recorded(x(6), 6)
+        scheduler.submit(request)
+        await until(lambda: scheduler.inflight == 0)
+        assert_answered([request])
+        assert scheduler.queued == scheduler._queue.rows == 0
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -241,6 +276,73 @@ async def test_those_that_wait_follow_a_change_of_the_variant() -> None:
         await until(lambda: scheduler.inflight == 0)
         assert_answered([*first, *requests])
         assert {r.ends[0][0].precision for r in requests if r.ends[0][0]} == {"fp32"}
+
+
+async def test_one_that_comes_back_to_its_lane_expires_once() -> None:
+    reduced, safe = ArithmeticExecutor("int8"), ArithmeticExecutor()
+    async with serving(reduced, safe) as scheduler:
+        reduced.gate.clear()
+        safe.gate.clear()
+        scheduler.submit(Recorded(x(), 1))
+        await until(lambda: len(reduced.ran) == 1)
+        now = asyncio.get_running_loop().time()
+        scheduler.submit(Recorded(x(), 1, precision="int8", deadline=now + 30.0))  # keeps the lane
+        requests = recorded(3, deadline=now + 0.1)
+        scheduler.submit(group_of(requests))
+        scheduler.set_precision("fp32")
+        scheduler.set_precision("int8")
+        await until(lambda: all(r.ends for r in requests))
+        assert [type(r.ends[0][1]) for r in requests] == [DeadlineExceeded] * 3
+        reduced.gate.set()
+        safe.gate.set()
+        await until(lambda: scheduler.inflight == 0)
+
+
+async def test_one_that_cannot_be_told_does_not_cost_the_others_their_answers() -> None:
+    class Deaf(Recorded):
+        def done(self, answer: Any, error: Any) -> None:
+            raise RuntimeError("nobody is there")
+
+    async with serving(ArithmeticExecutor()) as scheduler:
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        requests = [Recorded(x(), 1), Deaf(x(), 1), Recorded(x(), 1)]
+        scheduler.submit(group_of(requests))
+        await until(lambda: scheduler.inflight == 0)
+        assert_answered([requests[0], requests[2]])
+        assert [type(context["exception"]) for context in reported] == [RuntimeError]
+
+
+@pytest.mark.parametrize("why", ["refused", "refused partly", "cancelled"])
+async def test_what_is_not_computed_is_not_kept(why: str) -> None:
+    """The arrays are of the memory of large bodies: they must not wait for the garbage collector."""
+    executor = ArithmeticExecutor()
+    policy = Policy(queue_limit={"refused": 0, "refused partly": 2, "cancelled": 100}[why])
+    async with serving(executor, policy=policy) as scheduler:
+        if why == "cancelled":
+            executor.gate.clear()
+            scheduler.submit(Recorded(x(), 1))
+            await until(lambda: len(executor.ran) == 1)
+            scheduler.submit(Recorded(x(), 1))
+        gc.collect()
+        gc.disable()
+        try:
+            requests = recorded(4)
+            group = group_of(requests)
+            array = ref(group.inputs["x"])
+            with contextlib.suppress(QueueFull):
+                scheduler.submit(group)
+            del group
+            if why == "cancelled":
+                for request in requests:
+                    scheduler.cancel(request)
+                assert scheduler.queued == 1  # behind that one they were, and may stand there as tombstones
+            else:
+                await until(lambda: scheduler.inflight == 0)
+            await until(lambda: array() is None)  # the worker may hold its last batch for a moment
+            executor.gate.set()
+        finally:
+            gc.enable()
 
 
 async def test_a_drain_that_runs_out_of_time_fails_all() -> None:

@@ -101,6 +101,23 @@ def test_of_a_group_whose_requests_are_larger_than_the_room_one_runs_where_nothi
     assert [part[2] for part in queue.take(lane, 3, 8, 1.0)] == [1]
 
 
+def test_what_is_left_of_a_group_is_asked_about_when_its_first_deadline_comes() -> None:
+    """Its place in the order does not change; a timer that is set for it must find it."""
+    queue = RequestQueue(age_s=1.0)
+    push(queue, 0.0, deadline=9.0)
+    requests = [Waiting({"x": np.zeros(1)}, 1, deadline=at) for at in (2.0, 3.0)]
+    group = group_of(requests)
+    group.due = 2.0
+    queue.push(group, LANE)  # before the first, so not in the line
+    (lane,) = queue.by_urgency(1.0)
+    (front,) = queue.take(lane, 1, 8, 1.0)
+    assert front[0].deadline == 2.0
+    assert (group.deadline, group.count) == (3.0, 1)
+    at = queue.next_deadline()
+    assert at is not None
+    assert list(queue.overdue(at)) == [group]
+
+
 def test_the_requests_of_a_dissolved_group_stand_where_it_stood() -> None:
     queue = RequestQueue(age_s=1.0)
     first, group, last = push(queue, 0.0), push_group(queue, 0.1, 3, rows=2), push(queue, 0.2)

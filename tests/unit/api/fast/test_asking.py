@@ -247,7 +247,7 @@ async def test_more_rows_than_a_batch_holds_are_answered_whole(service: Service)
 
 
 @pytest.mark.parametrize("with_timeout", [False, True])
-@pytest.mark.parametrize("where", ["refusal", "run_joined", "submit"])
+@pytest.mark.parametrize("where", ["refusal", "run_joined", "admit"])
 async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
     service: Service, monkeypatch: pytest.MonkeyPatch, where: str, with_timeout: bool
 ) -> None:
@@ -607,3 +607,30 @@ async def test_nobody_keeps_what_was_asked_together(held: Held) -> None:
         assert numbers() is None
     finally:
         gc.enable()
+
+
+@by_a_worker
+async def test_answers_that_cannot_be_written_cost_nobody_else_theirs(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = await held.ask()
+    answers = held.service._protocol.exchanges.answers
+    count = answers._count
+
+    def fail_of_the_group(model: Any, precision: str, came: Any) -> None:
+        if len(came) == MANY:
+            raise MemoryError("no memory left")
+        count(model, precision, came)
+
+    alone, its_wire = held.service.connect()
+    fields = {"model": "mlp", "priority": 3, "inputs": {"x": [[1.0, 0.0, 0.0, 0.0]]}}
+    alone.data_received(request(orjson.dumps(fields)))
+    monkeypatch.setattr(answers, "_count", fail_of_the_group)
+    held.let_go()
+    await until(lambda: bool(its_wire.sent) and all(wire.sent for _, wire in connections))
+    assert held.rows == [1, MANY + 1]
+    assert its_wire.answers()[0][1]["outputs"]["z"][0][0] == 2.0
+    assert [wire.answers()[0][1]["code"] for _, wire in connections] == ["internal"] * MANY
+    connections[0][0].data_received(held.predict(4.0))
+    await until(lambda: len(connections[0][1].answers()) == 2)
+    assert connections[0][1].answers()[1][1]["outputs"]["z"][0][0] == 8.0
