@@ -5,17 +5,22 @@ from __future__ import annotations
 import signal
 import ssl
 import sys
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.accepting import AcceptingServer
 from app.api.fast.protocol import fast_protocol
 from app.api.punctual import punctual_protocol
 from app.heap import limit_arenas
 from app.logs import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
+
+#: uvicorn's exit code for a service that could not start.
+_NOT_STARTED = 3
 
 
 def tls_options(settings: Settings) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def main() -> None:
         sys.exit(f"vernier: {error.message}")
     # uvicorn raises the signal again after its shutdown; a drain that went well should end with 0
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -71,6 +76,11 @@ def main() -> None:
         http=protocol_of(app, settings),
         **tls,
     )
+    server = AcceptingServer(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED)
 
 
 if __name__ == "__main__":
