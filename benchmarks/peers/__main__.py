@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.load import wrk
 from benchmarks.machine import processor
-from benchmarks.peers import clients, page
+from benchmarks.peers import clients, newcomers, page
 from benchmarks.peers.decoding import decoding
 from benchmarks.peers.environments import InstallError, install
 from benchmarks.peers.goals import GOALS, is_met, ratio
@@ -31,7 +31,7 @@ SERVED = ("json", "binary", "large")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parts = ("install", *SERVED, "clients", "decode")
+    parts = ("install", *SERVED, "clients", "newcomers", "decode")
     parser.add_argument("--part", action="append", choices=parts, help="only this; may be given again")
     parser.add_argument("--only", action="append", default=[], help="only this peer; may be given again")
     parser.add_argument("--rounds", type=int, default=5)
@@ -49,6 +49,7 @@ def main() -> None:
         served = sum(part in peer.says for peer in peers)
         steps += served * (1 + options.rounds) * (part in chosen)
     steps += clients.steps(options.rounds) * ("clients" in chosen)
+    steps += newcomers.steps(options.rounds) * ("newcomers" in chosen)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=steps)
@@ -87,6 +88,8 @@ def measured(part: str, options: argparse.Namespace, say: Callable[[str], None])
         return {"times_ms": decoding()}
     if part == "clients":
         return asdict(clients.measure_clients(options.rounds, options.seconds, say))
+    if part == "newcomers":
+        return asdict(newcomers.measure_newcomers(options.rounds, say))
     return asdict(measure_part(part, options.rounds, options.seconds, set(options.only), say))
 
 

@@ -31,6 +31,8 @@ def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
     sections += [_part(parts[name]) for name in ("json", "binary", "large") if name in parts]
     if "clients" in parts:
         sections.append(_clients(parts["clients"]))
+    if "newcomers" in parts:
+        sections.append(_newcomers(parts["newcomers"]))
     if "decode" in parts:
         sections.append(_decode(parts["decode"]))
     if parts:
@@ -127,6 +129,24 @@ def _clients(part: Mapping[str, Any]) -> str:
         f"medians of {len(plain)} rounds of {part['seconds']:g} s, in turns; {_machine(part)}; the hypervisor took "
         f"{max(summary['stolen'] for summary in every):.1%} of the cores' time in the worst measurement.\n\n"
         + _table(("server", "requests", "requests/s", "p99 ms", "÷ as in a benchmark", "of the rounds"), rows)
+    )
+
+
+def _newcomers(part: Mapping[str, Any]) -> str:
+    rows = []
+    for server, found in part["rounds"].items():
+        last = [summary["last_ms"] for summary in found]
+        half = statistics.median(summary["median_ms"] for summary in found)
+        spread = f"{min(last):,.0f} – {max(last):,.0f}"
+        rows.append((TITLES.get(server, server), f"{half:,.0f}", f"{statistics.median(last):,.0f}", spread))
+    every = [summary for found in part["rounds"].values() for summary in found]
+    return (
+        "## Clients that connect at once\n\n"
+        f"{part['newcomers']} clients connect at once and send the small JSON request, while {part['busy']} "
+        "connections keep the server busy with it: milliseconds until half and until the last of them have their "
+        f"answer. Medians of {len(found)} rounds; {_machine(part)}; the hypervisor took "
+        f"{max(summary['stolen'] for summary in every):.1%} of the cores' time in the worst measurement.\n\n"
+        + _table(("server", "half, ms", "last, ms", "of the rounds"), rows)
     )
 
 
