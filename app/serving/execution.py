@@ -99,6 +99,17 @@ class Batch:
                 earliest = due
         self.deadline = earliest
 
+    def each(self) -> list[Part]:
+        """Its parts, with the requests of a group each for itself from now on. Not while it runs."""
+        parts: list[Part] = []
+        for part in self.parts:
+            group = part[0]
+            if isinstance(group, RequestGroup) and group.state != ENDED:
+                parts += [(one, 0, one.rows, one.attempt) for one in group.dissolve()]
+            else:
+                parts.append(part)
+        return parts
+
     def execute(self, slot: Slot, clock: Callable[[], float] = perf_counter) -> None:
         """Runs the batch. Never raises for what an engine or a request does: see `error`."""
         began = clock()

@@ -74,10 +74,7 @@ class Results:
             answer = Answer(outputs, precision, waited, compute_s, rows)
             if request.gather is not None and not _gathered(request, count, answer):
                 continue
-            if request.count == 1:
-                queue_s.append(waited)
-            else:
-                queue_s += [waited] * request.count
+            queue_s += [waited] * request.count
             if request.promised is not None:
                 self._promised.append(request)
             if request.deadline is not None and now > request.deadline:
@@ -183,7 +180,7 @@ class Results:
             exc_info=error,
         )
         again = False
-        for request, attempt in [(part[0], part[3]) for part in batch.parts] if alone else _requests(batch):
+        for request, _, _, attempt in batch.parts if alone else batch.each():
             if request.state == ENDED or request.attempt != attempt:
                 continue
             if alone or request.alone:
@@ -239,17 +236,6 @@ def _each(batch: Batch, now: float) -> Iterator[tuple[Part, Arrays | None]]:
         for place, request in zip(places, group.dissolve(), strict=True):
             mine = arrays[place]
             yield (request, 0, request.rows, request.attempt), mine if sound or finite(mine) else None
-
-
-def _requests(batch: Batch) -> list[tuple[PendingRequest, int]]:
-    """Those of a batch, each for itself, and which attempt it was."""
-    found: list[tuple[PendingRequest, int]] = []
-    for request, _, _, attempt in batch.parts:
-        if isinstance(request, RequestGroup) and request.state != ENDED:
-            found += [(one, one.attempt) for one in request.dissolve()]
-        else:
-            found.append((request, attempt))
-    return found
 
 
 def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:

@@ -26,13 +26,7 @@ from app.serving.inline import Inline
 from app.serving.ledger import Ledger
 from app.serving.padding import BatchLayout
 from app.serving.queue import Lane
-from app.serving.request import (
-    Answer,
-    AwaitedRequest,
-    JoinedRequests,
-    PendingRequest,
-    RequestGroup,
-)
+from app.serving.request import Answer, AwaitedRequest, JoinedRequests, PendingRequest, RequestGroup
 from app.serving.results import Results, Tap
 from app.serving.sharing import Device
 from app.serving.warmup import probe, warm_up

@@ -78,6 +78,16 @@ class Trace:
         return np.sort(np.array([request.latency_s for request in self.of("answered")]))
 
 
+def group_of(requests: Sequence[PendingRequest]) -> RequestGroup:
+    """Requests that are alike but for their numbers, as a group."""
+    first = requests[0]
+    inputs = {name: np.concatenate([r.inputs[name] for r in requests]) for name in first.inputs}
+    deadlines = [r.deadline for r in requests if r.deadline is not None] or None
+    return RequestGroup(
+        requests, inputs, first.rows, first.outputs, first.precision, first.priority, deadlines
+    )
+
+
 def fixed_delay(delay_s: float) -> Callable[..., Decision]:
     """The usual policy: full batches at once, others when the oldest request has waited `delay_s`."""
 
@@ -176,13 +186,7 @@ class Simulation:
         requests = [SimulatedRequest(arrival, self._inputs_of(arrival)) for arrival in together]
         self.trace.requests.extend(requests)
         first, refused = requests[0], []
-        asked: PendingRequest = first
-        if len(requests) > 1:
-            inputs = {name: np.concatenate([array] * len(requests)) for name, array in first.inputs.items()}
-            deadlines = None if first.deadline is None else [first.deadline] * len(requests)
-            asked = RequestGroup(
-                requests, inputs, first.rows, None, first.precision, first.priority, deadlines
-            )
+        asked = group_of(requests) if len(requests) > 1 else first
         refusal = self.batcher.admit(asked, now, self._free_at)
         if refusal is not None:
             refused = requests[asked.count if asked is not first else 0 :]
@@ -245,22 +249,13 @@ class Simulation:
             self.idle += 1
             self.running.remove(batch)
             self.batcher.ran(batch, now - batch.dispatched)
-            for request, rows in _requests(batch):
+            for request, _, rows, _ in batch.each():
                 request.unanswered -= rows
                 if not request.unanswered and request.state != ENDED:
                     self.batcher.answered(request, now)
                     self._end(request, "answered", now)  # type: ignore[arg-type]
 
         return finish
-
-
-def _requests(batch: Batch) -> Iterator[tuple[PendingRequest, int]]:
-    """Those of a batch that has run, each for itself, and how many of its rows were in it."""
-    for request, _, rows, _ in batch.parts:
-        if isinstance(request, RequestGroup):
-            yield from [(one, one.rows) for one in request.dissolve()]
-        else:
-            yield request, rows
 
 
 def percentile(

@@ -139,13 +139,12 @@ def _newcomers(part: Mapping[str, Any]) -> str:
         half = statistics.median(summary["median_ms"] for summary in found)
         spread = f"{min(last):,.0f} – {max(last):,.0f}"
         rows.append((TITLES.get(server, server), f"{half:,.0f}", f"{statistics.median(last):,.0f}", spread))
-    every = [summary for found in part["rounds"].values() for summary in found]
     return (
         "## Clients that connect at once\n\n"
         f"{part['newcomers']} clients connect at once and send the small JSON request, while {part['busy']} "
         "connections keep the server busy with it: milliseconds until half and until the last of them have their "
         f"answer. Medians of {len(found)} rounds; {_machine(part)}; the hypervisor took "
-        f"{max(summary['stolen'] for summary in every):.1%} of the cores' time in the worst measurement.\n\n"
+        f"{_stolen(part):.1%} of the cores' time in the worst round.\n\n"
         + _table(("server", "half, ms", "last, ms", "of the rounds"), rows)
     )
 

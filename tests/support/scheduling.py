@@ -15,7 +15,7 @@ from app.metrics import ModelMetrics
 from app.serving.admission import Policy
 from app.serving.deference import Deference
 from app.serving.padding import BatchLayout
-from app.serving.request import Answer, PendingRequest, RequestGroup
+from app.serving.request import Answer, PendingRequest
 from app.serving.scheduler import Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
@@ -42,14 +42,13 @@ class Recorded(PendingRequest):
         self.ends.append((answer, error))
 
 
-def group_of(requests: Sequence[PendingRequest]) -> RequestGroup:
-    """Requests that are alike but for their numbers, as a group."""
-    first = requests[0]
-    inputs = {name: np.concatenate([r.inputs[name] for r in requests]) for name in first.inputs}
-    deadlines = [r.deadline for r in requests if r.deadline is not None] or None
-    return RequestGroup(
-        requests, inputs, first.rows, first.outputs, first.precision, first.priority, deadlines
-    )
+async def busy(scheduler: Scheduler, executor: ArithmeticExecutor) -> Recorded:
+    """A request that keeps the only worker until the executor's gate is set."""
+    executor.gate.clear()
+    running = Recorded(x(), 1)
+    scheduler.submit(running)
+    await until(lambda: len(executor.ran) == 1)
+    return running
 
 
 @asynccontextmanager

@@ -12,9 +12,8 @@ from app.errors import QueueFull
 from app.serving.admission import Policy
 from app.serving.batcher import Batcher
 from app.serving.request import RUNNING, RequestGroup
-from app.serving.simulate import Arrival, SimulatedRequest
+from app.serving.simulate import Arrival, SimulatedRequest, group_of
 from tests.support.schedules import make_batcher
-from tests.support.scheduling import group_of
 
 CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
 

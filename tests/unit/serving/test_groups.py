@@ -14,8 +14,9 @@ import pytest
 from app.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, QueueFull
 from app.serving.admission import Policy
 from app.serving.request import ENDED, RUNNING
+from app.serving.simulate import group_of
 from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import Recorded, group_of, serving, until, x
+from tests.support.scheduling import Recorded, busy, serving, until, x
 
 
 def recorded(count: int, rows: int = 1, **more: Any) -> list[Recorded]:
@@ -57,10 +58,7 @@ async def test_all_get_their_own_rows_in_full_batches(
 async def test_as_many_are_admitted_as_there_is_room_for() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
-        executor.gate.clear()
-        running = Recorded(x(), 1)
-        scheduler.submit(running)
-        await until(lambda: scheduler.queued == 0)
+        await busy(scheduler, executor)
         requests = recorded(5)
         group = group_of(requests)
         with pytest.raises(QueueFull):
@@ -86,8 +84,7 @@ async def test_one_that_is_cancelled_leaves_and_costs_the_others_nothing(running
     async with serving(executor) as scheduler:
         executor.gate.clear()
         if not running:
-            scheduler.submit(Recorded(x(), 1))
-            await until(lambda: len(executor.ran) == 1)
+            await busy(scheduler, executor)
         requests = recorded(6)
         scheduler.submit(group_of(requests))
         if running:
@@ -128,8 +125,7 @@ async def test_each_expires_at_its_own_deadline(where: str) -> None:
     async with serving(executor) as scheduler:
         executor.gate.clear()
         if where == "waiting":
-            scheduler.submit(Recorded(x(), 1))
-            await until(lambda: len(executor.ran) == 1)
+            await busy(scheduler, executor)
         now = asyncio.get_running_loop().time()
         requests = [Recorded(x(1, i), 1, deadline=now + (0.05 if i == 1 else 30.0)) for i in range(3)]
         scheduler.submit(group_of(requests))
@@ -281,10 +277,8 @@ async def test_those_that_wait_follow_a_change_of_the_variant() -> None:
 async def test_one_that_comes_back_to_its_lane_expires_once() -> None:
     reduced, safe = ArithmeticExecutor("int8"), ArithmeticExecutor()
     async with serving(reduced, safe) as scheduler:
-        reduced.gate.clear()
         safe.gate.clear()
-        scheduler.submit(Recorded(x(), 1))
-        await until(lambda: len(reduced.ran) == 1)
+        await busy(scheduler, reduced)
         now = asyncio.get_running_loop().time()
         scheduler.submit(Recorded(x(), 1, precision="int8", deadline=now + 30.0))  # keeps the lane
         requests = recorded(3, deadline=now + 0.1)
@@ -320,9 +314,7 @@ async def test_what_is_not_computed_is_not_kept(why: str) -> None:
     policy = Policy(queue_limit={"refused": 0, "refused partly": 2, "cancelled": 100}[why])
     async with serving(executor, policy=policy) as scheduler:
         if why == "cancelled":
-            executor.gate.clear()
-            scheduler.submit(Recorded(x(), 1))
-            await until(lambda: len(executor.ran) == 1)
+            await busy(scheduler, executor)
             scheduler.submit(Recorded(x(), 1))
         gc.collect()
         gc.disable()

@@ -9,7 +9,7 @@ import pytest
 
 from app.serving.queue import RequestQueue
 from app.serving.request import ENDED, QUEUED, RUNNING, Answer, PendingRequest, RequestGroup
-from tests.support.scheduling import group_of
+from app.serving.simulate import group_of
 
 LANE = ("fp32", (), False)
 

@@ -27,7 +27,7 @@ from app.serving.request import JoinedRequests
 from app.serving.scheduler import Answer, Scheduler
 from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import Recorded, serving, until, x, z_of
+from tests.support.scheduling import Recorded, busy, serving, until, x, z_of
 
 Start = Callable[..., Awaitable[Scheduler]]
 
@@ -111,10 +111,7 @@ async def test_a_fault_in_done_does_not_cost_the_others_their_answers() -> None:
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
-        executor.gate.clear()
-        running = Recorded(x(), 1)
-        scheduler.submit(running)
-        await until(lambda: scheduler.queued == 0)
+        running = await busy(scheduler, executor)
         waiting = [Recorded(x(), 1) for _ in range(3)]
         for request in waiting:
             scheduler.submit(request)

@@ -464,21 +464,21 @@ class Held:
 
     async def ask(self, timeout_ms: float | None = None) -> list[tuple[FastProtocol, Recorder]]:
         """Connections that wait for twice their number."""
-        first = await self.service.known()
+        first, _ = await self.service.known()
         connections = [await self.service.known() for _ in range(MANY)]
-        for turn in (0, 1):
-            for number, (connection, wire) in enumerate(connections):
-                wire.sent = b""
-                connection.data_received(self.predict(number, timeout_ms))
-            if turn == 0:
-                await until(lambda: all(wire.sent for _, wire in connections))
-                self._monkeypatch.setattr(Batch, "execute", self._held)
-                first[0].data_received(predict(9.0, 0.0, 0.0, 0.0))
-                await until(lambda: self.rows == [1])
-                for _, wire in connections:
-                    wire.sent = b""
+        self._ask_all(connections, timeout_ms)
+        await until(lambda: all(wire.sent for _, wire in connections))  # so their form is known
+        self._monkeypatch.setattr(Batch, "execute", self._held)
+        first.data_received(predict(9.0, 0.0, 0.0, 0.0))
+        await until(lambda: self.rows == [1])
+        self._ask_all(connections, timeout_ms)
         await until(lambda: self.scheduler.queued == MANY)
         return connections
+
+    def _ask_all(self, connections: list[tuple[FastProtocol, Recorder]], timeout_ms: float | None) -> None:
+        for number, (connection, wire) in enumerate(connections):
+            wire.sent = b""
+            connection.data_received(self.predict(number, timeout_ms))
 
     @staticmethod
     def predict(number: float, timeout_ms: float | None = None) -> bytes:
@@ -532,7 +532,9 @@ async def test_one_that_goes_away_while_it_waits_is_not_computed(held: Held) -> 
 
 
 @by_a_worker
-async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(held: Held) -> None:
+async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connections = await held.ask()
     execute, gate = Batch.execute, threading.Event()
 
@@ -540,7 +542,7 @@ async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(
         execute(batch, *rest)
         assert gate.wait(20)
 
-    held._monkeypatch.setattr(Batch, "execute", slow)
+    monkeypatch.setattr(Batch, "execute", slow)
     held.let_go()
     await until(lambda: held.rows == [1, MANY])
     for at in (0, 3):
