@@ -27,7 +27,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from app.engine.base import ConflictGuard, Executor, Slot, StageTimes
+from app.engine.huge_pages import use_huge_pages
 from app.errors import EngineError, WrongShape
+from app.heap import trim_heap
 from app.tensors import Array, Arrays, Dim, TensorSpec, bind_dims, numpy_dtype, shape_text
 
 RUNTIME = "onnxruntime"
@@ -56,6 +58,8 @@ _DTYPES: Dict[str, str] = {
     },
 }  # fmt: skip
 
+#: Models whose files are larger lie in huge pages: about what a processor reaches with others.
+_LARGE_BYTES = 8 * 2**20
 #: Distinct shapes whose views a slot remembers; variable-length models may see any number of them.
 _REMEMBERED_SHAPES = 256
 
@@ -160,7 +164,11 @@ class OnnxRuntimeExecutor(Executor):
         levels = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if self._optimize else levels.ORT_DISABLE_ALL
         with ort_errors(f"to load {self._model}"):
-            return onnxruntime.InferenceSession(os.fspath(self._model), options, providers=_PROVIDERS)
+            session = onnxruntime.InferenceSession(os.fspath(self._model), options, providers=_PROVIDERS)
+        if _size_of(self._model) > _LARGE_BYTES:
+            trim_heap()  # of what the session needed to load only
+            use_huge_pages()
+        return session
 
     def open_slot(self) -> Slot:
         if self._closed:

@@ -11,16 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from app.engine.huge_pages import use_huge_pages
 from benchmarks.load.run import pin
 from benchmarks.scheduler.models import FEATURES
 
 
 class BareSession:
-    """A session in a process of its own on one core, with one thread. A context manager."""
+    """A session in a process of its own on one core, with one thread. A context manager.
 
-    def __init__(self, model: Path, core: int) -> None:
+    Args:
+        huge_pages: its memory lies in huge pages, as a server's does, and as ONNX Runtime's of itself does not.
+    """
+
+    def __init__(self, model: Path, core: int, *, huge_pages: bool = False) -> None:
         self._pool = ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=_open, initargs=(str(model), core)
+            1, get_context("spawn"), initializer=_open, initargs=(str(model), core, huge_pages)
         )
 
     def seconds(self, rows: int, seconds: float) -> float:
@@ -37,7 +42,7 @@ class BareSession:
 _session: Any = None
 
 
-def _open(model: str, core: int) -> None:
+def _open(model: str, core: int, huge_pages: bool) -> None:
     pin(core)
     import onnxruntime
 
@@ -45,6 +50,8 @@ def _open(model: str, core: int) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     _session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    if huge_pages:
+        use_huge_pages()
 
 
 def _time(rows: int, seconds: float) -> float:
