@@ -80,6 +80,7 @@ def serve(asked: argparse.Namespace, port: int, work: str) -> ServerProcess:
         "VERNIER_RUNTIME": asked.runtime,
         "VERNIER_CACHE_DIR": f"{work}/cache",
         "VERNIER_SLOTS": str(asked.slots),
+        "VERNIER_DEVICES": asked.devices,
         "VERNIER_REBUILD": "wait",
         "VERNIER_LOG_LEVEL": "error",
     }
@@ -90,7 +91,8 @@ def measure_all(asked: argparse.Namespace, work: str) -> dict[str, Any]:
     """All rounds: `bare` in rows per second, `ms` of an execution while all slots are busy, and two summaries."""
     cores, port = sorted(os.sched_getaffinity(0)), free_port()
     rounds: list[dict[str, Any]] = []
-    found = {"batch": asked.batch, "slots": asked.slots, "cores": len(cores), "rounds": rounds}
+    gpus = len(asked.devices.split(","))
+    found = {"batch": asked.batch, "slots": asked.slots, "gpus": gpus, "cores": len(cores), "rounds": rounds}
     with serve(asked, port, work) as server:
         every = {p: calls_of(asked.package, p, 1) for p in asked.precision}
         whole = {p: calls_of(asked.package, p, asked.batch) for p in asked.precision}
@@ -102,7 +104,7 @@ def measure_all(asked: argparse.Namespace, work: str) -> dict[str, Any]:
             found.update(device=bare["device"], tensorrt=bare["tensorrt"])
             for p in asked.precision:
                 print(f"round {turn + 1} of {asked.rounds}: {p} over HTTP", flush=True)
-                pool, many = bare["pool"][p], 2 * (asked.slots + 1)
+                pool, many = bare["pool"][p], 2 * (asked.slots * gpus + 1)
                 rows = closed(port, every[p], many * asked.batch, asked.seconds, cores[-1])
                 batches = closed(port, whole[p], many, asked.seconds, cores[-1])
                 rounds.append(
@@ -125,6 +127,9 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument(
+        "--devices", default="0", help="GPUs that serve, such as 0,1; the engine alone has one"
+    )
     parser.add_argument("--runtime", default="tensorrt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -141,8 +146,8 @@ def table(found: dict[str, Any], precisions: list[str]) -> str:
     """Medians of the rounds, and of the ratios of each round, in Markdown."""
     batch, rounds = found["batch"], found["rounds"]
     lines = [
-        f"{found['device']}, TensorRT {found['tensorrt']}, {found['cores']} cores; batches of {batch}, "
-        f"{found['slots']} slots; medians of {len(rounds) // len(precisions)} rounds",
+        f"{found['device']}, {found['gpus']} of them serving, TensorRT {found['tensorrt']}, {found['cores']} cores; "
+        f"batches of {batch}, {found['slots']} slots each; medians of {len(rounds) // len(precisions)} rounds",
         "",
         "|  | engine alone, rows/s | ms of one | a row a request, rows/s | p50 / p99, ms | of alone "
         "| a batch a request, rows/s | of alone |",
