@@ -138,15 +138,20 @@ class UnsupportedMediaType(RequestError):
 
 
 class QueueFull(RequestError):
-    """Refused at admission: nothing was queued, so a retry after `retry_after_s` is safe."""
+    """Refused at admission: nothing was queued, so a retry after `retry_after_s` is safe.
+
+    Args:
+        reason: as `vernier_requests_rejected_total` counts it: `queue_full`, or `deadline` where the wait is too long.
+    """
 
     code = "queue_full"
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+    def __init__(self, message: str, retry_after_s: float = 1.0, reason: str = "queue_full") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class RateLimited(QueueFull):

@@ -1,12 +1,12 @@
 """Who is let into the queue: the bound on what waits, and the prediction of when an answer would come.
 
-What a refusal stands on is not changed by refusing, so requests that differ in their numbers only are decided on
-together: so many from the front are let in, and one refusal holds for all the others.
+What a refusal stands on is not changed by refusing, so requests that differ in their numbers and rows only are decided
+on together: who has as many rows as one that was refused just before is refused with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,21 +40,20 @@ class Policy:
 
 
 class Asked(NamedTuple):
-    """So many requests of `rows` rows each. Times are on the caller's clock; they arrived after `earliest`, from
-    when the objective counts."""
+    """Requests that differ in their numbers and rows only. `rows`: of each. Times are on the caller's clock; they
+    arrived after `earliest`, from when the objective counts."""
 
-    requests: int
-    rows: int
+    rows: Sequence[int]
     priority: int
     deadline: float | None
     earliest: float
 
 
 class Verdict(NamedTuple):
-    """promised: of each that is let in, from the front, by when it is to be answered; None where nothing was
-    predicted. refusal: of all the others; None when there are none."""
+    """promised: by the number of each that is let in, when it is to be answered by; None where nothing was predicted.
+    refusal: of the first of the others, for all of them; None when there are none."""
 
-    promised: list[float | None]
+    promised: dict[int, float | None]
     refusal: QueueFull | None
 
 
@@ -80,36 +79,32 @@ class Admission:
             curve: of the lane that they would wait in.
             free_at: asked only when a prediction is needed.
         """
-        count, rows, _, deadline, _ = asked
-        self.rate.add(rows)
-        room = max(0, min(count, self._policy.queue_limit - self._queue.requests))
-        promised: list[float | None] = [None] * room
-        refusal = None
-        if room and (deadline is not None or self._policy.objective_s is not None):
-            refusal = self._promise(asked, promised, curve, now, free_at)
-        if refusal is None and room < count:
-            refusal = self._full(room, rows, curve, now, free_at())
-        self.rate.add(rows * (count - 1))
-        return Verdict(promised, refusal)
+        rows, _, deadline, _ = asked
+        self.rate.add(rows[0])
+        room = max(0, min(len(rows), self._policy.queue_limit - self._queue.requests))
+        if deadline is not None or self._policy.objective_s is not None:
+            verdict = self._promise(asked, room, curve, now, free_at)
+        else:
+            full = None if room == len(rows) else self._full(room, sum(rows[:room]), curve, now, free_at())
+            verdict = Verdict(dict.fromkeys(range(room)), full)
+        self.rate.add(sum(rows[1:]))
+        return verdict
 
     def refusal(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> QueueFull | None:
         """Why the first of them would be refused now; None when it would not. Nothing is counted."""
         if self._queue.requests >= self._policy.queue_limit:
-            return self._full(0, asked.rows, curve, now, free_at())
+            return self._full(0, 0, curve, now, free_at())
         if asked.deadline is None and self._policy.objective_s is None:
             return None
-        return self._promise(asked, [None], curve, now, free_at)
+        return self._promise(asked, 1, curve, now, free_at).refusal
 
-    def _promise(
-        self, asked: Asked, promised: list[float | None], curve: LatencyCurve, now: float, free_at: FreeAt
-    ) -> QueueFull | None:
-        """Fills in what can be promised, and cuts off from the first that should finish too late, unless that one
-        would start at once.
+    def _promise(self, asked: Asked, room: int, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
+        """Lets in up to `room`, but none that should finish too late, unless it would start at once.
 
         When nothing stands before it, trying costs nobody anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
-        _, rows, priority, deadline, earliest = asked
+        each, priority, deadline, earliest = asked
         objective_s, limits, rate = self._policy.objective_s, self._limits, self.rate.per_second(now)
         ahead = self._queue.rows_ahead(priority)
         ends = [
@@ -117,22 +112,34 @@ class Admission:
         ]
         limit = min(ends)
         forecast: Forecast | None = None
+        refusal: QueueFull | None = None
         free: tuple[float, ...] = ()
-        for at in range(len(promised)):
-            if objective_s is None and self._in_time_for_sure(rows * (at + 1), curve, now, limit):
-                ahead += rows
+        promised: dict[int, float | None] = {}
+        entering = 0
+        late: set[int] = set()  # rows of those that would finish too late, after those that were let in
+        for at, rows in enumerate(each):
+            if len(promised) == room:
+                refusal = refusal or self._full(room, entering, curve, now, free or free_at())
+                break
+            if rows in late:
                 continue
-            free = free or free_at()
-            if ahead or (free and min(free) > now):
-                forecast = forecast or Forecast(free, now, curve, rate, limits)
-                finish = forecast.finish(rows, ahead)
-                promised[at] = limit
-                if finish + self.margin.seconds > limit:
-                    del promised[at:]
-                    crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
-                    return self._too_late(finish, crowded, limit, now)
+            promise: float | None = None
+            if objective_s is not None or not self._in_time_for_sure(entering + rows, curve, now, limit):
+                free = free or free_at()
+                if ahead or (free and min(free) > now):
+                    forecast = forecast or Forecast(free, now, curve, rate, limits)
+                    finish = forecast.finish(rows, ahead)
+                    promise = limit
+                    if finish + self.margin.seconds > limit:
+                        late.add(rows)
+                        crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
+                        refusal = refusal or self._too_late(finish, crowded, limit, now)
+                        continue
+            promised[at] = promise
+            late.clear()
             ahead += rows
-        return None
+            entering += rows
+        return Verdict(promised, refusal)
 
     def _too_late(self, finish: float, crowded: float, limit: float, now: float) -> QueueFull:
         """Who comes back comes with others, and a tenth later, or it would stand on the edge again."""
@@ -141,13 +148,14 @@ class Admission:
             f"the answer would take {1e3 * (finish + margin - now):.3g} ms, which is more than the "
             f"{1e3 * (limit - now):.3g} ms allowed; retry after the given time, or allow more",
             crowded + margin - limit + 0.1 * (crowded + margin - now),
+            "deadline",
         )
 
     def _full(
         self, entering: int, rows: int, curve: LatencyCurve, now: float, free: tuple[float, ...]
     ) -> QueueFull:
-        """`entering`: requests of `rows` rows that are let in before it."""
-        waiting = self._queue.rows + entering * rows
+        """`entering`: requests that are let in before it, of `rows` rows together."""
+        waiting = self._queue.rows + rows
         drained = Forecast(free, now, curve, 0.0, self._limits).finish(1, waiting)
         return QueueFull(
             f"{self._queue.requests + entering} requests wait already; retry after the given time",

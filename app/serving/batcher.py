@@ -101,23 +101,23 @@ class Batcher:
         answered in time. None when all were. It is not raised: its traceback would keep the request.
         """
         group = request if isinstance(request, RequestGroup) else None
-        rows = request.rows if group is None else group.rows_each
+        each = (request.rows,) if group is None else group.each
         precision = request.precision or self.precision
         shape = self.layout.shape_key(request.inputs)
         since = now if earliest is None else earliest
-        asked = Asked(request.count, rows, request.priority, request.deadline, since)
+        asked = Asked(each, request.priority, request.deadline, since)
         promised, refusal = self.admission.judge(asked, self.curve(precision, shape), now, free_at)
         if group is not None:
             if refusal is not None:
-                group.keep(len(promised))
-            group.promises = promised
+                group.keep(tuple(promised))
+            group.promises = list(promised.values())
         if promised:
             request.arrived = now
             request.due = now + self._patience_s if request.deadline is None else request.deadline
             request.shape = shape
-            request.promised = promised[-1]  # of a group: None only where none of them has one
-            if rows > self.layout.largest:
-                request.gather = Gather(rows)
+            *_, request.promised = promised.values()  # of a group: None only where none of them has one
+            if group is None and request.rows > self.layout.largest:
+                request.gather = Gather(request.rows)
             self.queue.push(request, (precision, shape, False))
         return refusal
 
@@ -134,7 +134,7 @@ class Batcher:
         and when it would be admitted."""
         if self.layout.dims:
             return None
-        asked = Asked(1, 1, priority, deadline, now if earliest is None else earliest)
+        asked = Asked((1,), priority, deadline, now if earliest is None else earliest)
         return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
 
     def answered(self, request: PendingRequest, now: float) -> None:
@@ -228,7 +228,7 @@ class Batcher:
     def _needs(self, request: PendingRequest) -> int:
         """Rows that a request needs in one execution; of a group, the first of its requests."""
         if isinstance(request, RequestGroup):
-            return request.rows_each
+            return request.each[0]
         return min(request.rows - request.taken, self.layout.largest)
 
     def _decide_lane(self, lane: Lane, now: float, slots: Slots) -> Decision:

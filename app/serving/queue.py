@@ -281,7 +281,7 @@ class RequestQueue:
             start = request.taken
             left = request.rows - start
             if left > room and isinstance(request, RequestGroup):
-                fit = room // request.rows_each or (0 if parts else 1)
+                fit = request.fitting(room) or (0 if parts else 1)
                 if fit < request.count:
                     if fit:
                         front = _front(request, fit)
@@ -323,7 +323,7 @@ class RequestQueue:
                 start = request.taken
                 more = request.rows - start
                 if rows + more > room:
-                    if isinstance(request, RequestGroup) and (fit := (room - rows) // request.rows_each):
+                    if isinstance(request, RequestGroup) and (fit := request.fitting(room - rows)):
                         front = _front(request, fit)
                         parts.append(front)
                         requests += fit

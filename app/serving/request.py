@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Self
 
 from app.errors import Cancelled, VernierError
@@ -193,7 +194,7 @@ class RequestGroup(JoinedRequests):
 
     Args:
         requests: those that are joined.
-        rows: of each, not more than the largest batch.
+        each: rows of each, not more than the largest batch.
         deadlines: of each; None for none. They should be nearly one: the group waits and is admitted as the first.
 
     Attributes:
@@ -201,36 +202,52 @@ class RequestGroup(JoinedRequests):
         promises: `promised` of each, once it is admitted.
     """
 
-    __slots__ = ("deadlines", "promises", "requests", "rows_each")
+    __slots__ = ("deadlines", "promises", "requests")
 
     def __init__(
         self,
         requests: Sequence[PendingRequest],
         inputs: Arrays,
-        rows: int,
+        each: Sequence[int],
         outputs: Sequence[str] | None = None,
         precision: str | None = None,
         priority: int = 0,
         deadlines: Sequence[float] | None = None,
     ) -> None:
         deadline = min(deadlines) if deadlines else None
-        super().__init__(inputs, [rows] * len(requests), outputs, precision, priority, deadline)
+        super().__init__(inputs, each, outputs, precision, priority, deadline)
         self.requests: list[PendingRequest | None] = list(requests)
-        self.rows_each = rows
         self.deadlines = deadlines
         self.promises: list[float | None] = [None] * len(requests)
         self.count = len(requests)
         for request in requests:
             request.group = self
 
-    def keep(self, count: int) -> None:
-        """Lets go of all but so many from the front; they have not been admitted."""
-        for request in self.requests[count:]:
-            if request is not None:
+    def keep(self, places: Sequence[int]) -> None:
+        """Lets go of all but these; the others have not been admitted. Only while nobody has left."""
+        kept, count = set(places), len(places)
+        for at, request in enumerate(self.requests):
+            if request is not None and at not in kept:
                 request.group = None
+        if count and places[-1] >= count:  # some between them go
+            self._gather(places)
         self._become(0, count)
         if not count:
             self.inputs = {}  # no rows of an array still refer to all of it
+
+    def _gather(self, places: Sequence[int]) -> None:
+        """Puts these to the front, and forgets the others."""
+        starts = list(accumulate(self.each, initial=0))
+        rows = [row for at in places for row in range(starts[at], starts[at + 1])]
+        self.inputs = {name: array[rows] for name, array in self.inputs.items()}
+        self.requests = [self.requests[at] for at in places]
+        self.each = [self.each[at] for at in places]
+        if self.deadlines is not None:
+            self.deadlines = [self.deadlines[at] for at in places]
+
+    def fitting(self, room: int) -> int:
+        """How many from the front have not more than so many rows together. Only while nobody has left."""
+        return bisect_right(list(accumulate(self.each)), room)
 
     def cut_off(self, count: int) -> Self:
         """So many from the front as a group of their own, which is about to run. Only while nobody has left."""
@@ -243,7 +260,8 @@ class RequestGroup(JoinedRequests):
         return front
 
     def _become(self, start: int, stop: int) -> None:
-        first, last = start * self.rows_each, stop * self.rows_each
+        first = sum(self.each[:start])
+        last = first + sum(self.each[start:stop])
         self.inputs = {name: array[first:last] for name, array in self.inputs.items()}
         self.requests, self.each = self.requests[start:stop], self.each[start:stop]
         self.promises = self.promises[start:stop]
@@ -274,11 +292,12 @@ class RequestGroup(JoinedRequests):
 
     def _release(self, places: Sequence[int]) -> list[PendingRequest]:
         released = []
-        state, rows, deadlines = self.state, self.rows_each, self.deadlines
+        state, each, deadlines = self.state, self.each, self.deadlines
+        starts = list(accumulate(each, initial=0))
         for at in places:
-            request = self.requests[at]
+            request, rows, start = self.requests[at], each[at], starts[at]
             assert request is not None
-            inputs = {name: array[at * rows : (at + 1) * rows] for name, array in self.inputs.items()}
+            inputs = {name: array[start : start + rows] for name, array in self.inputs.items()}
             deadline = None if deadlines is None else deadlines[at]
             PendingRequest.__init__(
                 request, inputs, rows, self.outputs, self.precision, self.priority, deadline

@@ -217,7 +217,7 @@ class Scheduler:
     def admit(self, request: PendingRequest) -> VernierError | None:
         """Admits the request, whose `done` will then be called once, unless it is cancelled.
 
-        Of a group those that can be are admitted, from the front; the others are not in it any more.
+        Of a group those that can be are admitted; the others are not in it any more.
 
         Returns Draining, NotReady or QueueFull when it was not queued, or others of the group were not.
         """
@@ -225,7 +225,7 @@ class Scheduler:
         count = request.count
         if self._draining or self._crew.gone is not None:
             if group is not None:
-                group.keep(0)
+                group.keep(())
             fault = self._closed()
             self.refused(fault, count)
             return fault
@@ -263,8 +263,7 @@ class Scheduler:
             self._metrics.rejected(error.code, count)
 
     def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
-        over = self._queue.requests >= self._batcher.policy.queue_limit
-        self._metrics.rejected("queue_full" if over else "deadline", count)
+        self._metrics.rejected(error.reason, count)
         if self._deference is not None and self._crew.busy:
             self._deference.refused(now)
 

@@ -79,12 +79,18 @@ class Trace:
 
 
 def group_of(requests: Sequence[PendingRequest]) -> RequestGroup:
-    """Requests that are alike but for their numbers, as a group."""
+    """Requests that are alike but for their numbers and rows, as a group."""
     first = requests[0]
     inputs = {name: np.concatenate([r.inputs[name] for r in requests]) for name in first.inputs}
     deadlines = [r.deadline for r in requests if r.deadline is not None] or None
     return RequestGroup(
-        requests, inputs, first.rows, first.outputs, first.precision, first.priority, deadlines
+        requests,
+        inputs,
+        [request.rows for request in requests],
+        first.outputs,
+        first.precision,
+        first.priority,
+        deadlines,
     )
 
 
@@ -179,21 +185,23 @@ class Simulation:
         heapq.heappush(self._events, (time, next(self._ticket), call))
 
     def _joins(self, first: Arrival, other: Arrival) -> bool:
-        alike = replace(other, cancel_after_s=first.cancel_after_s) == first
-        return self._grouped and alike and first.rows <= self.batcher.layout.largest
+        alike = replace(other, cancel_after_s=first.cancel_after_s, rows=first.rows) == first
+        return self._grouped and alike and max(first.rows, other.rows) <= self.batcher.layout.largest
 
     def _arrive(self, together: Sequence[Arrival], now: float) -> None:
         requests = [SimulatedRequest(arrival, self._inputs_of(arrival)) for arrival in together]
         self.trace.requests.extend(requests)
-        first, refused = requests[0], []
+        first = requests[0]
         asked = group_of(requests) if len(requests) > 1 else first
         refusal = self.batcher.admit(asked, now, self._free_at)
         if refusal is not None:
-            refused = requests[asked.count if asked is not first else 0 :]
-            for request in refused:
-                request.outcome, request.ended_at = "refused", now
-                request.retry_after_s = refusal.retry_after_s
-        for request in requests[: len(requests) - len(refused)]:
+            for request in requests:
+                if asked is first or request.group is not asked:
+                    request.outcome, request.ended_at = "refused", now
+                    request.retry_after_s = refusal.retry_after_s
+        for request in requests:
+            if request.outcome is not None:
+                continue
             if request.arrival.cancel_after_s is not None:
                 self._at(now + request.arrival.cancel_after_s, self._ender(request, "cancelled"))
             if request.deadline is not None:

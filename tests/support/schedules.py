@@ -87,7 +87,8 @@ def random_schedule(random: Random) -> Schedule:
         arrivals.append(arrival)
         for _ in range(random.choice([0, 0, 1, 5, 20]) if grouped else 0):
             cancelled = random.choice([None] * 6 + [random.random() * 3 * (fixed_s + largest * row_s)])
-            arrivals.append(replace(arrival, cancel_after_s=cancelled))
+            rows = random.choice([arrival.rows, random.randint(1, largest)])
+            arrivals.append(replace(arrival, cancel_after_s=cancelled, rows=rows))
     return Schedule(
         largest,
         random.random() < 0.5,
@@ -160,8 +161,9 @@ def _requests(batch: Batch) -> list[tuple[PendingRequest, int, int]]:
         if isinstance(request, RequestGroup):
             assert (start, rows) == (0, request.rows)
             assert None not in request.requests, "one that has left was executed"
-            assert request.count * request.rows_each == rows
-            found += [(one, 0, request.rows_each) for one in request.requests if one is not None]
+            assert sum(request.each) == rows
+            members = zip(request.requests, request.each, strict=True)
+            found += [(one, 0, own) for one, own in members if one is not None]
         else:
             found.append((request, start, rows))
     return found

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 
 from app.api.codecs import encode_answer
 from app.api.errors import ErrorAnswer, answer_error
@@ -32,7 +33,7 @@ class Answers:
         self._responses = responses
         self._clock = clock
         self._ended: list[tuple[Exchange, Answer]] = []  # not written yet
-        self._together: list[tuple[Sequence[Exchange | None], int, Answer]] = []  # nor these
+        self._together: list[tuple[Sequence[Exchange | None], Sequence[int], Answer]] = []  # nor these
 
     def ended(self, exchange: Exchange, answer: Answer | None, error: VernierError | None) -> None:
         """The scheduler is done with an exchange."""
@@ -46,7 +47,7 @@ class Answers:
     def ended_together(
         self,
         exchanges: Sequence[Exchange | None],
-        rows: int,
+        rows: Sequence[int],
         answer: Answer | None,
         error: VernierError | None,
     ) -> None:
@@ -101,7 +102,9 @@ class Answers:
             self.fail(left, fault)
             self.send(left)
 
-    def _write_together(self, exchanges: Sequence[Exchange | None], rows: int, answer: Answer) -> None:
+    def _write_together(
+        self, exchanges: Sequence[Exchange | None], rows: Sequence[int], answer: Answer
+    ) -> None:
         """What is left of a group gets its rows of the answer."""
         places, wanted = [], []
         for place, exchange in enumerate(exchanges):
@@ -111,13 +114,15 @@ class Answers:
         if not wanted:
             return
         if len(wanted) < len(exchanges):
-            kept = [rows * place + row for place in places for row in range(rows)]
+            starts = list(accumulate(rows, initial=0))
+            kept = [row for place in places for row in range(starts[place], starts[place + 1])]
             outputs = {name: array[kept] for name, array in answer.outputs.items()}
             answer = replace(answer, outputs=outputs)
+            rows = [rows[place] for place in places]
         model = wanted[0].model
         assert model is not None
         ids = [exchange.identity for exchange in wanted]
-        self.write_joined(model, [exchange.ask() for exchange in wanted], ids, answer, [rows] * len(wanted))
+        self.write_joined(model, [exchange.ask() for exchange in wanted], ids, answer, rows)
 
     def _write(self, group: Sequence[tuple[Exchange, Answer]]) -> None:
         """Payloads for answers of one model, one precision and the same outputs."""

@@ -8,7 +8,7 @@ step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import accumulate, pairwise, repeat
 from operator import add
 
 import numpy as np
@@ -21,6 +21,8 @@ from app.tensors import Array, Arrays
 
 #: Numbers of an output up to which it is worth while to write the rows of many answers together.
 _MOST_CUT = 1024
+#: The same for answers of several rows, which are put together again.
+_MOST_JOINED = 96
 _TIMING = b'},"timing":{"queue_ms":%a,"compute_ms":%a,"batch_size":%d}}'
 
 
@@ -68,15 +70,14 @@ def alike_bodies(ids: Identities, model: str, version: str, answers: Sequence[An
         except ValueError:
             return None
     timings = [_timing(answer) for answer in answers]
-    return _rows(ids, model, version, answers[0].precision, joined, timings)
+    return _rows(ids, model, version, answers[0].precision, joined, timings, [1] * len(answers))
 
 
 def joined_bodies(ids: Identities, model: str, version: str, answer: Answer, rows: Sequence[int]) -> Bodies:
     """`encode_answer` for requests that were answered together by one answer. `rows`: of each."""
-    if max(rows) == 1:
-        made = _rows(ids, model, version, answer.precision, answer.outputs, _timing(answer))
-        if made is not None:
-            return made
+    made = _rows(ids, model, version, answer.precision, answer.outputs, _timing(answer), rows)
+    if made is not None:
+        return made
     bodies = []
     for identity, mine in zip(ids.texts, cut(answer.outputs, rows), strict=True):
         own = Answer(mine, answer.precision, answer.queue_s, answer.compute_s, answer.batch_size)
@@ -91,23 +92,29 @@ def _rows(
     precision: str,
     outputs: Mapping[str, Array],
     timings: bytes | Sequence[bytes],
+    rows: Sequence[int],
 ) -> Bodies | None:
-    """Answers of one row each, which lie below each other in `outputs`; None when they cannot be cut."""
-    count = len(ids.texts)
+    """Answers of so many rows each, which lie below each other in `outputs`; None when they cannot be cut."""
+    count, every, one_each = len(ids.texts), sum(rows), max(rows) == 1
+    most = _MOST_CUT if one_each else _MOST_JOINED
+    bounds = list(accumulate(rows, initial=0))
     about = orjson.dumps({"model": model, "version": version, "precision": precision})[1:-1]
     between = b'",' + about + b',"outputs":{'
     columns: list[bytes | Sequence[bytes]] = [b'{"id":"', ids.json]
     for name, array in outputs.items():
         depth = array.ndim
-        if depth not in (1, 2) or len(array) != count or not 0 < array.size <= _MOST_CUT * count:
+        if depth not in (1, 2) or len(array) != every or not 0 < array.size <= most * count:
             return None
         try:
             text = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
         except orjson.JSONEncodeError:
             return None
-        column = text[depth:-depth].split(b"],[" if depth == 2 else b",")
-        if len(column) != count:
+        between_rows = b"],[" if depth == 2 else b","
+        column = text[depth:-depth].split(between_rows)
+        if len(column) != every:
             return None
+        if not one_each:
+            column = [between_rows.join(column[start:stop]) for start, stop in pairwise(bounds)]
         columns += (between + orjson.dumps(name) + b":" + b"[" * depth, column)
         between = b"]" * depth + b","
     columns += (between[:-1], timings)

@@ -173,7 +173,7 @@ class ExchangeGroup(RequestGroup):
 
     Args:
         inputs: of all.
-        rows: of each.
+        each: rows of each.
         deadlines: of each; None for none.
     """
 
@@ -184,14 +184,14 @@ class ExchangeGroup(RequestGroup):
         answers: Answers,
         exchanges: Sequence[Exchange],
         inputs: Arrays,
-        rows: int,
+        each: Sequence[int],
         form: Form,
         deadlines: Sequence[float] | None,
     ) -> None:
-        super().__init__(exchanges, inputs, rows, *form.rest, deadlines)
+        super().__init__(exchanges, inputs, each, *form.rest, deadlines)
         self._answers = answers
 
     def done(self, answer: Answer | None, error: VernierError | None) -> None:
         exchanges: list[Any] = self.requests
         self.requests = []  # they refer to each other, and to the memory of their bodies
-        self._answers.ended_together(exchanges, self.rows_each, answer, error)
+        self._answers.ended_together(exchanges, self.each, answer, error)

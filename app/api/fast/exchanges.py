@@ -194,13 +194,13 @@ class Exchanges:
         rows, scheduler = decoded.rows, model.scheduler
         if (
             len(rows) > 1
-            and min(rows) == max(rows) <= scheduler.largest_grouped
+            and max(rows) <= scheduler.largest_grouped
             and (deadlines is None or _nearly_one(deadlines, self.clock()))
         ):
-            group = ExchangeGroup(self.answers, exchanges, decoded.arrays, rows[0], form, deadlines)
+            group = ExchangeGroup(self.answers, exchanges, decoded.arrays, rows, form, deadlines)
             refusal = scheduler.admit(group)
             if refusal is not None:
-                self._refuse(exchanges[group.count :], refusal)
+                self._refuse([exchange for exchange in exchanges if exchange.group is not group], refusal)
             return
         own: Sequence[float | None] = deadlines or [None] * len(rows)
         for exchange, arrays, count, deadline in zip(exchanges, decoded.each(), rows, own, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -19,21 +20,25 @@ CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
 
 
 def requests(
-    count: int, rows: int = 1, priority: int = 0, timeout_s: float | None = None
+    count: int, rows: int | Sequence[int] = 1, priority: int = 0, timeout_s: float | None = None
 ) -> list[SimulatedRequest]:
-    arrival = Arrival(0.0, rows, priority, timeout_s)
-    return [SimulatedRequest(arrival, {"x": np.zeros(rows, np.float32)}) for _ in range(count)]
+    """rows: of all, or of each in turn."""
+    each = [rows] if isinstance(rows, int) else rows
+    return [
+        SimulatedRequest(Arrival(0.0, own, priority, timeout_s), {"x": np.zeros(own, np.float32)})
+        for own in (each[at % len(each)] for at in range(count))
+    ]
 
 
 def one_by_one(
     batcher: Batcher, asked: list[SimulatedRequest], now: float, free: tuple[float, ...]
-) -> tuple[int, QueueFull | None]:
+) -> tuple[list[int], QueueFull | None]:
     found = [batcher.admit(request, now, lambda: free) for request in asked]
     refusals = [refusal for refusal in found if refusal is not None]
-    assert len({(r.message, r.retry_after_s) for r in refusals}) <= 1, (
+    assert len({(r.message, r.retry_after_s) for r in refusals}) <= 1 or len({r.rows for r in asked}) > 1, (
         "alike requests were refused differently"
     )
-    return len(asked) - len(refusals), refusals[0] if refusals else None
+    return [at for at, refusal in enumerate(found) if refusal is None], refusals[0] if refusals else None
 
 
 def as_a_group(
@@ -42,11 +47,12 @@ def as_a_group(
     now: float,
     free: tuple[float, ...],
     earliest: float | None = None,
-) -> tuple[int, QueueFull | None]:
+) -> tuple[list[int], QueueFull | None]:
     group = group_of(asked)
     refusal = batcher.admit(group, now, lambda: free, earliest)
-    assert [r.group is group for r in asked] == [at < group.count for at in range(len(asked))]
-    return group.count, refusal
+    admitted = [at for at, request in enumerate(asked) if request.group is group]
+    assert group.requests == [asked[at] for at in admitted]
+    return admitted, refusal
 
 
 def refusal_of_one(
@@ -71,7 +77,7 @@ def test_a_group_is_decided_on_as_its_requests_would_be_one_by_one(seed: int) ->
         free = tuple(now + random.choice([-1.0, 0.002, 0.012]) for _ in range(random.choice([0, 1, 2])))
         kind: dict[str, Any] = {
             "count": random.choice([1, 3, 20, 64]),
-            "rows": random.choice([1, 1, 3, 16]),
+            "rows": random.choice([1, 1, 3, 16, [random.randint(1, 16) for _ in range(20)]]),
             "priority": random.choice([0, 0, 1]),
             "timeout_s": random.choice([None, None, now + 0.03, now + 1.0]),
         }
@@ -86,10 +92,10 @@ def test_a_group_is_decided_on_as_its_requests_would_be_one_by_one(seed: int) ->
                 "before it is read it is told the same"
             )
         if admitted:
-            group = asked[0].group
+            group = asked[admitted[0]].group
             assert group is not None
             assert [(at, group.due) for at in group.promises] == [
-                (r.promised, r.due) for r in same[:admitted]
+                (same[at].promised, same[at].due) for at in admitted
             ]
         assert together.queue.requests == alone.queue.requests
         assert together.queue.rows == alone.queue.rows
@@ -102,7 +108,7 @@ def test_a_group_is_decided_on_as_its_requests_would_be_one_by_one(seed: int) ->
 def test_the_refusal_of_many_tells_the_wait_of_the_first_that_is_refused() -> None:
     batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
     admitted, refusal = as_a_group(batcher, requests(200), 0.0, (0.010,))
-    assert admitted == 48  # what runs, and three batches of 15 ms, end after 55 ms
+    assert admitted == list(range(48))  # what runs, and three batches of 15 ms, end after 55 ms
     assert refusal is not None
     assert "61 ms" in refusal.message
     assert "60 ms allowed" in refusal.message
@@ -131,7 +137,7 @@ def test_the_margin_learns_from_a_group_as_from_its_requests(came: float) -> Non
 def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
     batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
     admitted, refusal = as_a_group(batcher, requests(200), 1.0, (1.010,), earliest=0.992)
-    assert admitted == 43  # two full batches, and 11.9 ms for eleven more
+    assert admitted == list(range(43))  # two full batches, and 11.9 ms for eleven more
     assert refusal is not None
     assert "52 ms allowed" in refusal.message
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from collections.abc import Sequence
 from typing import Any
 from weakref import ref
 
@@ -18,9 +19,13 @@ from app.serving.simulate import group_of
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import Recorded, busy, serving, until, x
 
+#: Rows of requests that differ in them; together a full batch.
+MIXED = (1, 2, 1, 3, 1)
 
-def recorded(count: int, rows: int = 1, **more: Any) -> list[Recorded]:
-    return [Recorded(x(rows, 100.0 * i), rows, **more) for i in range(count)]
+
+def recorded(count: int, rows: int | Sequence[int] = 1, **more: Any) -> list[Recorded]:
+    each = [rows] * count if isinstance(rows, int) else [rows[i % len(rows)] for i in range(count)]
+    return [Recorded(x(own, 100.0 * i), own, **more) for i, own in enumerate(each)]
 
 
 def assert_answered(requests: list[Recorded]) -> None:
@@ -35,9 +40,9 @@ def assert_answered(requests: list[Recorded]) -> None:
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("inline", [True, False])
-@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("rows", [1, 3, 8, MIXED])
 async def test_all_get_their_own_rows_in_full_batches(
-    rows: int, inline: bool, exact: bool, fresh: bool
+    rows: int | Sequence[int], inline: bool, exact: bool, fresh: bool
 ) -> None:
     executor = ArithmeticExecutor(fresh=fresh, exact_batch=exact)
     async with serving(executor, inline=inline, slots=2) as scheduler:
@@ -47,7 +52,7 @@ async def test_all_get_their_own_rows_in_full_batches(
         await until(lambda: scheduler.inflight == 0)
         assert_answered(requests)
         if exact and not inline:
-            fit = 8 // rows
+            fit = 8 // rows if isinstance(rows, int) else len(rows)
             assert len(executor.ran) == -(-30 // fit)
         metrics = scheduler._metrics
         assert metrics.totals()["answered"] == 30
@@ -78,27 +83,55 @@ async def test_as_many_are_admitted_as_there_is_room_for() -> None:
     assert group.count == 0
 
 
+async def test_smaller_ones_are_admitted_where_larger_ones_would_be_late() -> None:
+    """Those that go stand between those that stay, in the group and in its numbers."""
+    executor = ArithmeticExecutor()
+    async with serving(executor, policy=Policy(objective_s=0.5)) as scheduler:
+        await busy(scheduler, executor)
+        scheduler._batcher.learn_variant("fp32", True, {1: 0.1, 8: 0.8})
+        requests = recorded(5, (1, 6, 1, 6, 1))
+        group = group_of(requests)
+        with pytest.raises(QueueFull, match="500 ms allowed"):
+            scheduler.submit(group)
+        stay = [requests[at] for at in (0, 2, 4)]
+        assert [r.group is group for r in requests] == [True, False, True, False, True]
+        assert scheduler._metrics._rejected == {"deadline": 2}
+        assert (group.count, group.rows, group.requests, scheduler.queued) == (3, 3, stay, 3)
+        np.testing.assert_array_equal(group.inputs["x"], np.concatenate([r.inputs["x"] for r in stay]))
+        assert scheduler.inflight == 4
+        executor.gate.set()
+        await until(lambda: scheduler.inflight == 0)
+        assert_answered(stay)
+        assert [requests[at].ends for at in (1, 3)] == [[]] * 2
+
+
+@pytest.mark.parametrize("rows", [1, MIXED])
 @pytest.mark.parametrize("running", [False, True])
-async def test_one_that_is_cancelled_leaves_and_costs_the_others_nothing(running: bool) -> None:
+async def test_one_that_is_cancelled_leaves_and_costs_the_others_nothing(
+    running: bool, rows: int | Sequence[int]
+) -> None:
     executor = ArithmeticExecutor()
     async with serving(executor) as scheduler:
         executor.gate.clear()
         if not running:
             await busy(scheduler, executor)
-        requests = recorded(6)
+        requests = recorded(5, rows)
         scheduler.submit(group_of(requests))
         if running:
             await until(lambda: len(executor.ran) == 1)
         for at in (0, 3):
             scheduler.cancel(requests[at])
             scheduler.cancel(requests[at])  # nothing happens
-        assert scheduler.inflight == (4 if running else 5)
+        assert scheduler.inflight == (3 if running else 4)
         executor.gate.set()
         await until(lambda: scheduler.inflight == 0)
-        assert [len(r.ends) for r in requests] == [0, 1, 1, 0, 1, 1]
-        assert_answered([requests[at] for at in (1, 2, 4, 5)])
+        assert [len(r.ends) for r in requests] == [0, 1, 1, 0, 1]
+        assert_answered([requests[at] for at in (1, 2, 4)])
         assert scheduler._metrics.totals()["cancelled"] == 2
-        assert len(executor.ran[-1]) == (6 if running else 4)  # what runs is computed, what waits is not
+        left = sum(requests[at].rows for at in (1, 2, 4))
+        all_rows = sum(request.rows for request in requests)
+        # what runs is computed, what waits is not
+        assert len(executor.ran[-1]) == (all_rows if running else left)
         scheduler.cancel(requests[1])  # it has its answer
         assert scheduler._metrics.totals()["cancelled"] == 2
 
@@ -168,14 +201,15 @@ async def test_what_comes_too_late_is_told_so_and_the_others_get_their_answers()
         assert_answered([requests[0], requests[2]])
 
 
-async def test_only_the_guilty_one_of_a_failing_batch_fails() -> None:
+@pytest.mark.parametrize("rows", [1, MIXED])
+async def test_only_the_guilty_one_of_a_failing_batch_fails(rows: int | Sequence[int]) -> None:
     def fault(batch: np.ndarray) -> None:
         if (batch[:, 0] == 200).any():
             raise EngineError("no")
 
     executor = ArithmeticExecutor(fault=fault)
     async with serving(executor) as scheduler:
-        requests = recorded(4)
+        requests = recorded(4, rows)
         scheduler.submit(group_of(requests))
         await until(lambda: scheduler.inflight == 0)
         assert_answered([requests[at] for at in (0, 1, 3)])
@@ -216,17 +250,18 @@ async def test_a_lost_device_fails_all() -> None:
         assert [type(r.ends[0][1]) for r in requests] == [DeviceFailed] * 4
 
 
+@pytest.mark.parametrize("rows", [1, MIXED])
 @pytest.mark.parametrize("fresh", [True, False])
-async def test_only_what_strays_is_computed_anew(fresh: bool) -> None:
+async def test_only_what_strays_is_computed_anew(fresh: bool, rows: int | Sequence[int]) -> None:
     reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 200, fresh=fresh)
     safe = ArithmeticExecutor(fresh=fresh)
     async with serving(reduced, safe) as scheduler:
-        requests = recorded(4)
+        requests = recorded(4, rows)
         scheduler.submit(group_of(requests))
         await until(lambda: scheduler.inflight == 0)
         assert_answered(requests)
         assert [r.ends[0][0].precision for r in requests if r.ends[0][0]] == ["int8", "int8", "fp32", "int8"]
-        assert [len(batch) for batch in safe.ran] == [1]
+        assert [len(batch) for batch in safe.ran] == [requests[2].rows]
 
 
 async def test_a_split_request_of_which_a_part_strays_is_computed_anew_as_a_whole() -> None:

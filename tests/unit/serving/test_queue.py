@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -45,7 +46,12 @@ def test_without_deadlines_it_is_first_come_first_served() -> None:
 
 
 def push_group(queue: RequestQueue, at: float, count: int, rows: int = 1, priority: int = 0) -> RequestGroup:
-    requests = [Waiting({"x": np.full(rows, number)}, rows, priority=priority) for number in range(count)]
+    return push_mixed(queue, at, [rows] * count, priority)
+
+
+def push_mixed(queue: RequestQueue, at: float, each: Sequence[int], priority: int = 0) -> RequestGroup:
+    """A group of requests of so many rows each."""
+    requests = [Waiting({"x": np.full(rows, i)}, rows, priority=priority) for i, rows in enumerate(each)]
     group = group_of(requests)
     group.arrived, group.due = at, at + 1.0
     queue.push(group, LANE)
@@ -99,6 +105,28 @@ def test_of_a_group_whose_requests_are_larger_than_the_room_one_runs_where_nothi
     push_group(queue, 0.1, 2, rows=4)
     (lane,) = queue.by_urgency(1.0)
     assert [part[2] for part in queue.take(lane, 3, 8, 1.0)] == [1]
+
+
+@pytest.mark.parametrize("priorities", [(), (1,)])
+def test_of_a_group_whose_requests_differ_in_rows_those_in_front_run_that_fit(
+    priorities: tuple[int, ...],
+) -> None:
+    queue = RequestQueue(age_s=1.0)
+    for priority in priorities:
+        push(queue, 0.0, priority=priority)
+    push_mixed(queue, 0.1, [1, 4, 2, 6, 1])
+    (lane,) = queue.by_urgency(1.0)
+    taken = []
+    while queue.requests:
+        parts = queue.take(lane, 7, 8, 1.0)
+        taken.append([part[2] for part in parts if isinstance(part[0], RequestGroup)])
+        for front, start, rows, _ in parts:
+            assert (start, rows) == (0, front.rows)
+            if isinstance(front, RequestGroup):
+                own = [value for one in front.requests if one for value in one.inputs["x"].tolist()]
+                assert front.inputs["x"].tolist() == own
+    assert taken == ([[5], [2], [7]] if priorities else [[7], [7]])
+    assert (queue.rows, queue.lanes) == (0, {})
 
 
 def test_what_is_left_of_a_group_is_asked_about_when_its_first_deadline_comes() -> None:

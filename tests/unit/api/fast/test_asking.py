@@ -9,7 +9,7 @@ import asyncio
 import gc
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -31,6 +31,8 @@ from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
 
 MANY = 5
+#: Rows of each, together not more than the model's largest batch.
+ALIKE, DIFFERENT = (1,) * MANY, (3, 1, 4, 2, 1)
 
 
 class Recorder(asyncio.Transport):
@@ -462,30 +464,39 @@ class Held:
         self._monkeypatch, self._held = monkeypatch, held
         self.scheduler = service.app.state.repository.resolve("mlp", None).scheduler
 
-    async def ask(self, timeout_ms: float | None = None) -> list[tuple[FastProtocol, Recorder]]:
-        """Connections that wait for twice their number."""
+    async def ask(
+        self, timeout_ms: float | None = None, each: Sequence[int] = ALIKE
+    ) -> list[tuple[FastProtocol, Recorder]]:
+        """Connections that wait for twice their number. `each`: rows of each."""
         first, _ = await self.service.known()
         connections = [await self.service.known() for _ in range(MANY)]
-        self._ask_all(connections, timeout_ms)
+        self._ask_all(connections, timeout_ms, each)
         await until(lambda: all(wire.sent for _, wire in connections))  # so their form is known
         self._monkeypatch.setattr(Batch, "execute", self._held)
         first.data_received(predict(9.0, 0.0, 0.0, 0.0))
         await until(lambda: self.rows == [1])
-        self._ask_all(connections, timeout_ms)
+        self._ask_all(connections, timeout_ms, each)
         await until(lambda: self.scheduler.queued == MANY)
         return connections
 
-    def _ask_all(self, connections: list[tuple[FastProtocol, Recorder]], timeout_ms: float | None) -> None:
+    def _ask_all(
+        self, connections: list[tuple[FastProtocol, Recorder]], timeout_ms: float | None, each: Sequence[int]
+    ) -> None:
         for number, (connection, wire) in enumerate(connections):
             wire.sent = b""
-            connection.data_received(self.predict(number, timeout_ms))
+            connection.data_received(self.predict(number, timeout_ms, each[number]))
 
     @staticmethod
-    def predict(number: float, timeout_ms: float | None = None) -> bytes:
-        fields: dict[str, Any] = {"model": "mlp", "inputs": {"x": [[number, 0.0, 0.0, 0.0]]}}
+    def predict(number: float, timeout_ms: float | None = None, rows: int = 1) -> bytes:
+        x = [[number + 10.0 * row, 0.0, 0.0, 0.0] for row in range(rows)]
+        fields: dict[str, Any] = {"model": "mlp", "inputs": {"x": x}}
         if timeout_ms is not None:
             fields["timeout_ms"] = timeout_ms
         return request(orjson.dumps(fields))
+
+    @staticmethod
+    def answer(number: float, rows: int = 1) -> list[list[float]]:
+        return [[2 * (number + 10.0 * row), 0.0, 0.0, 0.0] for row in range(rows)]
 
     def let_go(self) -> None:
         self._gate.set()
@@ -502,19 +513,22 @@ by_a_worker = pytest.mark.parametrize("service", ["by a worker"], indirect=True)
 
 
 @by_a_worker
+@pytest.mark.parametrize("each", [ALIKE, DIFFERENT])
 @pytest.mark.parametrize("timeout_ms", [None, 20_000])
 async def test_those_that_wait_together_are_computed_and_answered_together(
-    held: Held, timeout_ms: float | None
+    held: Held, timeout_ms: float | None, each: Sequence[int]
 ) -> None:
-    connections = await held.ask(timeout_ms)
+    connections = await held.ask(timeout_ms, each)
+    (group,) = held.scheduler._queue
+    assert isinstance(group, RequestGroup)
     held.let_go()
     await until(lambda: all(wire.sent for _, wire in connections))
     for number, (_, wire) in enumerate(connections):
         ((head, body),) = wire.answers()
-        assert body["outputs"]["z"] == [[2.0 * number, 0.0, 0.0, 0.0]]
-        assert body["timing"]["batch_size"] == MANY
+        assert body["outputs"]["z"] == held.answer(number, each[number])
+        assert body["timing"]["batch_size"] == sum(each)
         assert f"x-request-id: {body['id']}".encode() in head
-    assert held.rows == [1, MANY]
+    assert held.rows == [1, sum(each)]
 
 
 @by_a_worker
@@ -532,10 +546,11 @@ async def test_one_that_goes_away_while_it_waits_is_not_computed(held: Held) -> 
 
 
 @by_a_worker
+@pytest.mark.parametrize("each", [ALIKE, DIFFERENT])
 async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(
-    held: Held, monkeypatch: pytest.MonkeyPatch
+    held: Held, monkeypatch: pytest.MonkeyPatch, each: Sequence[int]
 ) -> None:
-    connections = await held.ask()
+    connections = await held.ask(each=each)
     execute, gate = Batch.execute, threading.Event()
 
     def slow(batch: Batch, *rest: Any) -> None:
@@ -544,13 +559,14 @@ async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(
 
     monkeypatch.setattr(Batch, "execute", slow)
     held.let_go()
-    await until(lambda: held.rows == [1, MANY])
+    await until(lambda: held.rows == [1, sum(each)])
     for at in (0, 3):
         connections[at][0].connection_lost(None)
     gate.set()
-    rest = [connections[at] for at in (1, 2, 4)]
-    await until(lambda: all(wire.sent for _, wire in rest))
-    assert [wire.answers()[0][1]["outputs"]["z"][0][0] for _, wire in rest] == [2.0, 4.0, 8.0]
+    rest = {at: connections[at][1] for at in (1, 2, 4)}
+    await until(lambda: all(wire.sent for wire in rest.values()))
+    for at, wire in rest.items():
+        assert wire.answers()[0][1]["outputs"]["z"] == held.answer(at, each[at])
     assert held.service.responses("cancelled") == 2
     await until(lambda: held.scheduler.inflight == 0)
 
