@@ -8,12 +8,14 @@ distributions). MADV_COLLAPSE (madvise(2), Linux 6.1) moves memory that is in us
 
 from __future__ import annotations
 
-import ctypes
 import os
+from ctypes import c_size_t, c_void_p
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
+
+from app.heap import c_function
 
 _MADV_COLLAPSE = 25
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
@@ -37,15 +39,14 @@ def use_huge_pages() -> int:
         Bytes in huge pages now, of those that were looked at.
     """
     size = _huge_page_bytes()
-    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    madvise = c_function("madvise")
     if size is None or madvise is None:
         return 0
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     try:
         full = list(_full(size))
     except OSError:  # no /proc, or nobody may read it
         return 0
-    return sum(size for at in full if madvise(at, size, _MADV_COLLAPSE) == 0)
+    return sum(size for at in full if madvise(c_void_p(at), c_size_t(size), _MADV_COLLAPSE) == 0)
 
 
 def _huge_page_bytes() -> Optional[int]:

@@ -79,24 +79,22 @@ class Admission:
             curve: of the lane that they would wait in.
             free_at: asked only when a prediction is needed.
         """
-        rows, _, deadline, _ = asked
-        self.rate.add(rows[0])
-        room = max(0, min(len(rows), self._policy.queue_limit - self._queue.requests))
-        if deadline is not None or self._policy.objective_s is not None:
-            verdict = self._promise(asked, room, curve, now, free_at)
-        else:
-            full = None if room == len(rows) else self._full(room, sum(rows[:room]), curve, now, free_at())
-            verdict = Verdict(dict.fromkeys(range(room)), full)
-        self.rate.add(sum(rows[1:]))
+        self.rate.add(asked.rows[0])
+        verdict = self._decide(asked, curve, now, free_at)
+        self.rate.add(sum(asked.rows[1:]))
         return verdict
 
     def refusal(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> QueueFull | None:
-        """Why the first of them would be refused now; None when it would not. Nothing is counted."""
-        if self._queue.requests >= self._policy.queue_limit:
-            return self._full(0, 0, curve, now, free_at())
-        if asked.deadline is None and self._policy.objective_s is None:
-            return None
-        return self._promise(asked, 1, curve, now, free_at).refusal
+        """Why any of them would be refused now; None when none would. Nothing is counted."""
+        return self._decide(asked, curve, now, free_at).refusal
+
+    def _decide(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
+        rows = asked.rows
+        room = max(0, min(len(rows), self._policy.queue_limit - self._queue.requests))
+        if asked.deadline is not None or self._policy.objective_s is not None:
+            return self._promise(asked, room, curve, now, free_at)
+        full = None if room == len(rows) else self._full(room, sum(rows[:room]), curve, now, free_at())
+        return Verdict(dict.fromkeys(range(room)), full)
 
     def _promise(self, asked: Asked, room: int, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
         """Lets in up to `room`, but none that should finish too late, unless it would start at once.
@@ -106,7 +104,7 @@ class Admission:
         """
         each, priority, deadline, earliest = asked
         objective_s, limits, rate = self._policy.objective_s, self._limits, self.rate.per_second(now)
-        ahead = self._queue.rows_ahead(priority)
+        before = self._queue.rows_ahead(priority)
         ends = [
             at for at in (deadline, None if objective_s is None else earliest + objective_s) if at is not None
         ]
@@ -123,21 +121,21 @@ class Admission:
                 break
             if rows in late:
                 continue
-            promise: float | None = None
+            ahead, waits = before + entering, False
             if objective_s is not None or not self._in_time_for_sure(entering + rows, curve, now, limit):
                 free = free or free_at()
-                if ahead or (free and min(free) > now):
-                    forecast = forecast or Forecast(free, now, curve, rate, limits)
-                    finish = forecast.finish(rows, ahead)
-                    promise = limit
-                    if finish + self.margin.seconds > limit:
-                        late.add(rows)
+                waits = bool(ahead or (free and min(free) > now))
+            if waits:
+                forecast = forecast or Forecast(free, now, curve, rate, limits)
+                finish = forecast.finish(rows, ahead)
+                if finish + self.margin.seconds > limit:
+                    late.add(rows)
+                    if refusal is None:
                         crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
-                        refusal = refusal or self._too_late(finish, crowded, limit, now)
-                        continue
-            promised[at] = promise
+                        refusal = self._too_late(finish, crowded, limit, now)
+                    continue
+            promised[at] = limit if waits else None
             late.clear()
-            ahead += rows
             entering += rows
         return Verdict(promised, refusal)
 

@@ -237,9 +237,7 @@ class RequestGroup(JoinedRequests):
 
     def _gather(self, places: Sequence[int]) -> None:
         """Puts these to the front, and forgets the others."""
-        starts = list(accumulate(self.each, initial=0))
-        rows = [row for at in places for row in range(starts[at], starts[at + 1])]
-        self.inputs = {name: array[rows] for name, array in self.inputs.items()}
+        self.inputs = chosen(self.inputs, self.each, places)
         self.requests = [self.requests[at] for at in places]
         self.each = [self.each[at] for at in places]
         if self.deadlines is not None:
@@ -292,12 +290,11 @@ class RequestGroup(JoinedRequests):
 
     def _release(self, places: Sequence[int]) -> list[PendingRequest]:
         released = []
-        state, each, deadlines = self.state, self.each, self.deadlines
-        starts = list(accumulate(each, initial=0))
+        state, deadlines = self.state, self.deadlines
         for at in places:
-            request, rows, start = self.requests[at], each[at], starts[at]
+            request, rows, mine = self.requests[at], self.each[at], self.rows_of(at)
             assert request is not None
-            inputs = {name: array[start : start + rows] for name, array in self.inputs.items()}
+            inputs = {name: array[mine] for name, array in self.inputs.items()}
             deadline = None if deadlines is None else deadlines[at]
             PendingRequest.__init__(
                 request, inputs, rows, self.outputs, self.precision, self.priority, deadline
@@ -337,6 +334,13 @@ def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:
     for count in rows:
         yield {name: array[start : start + count] for name, array in arrays.items()}
         start += count
+
+
+def chosen(arrays: Arrays, rows: Sequence[int], places: Sequence[int]) -> Arrays:
+    """Copies of what some of several requests have of such arrays, below each other. `rows`: of each."""
+    starts = list(accumulate(rows, initial=0))
+    wanted = [row for at in places for row in range(starts[at], starts[at + 1])]
+    return {name: array[wanted] for name, array in arrays.items()}
 
 
 def start_again(request: PendingRequest) -> None:

@@ -231,7 +231,7 @@ class Scheduler:
             return fault
         now = self._clock()
         refusal = self._batcher.admit(request, now, self._free_at, self._earliest(now))
-        admitted = count if refusal is None else 0 if group is None else group.count
+        admitted = 0 if refusal is not None and group is None else request.count
         if admitted:
             self._ledger.admitted(admitted)
             if self._crew.idle or self._inline.slots or request.deadline is not None:

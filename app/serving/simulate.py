@@ -194,13 +194,10 @@ class Simulation:
         first = requests[0]
         asked = group_of(requests) if len(requests) > 1 else first
         refusal = self.batcher.admit(asked, now, self._free_at)
-        if refusal is not None:
-            for request in requests:
-                if asked is first or request.group is not asked:
-                    request.outcome, request.ended_at = "refused", now
-                    request.retry_after_s = refusal.retry_after_s
         for request in requests:
-            if request.outcome is not None:
+            if refusal is not None and (asked is first or request.group is not asked):
+                request.outcome, request.ended_at = "refused", now
+                request.retry_after_s = refusal.retry_after_s
                 continue
             if request.arrival.cancel_after_s is not None:
                 self._at(now + request.arrival.cancel_after_s, self._ender(request, "cancelled"))

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+from app.heap import c_function
+
 #: The numbers of sched_setattr and sched_getattr (asm/unistd.h).
 _SET, _GET = {"x86_64": (314, 315), "aarch64": (274, 275)}.get(platform.machine(), (None, None))
 #: struct sched_attr, version 0 (sched_setattr(2)): size, policy, flags, nice, priority, runtime, deadline, period.
@@ -49,4 +51,4 @@ def _call(number: int | None, *arguments: int | ctypes.Array[ctypes.c_char]) -> 
 
 @cache
 def _syscall() -> Callable[..., int] | None:
-    return getattr(ctypes.CDLL(None), "syscall", None) if sys.platform == "linux" else None
+    return c_function("syscall") if sys.platform == "linux" else None

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate
 
 from app.api.codecs import encode_answer
 from app.api.errors import ErrorAnswer, answer_error
@@ -19,7 +18,7 @@ from app.errors import EngineError, VernierError
 from app.exposition import Metrics
 from app.logs import request_id
 from app.serving.repository import LoadedModel
-from app.serving.request import Answer
+from app.serving.request import Answer, chosen
 
 
 class Answers:
@@ -114,10 +113,7 @@ class Answers:
         if not wanted:
             return
         if len(wanted) < len(exchanges):
-            starts = list(accumulate(rows, initial=0))
-            kept = [row for place in places for row in range(starts[place], starts[place + 1])]
-            outputs = {name: array[kept] for name, array in answer.outputs.items()}
-            answer = replace(answer, outputs=outputs)
+            answer = replace(answer, outputs=chosen(answer.outputs, rows, places))
             rows = [rows[place] for place in places]
         model = wanted[0].model
         assert model is not None

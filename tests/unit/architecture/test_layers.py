@@ -14,7 +14,7 @@ ENGINE_SIDE = [
     *sorted((ROOT / "app" / "engine").rglob("*.py")),
     *sorted((ROOT / "app" / "package").rglob("*.py")),
     *sorted((ROOT / "app" / "accuracy").rglob("*.py")),
-    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py")),
+    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py", "heap.py")),
     ROOT / "app" / "build" / "plan.py",
 ]
 CUDA = {"tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda"}
