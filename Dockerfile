@@ -129,6 +129,7 @@ COPY --from=python /opt/vernier /opt/vernier
 COPY LICENSE /srv/vernier/
 COPY app /srv/vernier/app
 ENV PATH=/opt/vernier/bin:$PATH \
+    PYTHONPATH=/srv/vernier/app \
     HOME=/cache \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -145,7 +146,7 @@ STOPSIGNAL SIGTERM
 # the first start on a new kind of GPU may build plans before it is ready
 HEALTHCHECK --interval=10s --timeout=3s --start-period=600s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['VERNIER_METRICS_PORT'] + '/v2/health/ready', timeout=2)"]
-ENTRYPOINT ["python", "-m", "app"]
+ENTRYPOINT ["python", "-m", "vernier"]
 
 FROM service AS builder
 COPY --from=python-builder /opt/vernier /opt/vernier

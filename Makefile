@@ -7,6 +7,8 @@ SERVE := .venv-serve
 DEV := .venv
 ENGINES := engines
 GPU_PACKAGES ?= build/gpu
+# the checkout's own package, without installing it
+export PYTHONPATH := $(CURDIR)/app$(if $(PYTHONPATH),:$(PYTHONPATH))
 PIP := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help serve engines test test-slow check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
@@ -37,7 +39,7 @@ $(ENGINES)/keywords/1/manifest.json:
 	  --calibration examples/speech/calibration.npz --eval examples/speech/eval.npz --out $(ENGINES)
 
 serve: engines ## build the example packages if need be, and serve them on PORT (8000)
-	VERNIER_PORT=$(PORT) $(SERVE)/bin/python -m app
+	VERNIER_PORT=$(PORT) $(SERVE)/bin/python -m vernier
 
 test: $(DEV)/ready ## all tests that need no GPU
 	$(DEV)/bin/python -m pytest -q -m "not gpu and not slow"
@@ -46,7 +48,7 @@ check: $(DEV)/ready ## formatting, lint, types, layers
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
-	PYTHONPATH=. $(DEV)/bin/lint-imports
+	$(DEV)/bin/lint-imports
 
 format: $(DEV)/ready ## format and mend what can be mended by itself
 	$(DEV)/bin/ruff format .

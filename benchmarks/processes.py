@@ -52,12 +52,13 @@ class ServerProcess:
         self._log = log
         self._pids: set[int] = set()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERNIER_")}
+        path = os.pathsep.join(filter(None, [str(ROOT / "app"), os.environ.get("PYTHONPATH")]))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**inherited, **(environment or {})},
+                env={**inherited, "PYTHONPATH": path, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import httpx
 
-from app.api.schemas import EXAMPLE
 from benchmarks.load import Call, ClosedLoop, JsonOutput, Summary, measure, post
 from benchmarks.processes import ROOT, ServerProcess, StartError, free_port
+from vernier.api.schemas import EXAMPLE
 
 BODY = json.dumps({k: v for k, v in EXAMPLE.items() if k != "timeout_ms"}).encode()
 
@@ -38,7 +38,7 @@ def start(engines: Path, fast: bool, core: int | None, **settings: str) -> Serve
         **{f"VERNIER_{name.upper()}": value for name, value in settings.items()},
     }
     log = ROOT / "build" / "bench" / f"{'fast' if fast else 'ordinary'}.log"
-    return ServerProcess([sys.executable, "-m", "app"], port, log, core=core, environment=environment)
+    return ServerProcess([sys.executable, "-m", "vernier"], port, log, core=core, environment=environment)
 
 
 def call_of(server: ServerProcess) -> Call:

@@ -11,17 +11,17 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from app.build.plan import PlanOptions, build_plan
-from app.engine.base import Slot
-from app.engine.cuda import Device, Graph, open_device
-from app.engine.curve import repeat_rows
-from app.engine.tensorrt import MAPPED_BYTES, TensorRtExecutor
-from app.engine.trt_api import TrtApi, load_api
-from app.package.golden import GoldenVectors, load_golden
-from app.package.integrity import open_package
-from app.package.manifest import DimRange, Manifest
-from app.package.plans import Target, variant_files
-from app.tensors import Arrays
+from vernier.builder.plan import PlanOptions, build_plan
+from vernier.engine.base import Slot
+from vernier.engine.cuda import Device, Graph, open_device
+from vernier.engine.curve import repeat_rows
+from vernier.engine.trt import MAPPED_BYTES, TensorRtExecutor
+from vernier.engine.trt_api import TrtApi, load_api
+from vernier.package.golden import GoldenVectors, load_golden
+from vernier.package.integrity import open_package
+from vernier.package.manifest import DimRange, Manifest
+from vernier.package.plans import Target, variant_files
+from vernier.tensors import Arrays
 
 
 @dataclass(frozen=True)

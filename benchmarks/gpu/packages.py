@@ -18,15 +18,15 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from app.build.lower import Recipe, lower
-from app.build.placement import QuantizableNode, quantizable_nodes
-from app.build.quantized import INT8_MAX, QuantizedWeight, round_scale
-from app.package.golden import GoldenVectors, save_golden
-from app.package.integrity import entries_of
-from app.package.manifest import Manifest, dump_manifest
-from app.package.plans import BELOW_10
-from app.tensors import Arrays, dtype_from_onnx
 from benchmarks.gpu import networks
+from vernier.builder.lower import Recipe, lower
+from vernier.builder.placement import QuantizableNode, quantizable_nodes
+from vernier.builder.quantized import INT8_MAX, QuantizedWeight, round_scale
+from vernier.package.golden import GoldenVectors, save_golden
+from vernier.package.integrity import entries_of
+from vernier.package.manifest import Manifest, dump_manifest
+from vernier.package.plans import BELOW_10
+from vernier.tensors import Arrays, dtype_from_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from app.package.golden import load_golden
 from benchmarks.load import Call, ClosedLoop, JsonOutput, measure, post
 from benchmarks.processes import ROOT, ServerProcess, free_port
+from vernier.package.golden import load_golden
 
 _CHECK_EVERY = 16
 _WARM_UP_S = 1.0
@@ -122,7 +122,7 @@ def measure_all(asked: argparse.Namespace, work: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", type=Path, help="engines/NAME/VERSION")
-    parser.add_argument("--server", required=True, help="starts the service, such as 'python -m app'")
+    parser.add_argument("--server", required=True, help="starts the service, such as 'python -m vernier'")
     parser.add_argument("--bare", required=True, help="the engine alone: 'python -m benchmarks.gpu.bare'")
     parser.add_argument("--precision", nargs="+", default=["fp32"])
     parser.add_argument("--batch", type=int, default=64)

@@ -7,10 +7,10 @@ from time import perf_counter
 import numpy as np
 import orjson
 
-from app.api.codecs import parse_predict
-from app.serving.signature import Signature
-from app.tensors import TensorSpec
 from benchmarks.peers.workloads import IMAGE
+from vernier.api.codecs import parse_predict
+from vernier.serving.signature import Signature
+from vernier.tensors import TensorSpec
 
 
 def decoding(rounds: int = 15) -> dict[str, list[float]]:

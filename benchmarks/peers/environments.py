@@ -62,7 +62,7 @@ def install(peer: Peer) -> None:
 def versions(peer: Peer) -> dict[str, str]:
     """Python, and the packages that matter, as they are installed."""
     if peer.name == "vernier":
-        from app import __version__
+        from vernier import __version__
 
         return {"vernier": __version__, **versions_of(sys.executable, "uvicorn", "httptools", "onnxruntime")}
     names = [peer.package, *(("onnxruntime",) if peer.requirements else ())]

@@ -166,7 +166,7 @@ VERNIER = Peer(
         "large": _vernier_raw("last_pixels"),
     },
     formats={"json": "JSON", "binary": "raw float32 in, JSON out", "large": "raw float32 in, JSON out"},
-    command=lambda place: [sys.executable, "-m", "app"],
+    command=lambda place: [sys.executable, "-m", "vernier"],
     environment=_vernier,
 )
 

@@ -13,22 +13,22 @@ from time import perf_counter
 
 import onnx
 
-from app.accuracy import Comparison
-from app.budget import Budget, Judge, parse_term
-from app.build.calibrate import calibrate
-from app.build.data import Samples, load_samples
-from app.build.evaluate import run_model
-from app.build.gate import make_judge
-from app.build.lower import Recipe, lower
-from app.build.pipeline import build
-from app.build.placement import quantizable_nodes
-from app.build.prepare import PreparedModel, prepare
-from app.build.progress import Advance, NoProgress
-from app.build.request import BuildOutcome, BuildRequest, PlanWishes
-from app.build.weights import quantize_weights
-from app.engine.onnxruntime import RUNTIME
-from app.tensors import Arrays
 from benchmarks.precision.exhibit import Exhibit
+from vernier.accuracy import Comparison
+from vernier.budget import Budget, Judge, parse_term
+from vernier.builder.calibrate import calibrate
+from vernier.builder.data import Samples, load_samples
+from vernier.builder.evaluate import run_model
+from vernier.builder.gate import make_judge
+from vernier.builder.lower import Recipe, lower
+from vernier.builder.pipeline import build
+from vernier.builder.placement import quantizable_nodes
+from vernier.builder.prepare import PreparedModel, prepare
+from vernier.builder.progress import Advance, NoProgress
+from vernier.builder.request import BuildOutcome, BuildRequest, PlanWishes
+from vernier.builder.weights import quantize_weights
+from vernier.engine.ort import RUNTIME
+from vernier.tensors import Arrays
 
 
 class Phases(NoProgress):

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from app.budget import Budget, parse_term
-from app.build.data import ArraySamples
-from app.build.evaluate import run_model
-from app.build.gate import make_judge, sanity_budget
-from app.build.pipeline import build
-from app.build.progress import NoProgress
-from app.build.request import BuildRequest
 from benchmarks.precision.broken import Trap, traps
+from vernier.budget import Budget, parse_term
+from vernier.builder.data import ArraySamples
+from vernier.builder.evaluate import run_model
+from vernier.builder.gate import make_judge, sanity_budget
+from vernier.builder.pipeline import build
+from vernier.builder.progress import NoProgress
+from vernier.builder.request import BuildRequest
 
 _CALIBRATION, _EVALUATION, HELD_OUT = 512, 2048, 8192
 

@@ -21,8 +21,7 @@ from typing import Any
 import numpy
 import onnxruntime
 
-import app
-from app.build.progress import BarProgress
+import vernier
 from benchmarks.machine import processor
 from benchmarks.processes import ROOT
 from benchmarks.scheduler import page
@@ -30,6 +29,7 @@ from benchmarks.scheduler.bare import BareSession
 from benchmarks.scheduler.models import HEAVY, WORKLOADS, Workload, package
 from benchmarks.scheduler.rounds import SERVER_CORE, Service, make_calls, serve
 from benchmarks.scheduler.virtual import POLICIES, simulate
+from vernier.builder.progress import BarProgress
 
 RAW, PAGE = ROOT / "benchmarks/SCHEDULER.json", ROOT / "benchmarks/SCHEDULER.md"
 SHARES = (0.5, 0.8, 0.95)
@@ -245,7 +245,7 @@ def measured(options: Options) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "machine": f"{processor()}, {os.cpu_count()} cores",
-        "versions": f"Vernier {app.__version__}, Python {platform.python_version()}, ONNX Runtime "
+        "versions": f"Vernier {vernier.__version__}, Python {platform.python_version()}, ONNX Runtime "
         f"{onnxruntime.__version__}, NumPy {numpy.__version__}",
         "rounds": options.rounds,
         "seconds": options.seconds,

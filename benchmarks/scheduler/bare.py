@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from app.engine.huge_pages import use_huge_pages
 from benchmarks.load.run import pin
 from benchmarks.scheduler.models import FEATURES
+from vernier.engine.huge_pages import use_huge_pages
 
 
 class BareSession:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, save
 
-from app.build.pipeline import build
-from app.build.progress import NoProgress
-from app.build.request import BuildRequest
+from vernier.builder.pipeline import build
+from vernier.builder.progress import NoProgress
+from vernier.builder.request import BuildRequest
 
 FEATURES = 16
 

@@ -14,10 +14,10 @@ import httpx
 import numpy as np
 import onnxruntime
 
-from app.metrics import DISPATCH_REASONS
 from benchmarks.load import Burst, Call, ClosedLoop, JsonOutput, OpenLoop, Record, measure, post
 from benchmarks.processes import ServerProcess, free_port
 from benchmarks.scheduler.models import FEATURES, Workload
+from vernier.metrics import DISPATCH_REASONS
 
 SERVER_CORE, LOAD_CORE = 0, 1
 #: Enough that an open loop never waits for a free one below capacity.
@@ -121,7 +121,7 @@ def serve(
 ) -> Iterator[Service]:
     """The workload's server on its core. It is paused whenever another one is measured."""
     port = free_port()
-    own = ["-m", "app"]
+    own = ["-m", "vernier"]
     usual = ["-m", "benchmarks.scheduler.fixed_delay", f"{fixed_delay_ms}"]
     environment = {
         "VERNIER_HOST": "127.0.0.1",

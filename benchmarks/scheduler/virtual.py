@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from app.engine.base import default_buckets
-from app.serving.admission import Policy
-from app.serving.batcher import Batcher
-from app.serving.batching import decide
-from app.serving.latency import LatencyCurve
-from app.serving.padding import BatchLayout
-from app.serving.simulate import Arrival, Simulation, fixed_delay
-from app.tensors import TensorSpec
 from benchmarks.load import poisson
+from vernier.engine.base import default_buckets
+from vernier.serving.admission import Policy
+from vernier.serving.batcher import Batcher
+from vernier.serving.batching import decide
+from vernier.serving.latency import LatencyCurve
+from vernier.serving.padding import BatchLayout
+from vernier.serving.simulate import Arrival, Simulation, fixed_delay
+from vernier.tensors import TensorSpec
 
 POLICIES = {"vernier": decide, "fixed 2 ms": fixed_delay(0.002)}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-import app
+import vernier
 from benchmarks.load import ClosedLoop, OpenLoop, measure
 from benchmarks.machine import processor
 from benchmarks.processes import ROOT
@@ -94,7 +94,7 @@ def main() -> None:
     setting = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": f"Vernier {app.__version__}, Python {platform.python_version()}, "
+        "versions": f"Vernier {vernier.__version__}, Python {platform.python_version()}, "
         f"ONNX Runtime {version('onnxruntime')}, Linux {platform.release()}",
         "load": f"{rate:.0f} requests a second on {options.connections} connections, {options.share:.0%} of the "
         f"{capacity:.0f} at which arrivals at random were answered within {options.objective_ms:g} ms (99 %); a closed "

@@ -1,4 +1,4 @@
-"""What `app.engine.base` promises, held by every executor: ONNX Runtime here, TensorRT where there is a GPU."""
+"""What `vernier.engine.base` promises, held by every executor: ONNX Runtime here, TensorRT where there is a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Iterator, List
 import numpy as np
 import pytest
 
-from app.engine.base import Executor, Slot, run_once
-from app.errors import EngineError, SlotConflict
 from tests.support.executors import Shop, assert_same, random_inputs
+from vernier.engine.base import Executor, Slot, run_once
+from vernier.errors import EngineError, SlotConflict
 
 SIZES = (1, 7, 64, 3, 64, 1, 16, 33, 2)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.security import digest_of
 from tests.support.load import ROW, Load, settled
 from tests.support.packages import slow_model, write_package
 from tests.support.server import serve
+from vernier.api.security import digest_of
 
 FRONT, LIMITED = "front-ends-key", "limited-key"
 DAY_S = 86400

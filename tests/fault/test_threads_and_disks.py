@@ -109,8 +109,8 @@ def test_a_full_disk_under_the_log_and_the_cache_stops_no_answer(engines: Path, 
 FILL = """
 import sys
 from pathlib import Path
-from app.package.plan_cache import PlanCache
-from app.package.plans import Target
+from vernier.package.plan_cache import PlanCache
+from vernier.package.plans import Target
 
 target = Target("tensorrt", "11.0", "9.0", "NVIDIA H200")
 cache = PlanCache(Path(sys.argv[1]) / "cache")

@@ -7,8 +7,8 @@ from typing import List
 
 import pytest
 
-from app.engine.cuda import Device, open_device
 from tests.support.executors import Shop, make_packages
+from vernier.engine.cuda import Device, open_device
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, List
 
-from app.engine.cuda import Device, open_device
+from vernier.engine.cuda import Device, open_device
 
 _PTX = b"""
 .version 7.0
@@ -42,4 +42,4 @@ def _lose_when(path: Path, index: int) -> None:
 if __name__ == "__main__":
     wanted = Path(os.environ["LOSE_WHEN"]), int(os.environ["LOSE_GPU"])
     threading.Thread(target=_lose_when, args=wanted, daemon=True).start()
-    runpy.run_module("app", run_name="__main__", alter_sys=True)
+    runpy.run_module("vernier", run_name="__main__", alter_sys=True)

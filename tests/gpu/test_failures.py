@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.base import run_once
-from app.errors import EngineError
 from tests.support.executors import Shop, assert_same, random_inputs
+from vernier.engine.base import run_once
+from vernier.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,9 +39,9 @@ LOST_DEVICE = """
 import sys, threading
 import numpy as np
 from pathlib import Path
-from app.engine.base import run_once
-from app.engine.cuda import open_device
-from app.errors import DeviceFailed
+from vernier.engine.base import run_once
+from vernier.engine.cuda import open_device
+from vernier.errors import DeviceFailed
 from tests.support.executors import Shop, random_inputs
 
 shop = Shop(Path(sys.argv[1]), "tensorrt")
@@ -91,7 +91,10 @@ def test_a_lost_device_fails_every_request_once_with_the_same_clear_sentence(
     done = subprocess.run(
         [sys.executable, "-c", LOST_DEVICE, str(packages), str(plan)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "app"), os.environ.get("PYTHONPATH", "")]),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         timeout=300,

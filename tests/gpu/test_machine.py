@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from app.build.plan import PlanOptions, build_plan
-from app.build.plan_layers import layer_report
-from app.engine.cuda import Device
-from app.engine.nvml import GpuCollector, Nvml
-from app.engine.trt_api import load_api
-from app.errors import BuildError, EngineError
 from tests.support.executors import Shop
 from tests.support.trt_names import missing, used_names
+from vernier.builder.plan import PlanOptions, build_plan
+from vernier.builder.plan_layers import layer_report
+from vernier.engine.cuda import Device
+from vernier.engine.nvml import GpuCollector, Nvml
+from vernier.engine.trt_api import load_api
+from vernier.errors import BuildError, EngineError
 
 #: Newer than TensorRT 8.5: asked for with hasattr, or by the version switch.
 SINCE_8_6 = {
@@ -37,7 +37,7 @@ def test_the_device_tells_what_it_is(device: Device) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_an_engine_error() -> None:
-    from app.engine.cuda import open_device
+    from vernier.engine.cuda import open_device
 
     with pytest.raises(EngineError, match="there is no GPU 99 here"):
         open_device(99)

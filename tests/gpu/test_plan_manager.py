@@ -9,16 +9,16 @@ from typing import Any, List, Optional
 
 import pytest
 
-from app.engine.base import run_once
-from app.engine.cuda import Device
-from app.engine.plan_manager import PlanManager
-from app.engine.plan_source import BuilderProcess, RebuildRequest
-from app.engine.ready import PlanEvent, ReadyEngine
-from app.engine.trt_api import load_api
-from app.errors import EngineError
-from app.package.manifest import Manifest
-from app.package.plan_cache import PlanCache
 from tests.support.executors import Shop, assert_same, random_inputs
+from vernier.engine.base import run_once
+from vernier.engine.cuda import Device
+from vernier.engine.plan_manager import PlanManager
+from vernier.engine.plan_source import BuilderProcess, RebuildRequest
+from vernier.engine.ready import PlanEvent, ReadyEngine
+from vernier.engine.trt_api import load_api
+from vernier.errors import EngineError
+from vernier.package.manifest import Manifest
+from vernier.package.plan_cache import PlanCache
 
 BUCKETS = [1, 16, 64]
 

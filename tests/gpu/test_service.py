@@ -18,9 +18,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.cuda import count_devices
 from tests.support.executors import Shop, assert_same, random_inputs
 from tests.support.server import Server, serve
+from vernier.engine.cuda import count_devices
 
 MODELS = ("mlp", "typed")
 several = pytest.mark.usefixtures("two_gpus")

@@ -8,12 +8,12 @@ from typing import Any, Dict
 import numpy as np
 import pytest
 
-from app.engine.base import run_once
-from app.engine.cuda import Device
-from app.engine.selftest import self_test
-from app.engine.trt_api import load_api
-from app.errors import EngineError
 from tests.support.executors import PROFILES, Shop, assert_same, random_inputs
+from vernier.engine.base import run_once
+from vernier.engine.cuda import Device
+from vernier.engine.selftest import self_test
+from vernier.engine.trt_api import load_api
+from vernier.errors import EngineError
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])

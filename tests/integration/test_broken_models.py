@@ -8,20 +8,20 @@ import numpy as np
 import onnx
 import pytest
 
-from app.budget import Budget, parse_term
-from app.build.calibrate import calibrate
-from app.build.data import ArraySamples
-from app.build.evaluate import run_model
-from app.build.gate import default_budget, gate
-from app.build.lower import Recipe, lower
-from app.build.pipeline import build
-from app.build.placement import quantizable_nodes
-from app.build.prepare import prepare
-from app.build.progress import NoProgress
-from app.build.request import BuildRequest
-from app.build.weights import quantize_weights
-from app.engine.onnxruntime import RUNTIME
 from benchmarks.precision.broken import Trap, traps
+from vernier.budget import Budget, parse_term
+from vernier.builder.calibrate import calibrate
+from vernier.builder.data import ArraySamples
+from vernier.builder.evaluate import run_model
+from vernier.builder.gate import default_budget, gate
+from vernier.builder.lower import Recipe, lower
+from vernier.builder.pipeline import build
+from vernier.builder.placement import quantizable_nodes
+from vernier.builder.prepare import prepare
+from vernier.builder.progress import NoProgress
+from vernier.builder.request import BuildRequest
+from vernier.builder.weights import quantize_weights
+from vernier.engine.ort import RUNTIME
 
 TRAPS = {trap.name: trap for trap in traps()}
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.package.integrity import open_package
-from tests.unit.build.architectures import residual_cnn
-from tests.unit.build.models import mlp, save, weights
+from tests.unit.builder.architectures import residual_cnn
+from tests.unit.builder.models import mlp, save, weights
+from vernier.package.integrity import open_package
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.schemas import EXAMPLE
 from tests.support.packages import run_reference
 from tests.support.server import ROOT, Server, serve
+from vernier.api.schemas import EXAMPLE
 
 EXAMPLES = {"ranker": "recommender", "keywords": "speech"}
 CLIENTS = 200

@@ -13,13 +13,13 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.fast.protocol import fast_protocol
-from app.api.security import digest_of
-from app.main import create_app
-from app.settings import Settings
 from tests.support.packages import write_package
 from tests.support.server import free_port, serve
 from tests.support.wire import Wire, request
+from vernier.api.fast.protocol import fast_protocol
+from vernier.api.security import digest_of
+from vernier.main import create_app
+from vernier.settings import Settings
 
 BODY = b'{"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}, "outputs": ["z"]}'
 

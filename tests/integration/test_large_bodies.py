@@ -15,12 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.api.fast.receiver import LARGEST
 from tests.integration.test_bad_input import settled
 from tests.support.certificates import Authority
 from tests.support.packages import ends_model, write_package
 from tests.support.server import Server, free_port, serve
 from tests.support.wire import Wire, request
+from vernier.api.fast.receiver import LARGEST
 
 RAW = "application/octet-stream"
 ROWS = 8_000  # 128 KB
@@ -59,7 +59,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             "metrics_port": str(side),
         }
         context = ssl.create_default_context(cafile=str(authority.certificate))
-    module = "tests.support.without_uvloop" if request.param == "asyncio" else "app"
+    module = "tests.support.without_uvloop" if request.param == "asyncio" else "vernier"
     with serve(root / "engines", root / "log", module=module, health_port=side, **options) as server:
         yield Service(server, context)
         assert "Traceback" not in server.log

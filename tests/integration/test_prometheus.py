@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 
-from app.engine.nvml import GpuCollector, GpuReading
 from tests.ops.expressions import Expression, every_expression, selectors
 from tests.support.packages import mlp_model, slow_model, write_package
 from tests.support.prometheus import Prometheus, prometheus
 from tests.support.server import Server, free_port, serve
+from vernier.engine.nvml import GpuCollector, GpuReading
 
 INSIDE = np.full((1, 4), 0.5, np.float32).tolist()
 OUTSIDE = np.full((1, 4), 5.0, np.float32).tolist()

@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.security import digest_of
 from tests.support.certificates import Authority
 from tests.support.load import Load, settled
 from tests.support.packages import mlp_model, run_reference, slow_model, write_package
 from tests.support.server import Server, free_port, serve
+from vernier.api.security import digest_of
 
 BODY = {"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}}
 KEY, FEW, ADMIN = "front-ends-key", "few-at-once", "administrators-token"

@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from app.build.pipeline import build
-from app.build.progress import NoProgress
-from app.build.request import BuildRequest
-from app.build.shapes import parse_shape
 from tests.support.packages import run_reference
 from tests.support.server import ROOT, Server, serve
 from tests.support.transformer import PAD, masked_transformer
-from tests.unit.build.models import save
+from tests.unit.builder.models import save
+from vernier.builder.pipeline import build
+from vernier.builder.progress import NoProgress
+from vernier.builder.request import BuildRequest
+from vernier.builder.shapes import parse_shape
 
 SPEECH = ROOT / "examples/speech/model.onnx"
 Inputs = dict[str, np.ndarray]

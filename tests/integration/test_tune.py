@@ -1,4 +1,4 @@
-"""`python -m app.tune` on a real package: what it prints, what it writes, how it ends."""
+"""`python -m vernier.tune` on a real package: what it prints, what it writes, how it ends."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.package.manifest import read_manifest
-from app.settings import load_settings
-from app.tune.__main__ import main
-from app.tune.requests import make_requests
 from tests.support.packages import slow_model, write_package
 from tests.support.server import serve
 from tests.support.specs import make_manifest
+from vernier.package.manifest import read_manifest
+from vernier.settings import load_settings
+from vernier.tune.__main__ import main
+from vernier.tune.requests import make_requests
 
 QUICK = ["--seconds", "0.1", "--slots", "1"]
 

@@ -14,10 +14,10 @@ import jsonschema
 import pytest
 import yaml
 
-from app.api.keyfile import make_guard
-from app.settings import Settings
 from scripts.dockerfile import read_instructions, read_stages
 from tests.ops.expressions import ROOT
+from vernier.api.keyfile import make_guard
+from vernier.settings import Settings
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)

@@ -48,7 +48,7 @@ def test_every_image_runs_as_an_ordinary_user(flavour: str, target: str) -> None
 
 @pytest.mark.parametrize("flavour", ["cpu", "gpu", "lean"])
 def test_the_healthcheck_asks_a_route_that_the_service_has(flavour: str) -> None:
-    routes = (ROOT / "app" / "api" / "health.py").read_text()
+    routes = (ROOT / "app" / "vernier" / "api" / "health.py").read_text()
     path = re.search(r"/v2/health/\w+", last(flavour, "service", "HEALTHCHECK").text)
     assert path is not None
     assert f'"{path[0]}"' in routes
@@ -56,7 +56,7 @@ def test_the_healthcheck_asks_a_route_that_the_service_has(flavour: str) -> None
 
 @pytest.mark.parametrize(("flavour", "target"), IMAGES)
 def test_every_runtime_is_one_that_the_service_knows(flavour: str, target: str) -> None:
-    from app.settings import Settings
+    from vernier.settings import Settings
 
     named = [
         m[1]
@@ -114,8 +114,8 @@ def test_secrets_environments_and_engines_stay_out_of_the_build_context() -> Non
         "tests/x.py",
     ):
         assert ignored(path, IGNORE), path
-    assert ignored("app/__pycache__/main.cpython-311.pyc", IGNORE)
-    assert not ignored("app/api/predict.py", IGNORE)
+    assert ignored("app/vernier/__pycache__/main.cpython-311.pyc", IGNORE)
+    assert not ignored("app/vernier/api/predict.py", IGNORE)
 
 
 def test_base_images_are_named_once_with_a_tag() -> None:
@@ -130,5 +130,5 @@ def test_base_images_are_named_once_with_a_tag() -> None:
 def test_the_reader_understands_what_docker_does() -> None:
     assert expand("${A}-$B-${C:-c}-$D", {"A": "1", "B": "2"}) == "1-2-c-"
     assert flags("--from=python --chown=1:1 /a /b") == ({"from": "python", "chown": "1:1"}, "/a /b")
-    assert command('["python", "-m", "app"]') == ["python", "-m", "app"]
+    assert command('["python", "-m", "vernier"]') == ["python", "-m", "vernier"]
     assert command("echo a && echo b") == "echo a && echo b"

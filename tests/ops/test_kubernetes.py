@@ -16,9 +16,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.settings import Settings
 from tests.ops.conftest import Run
 from tests.ops.expressions import ROOT, adapter_rules, rule_expressions
+from vernier.settings import Settings
 
 Resource = dict[str, Any]
 OVERLAYS = ["gpu", "cpu", "keda", "kserve", "model-build"]
@@ -143,7 +143,7 @@ def test_every_vernier_variable_is_a_setting(built: dict[str, list[Resource]], o
 
 @pytest.mark.parametrize("overlay", [*SERVING, "kserve"])
 def test_probes_ask_routes_that_the_service_has(built: dict[str, list[Resource]], overlay: str) -> None:
-    routes = (ROOT / "app" / "api" / "health.py").read_text()
+    routes = (ROOT / "app" / "vernier" / "api" / "health.py").read_text()
     for _, pod in pods(built[overlay]):
         (container,) = pod["containers"]
         paths = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from app.engine.nvml import GpuCollector, GpuReading
-from app.exposition import Metrics
 from tests.ops.expressions import every_expression, rule_expressions, selectors
+from vernier.engine.nvml import GpuCollector, GpuReading
+from vernier.exposition import Metrics
 
 #: Labels that Prometheus adds to every series it scrapes, in Compose and in Kubernetes.
 SCRAPED = {"job", "instance", "namespace", "pod", "service", "container", "endpoint"}

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
-from app.accuracy import DISTANCES, SIMILARITIES, Comparison, edit_distance, statistic_of
-from app.budget import Budget, Judge
-from app.build.caution import CautiousJudge
+from vernier.accuracy import DISTANCES, SIMILARITIES, Comparison, edit_distance, statistic_of
+from vernier.budget import Budget, Judge
+from vernier.builder.caution import CautiousJudge
 
 METRICS = (*DISTANCES, *SIMILARITIES, "top1")
 FINITE = st.floats(-1e6, 1e6, width=32)

@@ -12,15 +12,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app.engine.base import default_buckets
-from app.engine.onnxruntime import OnnxRuntimeExecutor
-from app.metrics import ModelMetrics
-from app.package.manifest import SequenceDim
-from app.serving.admission import Policy
-from app.serving.padding import BatchLayout
-from app.serving.scheduler import Answer, Scheduler
-from app.tensors import Arrays
 from tests.support.packages import mlp_model
+from vernier.engine.base import default_buckets
+from vernier.engine.ort import OnnxRuntimeExecutor
+from vernier.metrics import ModelMetrics
+from vernier.package.manifest import SequenceDim
+from vernier.serving.admission import Policy
+from vernier.serving.padding import BatchLayout
+from vernier.serving.scheduler import Answer, Scheduler
+from vernier.tensors import Arrays
 
 CLIENTS, ROUNDS = 200, 3
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from app.api.codecs import parse_predict
-from app.api.json_tensors import tensor_from_json
-from app.errors import RequestError
-from app.tensors import DTYPES, TensorSpec, numpy_dtype
+from vernier.api.codecs import parse_predict
+from vernier.api.json_tensors import tensor_from_json
+from vernier.errors import RequestError
+from vernier.tensors import DTYPES, TensorSpec, numpy_dtype
 
 NUMBERS = [name for name in DTYPES if name not in ("bool", "float16")]
 

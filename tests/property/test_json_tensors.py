@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from app.api.codecs import parse_predict
-from app.api.json_tensors import count_lists, decode_values
-from app.errors import RequestError
-from app.serving.signature import Signature
-from app.tensors import DTYPES, Arrays, TensorSpec, numpy_dtype
+from vernier.api.codecs import parse_predict
+from vernier.api.json_tensors import count_lists, decode_values
+from vernier.errors import RequestError
+from vernier.serving.signature import Signature
+from vernier.tensors import DTYPES, Arrays, TensorSpec, numpy_dtype
 
 NUMBERS = [name for name in DTYPES if name not in ("bool", "float16")]
 #: Larger integers are rounded once by one decoder and twice by the other on their way to a narrow float.

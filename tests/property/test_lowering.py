@@ -10,11 +10,11 @@ import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.build.emulate import emulate
-from app.build.lower import Recipe, lower
-from app.build.probe import open_session
 from tests.support.quantized_graphs import Grower, full_recipe, run_by_hand, values_of
-from tests.unit.build.models import check
+from tests.unit.builder.models import check
+from vernier.builder.emulate import emulate
+from vernier.builder.lower import Recipe, lower
+from vernier.builder.probe import open_session
 
 
 @st.composite

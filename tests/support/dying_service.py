@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from app.__main__ import main
+from vernier.__main__ import main
 
 
 def kill_thread(number: int, frame: FrameType | None) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from app.engine.base import ConflictGuard, Executor, Slot, StageTimes
-from app.errors import EngineError
-from app.tensors import Arrays, TensorSpec
+from vernier.engine.base import ConflictGuard, Executor, Slot, StageTimes
+from vernier.errors import EngineError
+from vernier.tensors import Arrays, TensorSpec
 
 #: Given the rows of a batch, may raise whatever should happen to it.
 Fault = Callable[[np.ndarray], None]

@@ -13,17 +13,17 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 import onnxruntime
 
-from app.build.plan import PlanOptions, build_plan
-from app.engine.base import Executor
-from app.engine.cuda import open_device
-from app.engine.onnxruntime import OnnxRuntimeExecutor
-from app.engine.tensorrt import TensorRtExecutor
-from app.engine.trt_api import load_api
-from app.package.golden import GoldenVectors, load_golden
-from app.package.integrity import open_package
-from app.package.manifest import Manifest
-from app.package.plans import Target, variant_files
-from app.tensors import Arrays
+from vernier.builder.plan import PlanOptions, build_plan
+from vernier.engine.base import Executor
+from vernier.engine.cuda import open_device
+from vernier.engine.ort import OnnxRuntimeExecutor
+from vernier.engine.trt import TensorRtExecutor
+from vernier.engine.trt_api import load_api
+from vernier.package.golden import GoldenVectors, load_golden
+from vernier.package.integrity import open_package
+from vernier.package.manifest import Manifest
+from vernier.package.plans import Target, variant_files
+from vernier.tensors import Arrays
 
 PREPARED = "VERNIER_TEST_PACKAGES"
 #: How many slots a test may open of one plan; below TensorRT 10 a plan must foresee them.

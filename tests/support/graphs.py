@@ -1,4 +1,4 @@
-"""Small graphs with every type explicit, as strongly typed builders want them; written without app.build."""
+"""Small graphs with every type explicit, as strongly typed builders want them; written without vernier.builder."""
 
 from __future__ import annotations
 

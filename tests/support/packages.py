@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from app.package.golden import GoldenVectors, save_golden
-from app.package.integrity import entries_of
-from app.package.manifest import Manifest, dump_manifest
+from vernier.package.golden import GoldenVectors, save_golden
+from vernier.package.integrity import entries_of
+from vernier.package.manifest import Manifest, dump_manifest
 
 WIDTH = 4
 

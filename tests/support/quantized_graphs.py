@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from app.build.graph import GraphView
-from app.build.lower import Recipe
-from app.build.placement import QuantizableNode, quantizable_nodes, shortcut, weight_axis, weight_position
-from app.build.prepare import clean
-from app.build.quantized import QuantizedWeight, round_scale
-from app.build.simplify import infer_shapes
-from app.build.weights import quantize_weights
-from tests.unit.build.models import run
+from tests.unit.builder.models import run
+from vernier.builder.graph import GraphView
+from vernier.builder.lower import Recipe
+from vernier.builder.placement import (
+    QuantizableNode,
+    quantizable_nodes,
+    shortcut,
+    weight_axis,
+    weight_position,
+)
+from vernier.builder.prepare import clean
+from vernier.builder.quantized import QuantizedWeight, round_scale
+from vernier.builder.simplify import infer_shapes
+from vernier.builder.weights import quantize_weights
 
 Draw = Callable[[Sequence[str]], str]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from app.engine.base import default_buckets
-from app.package.manifest import SequenceDim
-from app.serving.admission import Policy
-from app.serving.batcher import Batcher
-from app.serving.batching import Decide, decide
-from app.serving.execution import Batch
-from app.serving.padding import BatchLayout
-from app.serving.request import QUEUED, RUNNING, PendingRequest, RequestGroup
-from app.serving.simulate import Arrival, Simulation, Trace
-from app.tensors import TensorSpec
+from vernier.engine.base import default_buckets
+from vernier.package.manifest import SequenceDim
+from vernier.serving.admission import Policy
+from vernier.serving.batcher import Batcher
+from vernier.serving.batching import Decide, decide
+from vernier.serving.execution import Batch
+from vernier.serving.padding import BatchLayout
+from vernier.serving.request import QUEUED, RUNNING, PendingRequest, RequestGroup
+from vernier.serving.simulate import Arrival, Simulation, Trace
+from vernier.tensors import TensorSpec
 
 LENGTHS = [4, 16, 64]
 PRECISIONS = ("fp32", "int8")

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from app.engine.base import Executor, default_buckets
-from app.errors import VernierError
-from app.metrics import ModelMetrics
-from app.serving.admission import Policy
-from app.serving.deference import Deference
-from app.serving.padding import BatchLayout
-from app.serving.request import Answer, PendingRequest
-from app.serving.scheduler import Scheduler
-from app.serving.sharing import Device
 from tests.support.engines import ArithmeticExecutor
+from vernier.engine.base import Executor, default_buckets
+from vernier.errors import VernierError
+from vernier.metrics import ModelMetrics
+from vernier.serving.admission import Policy
+from vernier.serving.deference import Deference
+from vernier.serving.padding import BatchLayout
+from vernier.serving.request import Answer, PendingRequest
+from vernier.serving.scheduler import Scheduler
+from vernier.serving.sharing import Device
 
 
 def x(rows: int = 1, start: float = 0.0) -> dict[str, np.ndarray]:

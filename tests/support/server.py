@@ -102,7 +102,7 @@ def serve(
     *,
     ready: bool = True,
     uvicorn: bool = False,
-    module: str = "app",
+    module: str = "vernier",
     health_port: int | None = None,
     prefix: Sequence[str] = (),
     **environment: str,
@@ -111,7 +111,7 @@ def serve(
 
     Args:
         ready: wait until readiness is green; else only until the process answers.
-        uvicorn: start it as `uvicorn app.main:app` instead of `python -m app`.
+        uvicorn: start it as `uvicorn vernier.main:app` instead of `python -m vernier`.
         module: what `python -m` runs, a wrapper of the service for example.
         health_port: where health and metrics answer, when not on the service's port.
         prefix: a command that ends by becoming the one it is given, such as `env`.
@@ -119,7 +119,7 @@ def serve(
     """
     port = free_port()
     own = [sys.executable, "-m", module]
-    plain = [sys.executable, "-m", "uvicorn", "app.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    plain = [sys.executable, "-m", "uvicorn", "vernier.main:app", "--host", "127.0.0.1", "--port", str(port)]
     settings = {f"VERNIER_{name.upper()}": value for name, value in environment.items()}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VERNIER_")}
     with log_path.open("wb") as log:
@@ -128,7 +128,9 @@ def serve(
             cwd=APP,
             env={
                 **inherited,
-                "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])),
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [str(APP / "app"), os.environ.get("PYTHONPATH"), str(ROOT)])
+                ),
                 "VERNIER_HOST": "127.0.0.1",
                 "VERNIER_PORT": str(port),
                 "VERNIER_ENGINES_DIR": str(engines),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from app.serving.timeslice import set_time_slice, time_slice
+from vernier.serving.timeslice import set_time_slice, time_slice
 
 
 class Idler(threading.Thread):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from tests.unit.build.models import make_model, weights
+from tests.unit.builder.models import make_model, weights
 
 #: The id that stands for no token; its embedding is as large as any other.
 PAD = 1

@@ -11,17 +11,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: file → variable or attribute that holds an object of TensorRT → its class
 OBJECTS: dict[str, dict[str, str]] = {
-    "app/engine/tensorrt.py": {
+    "app/vernier/engine/trt.py": {
         "engine": "ICudaEngine",
         "_runtime": "Runtime",
         "config": "IRuntimeConfig",
         "cache": "IRuntimeCache",
         "_runtime_cache": "IRuntimeCache",
     },
-    "app/engine/trt_slot.py": {"context": "IExecutionContext", "_context": "IExecutionContext"},
-    "app/engine/trt_outputs.py": {"context": "IExecutionContext"},
-    "app/engine/trt_api.py": {"runtime": "Runtime", "engine": "ICudaEngine"},
-    "app/build/plan.py": {
+    "app/vernier/engine/trt_slot.py": {"context": "IExecutionContext", "_context": "IExecutionContext"},
+    "app/vernier/engine/trt_outputs.py": {"context": "IExecutionContext"},
+    "app/vernier/engine/trt_api.py": {"runtime": "Runtime", "engine": "ICudaEngine"},
+    "app/vernier/builder/plan.py": {
         "builder": "Builder",
         "network": "INetworkDefinition",
         "config": "IBuilderConfig",
@@ -30,7 +30,7 @@ OBJECTS: dict[str, dict[str, str]] = {
         "tensor": "ITensor",
         "error": "ParserError",
     },
-    "app/build/plan_layers.py": {
+    "app/vernier/builder/plan_layers.py": {
         "network": "INetworkDefinition",
         "layer": "ILayer",
         "tensor": "ITensor",
@@ -39,7 +39,7 @@ OBJECTS: dict[str, dict[str, str]] = {
 }
 
 #: Names of our own on variables that also hold TensorRT's objects.
-OURS = {("app/build/plan.py", "error", "strerror")}
+OURS = {("app/vernier/builder/plan.py", "error", "strerror")}
 
 
 def used_names() -> set[tuple[str, str]]:

@@ -4,7 +4,7 @@ import sys
 
 sys.modules["uvloop"] = None  # type: ignore[assignment]
 
-from app.__main__ import main  # noqa: E402
+from vernier.__main__ import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

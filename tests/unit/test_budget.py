@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.accuracy import task_metric
-from app.budget import Budget, Judge
-from app.errors import AccuracyError, BuildError
+from vernier.accuracy import task_metric
+from vernier.budget import Budget, Judge
+from vernier.errors import AccuracyError, BuildError
 
 RANDOM = np.random.default_rng(1)
 LABELS = RANDOM.integers(0, 2, 400)

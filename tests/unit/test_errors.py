@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from app.api.errors import INTERNAL_MESSAGE, describe_error, error_headers
-from app.errors import EngineError, QueueFull, RequestError, VernierError, WrongShape, all_errors
+from vernier.api.errors import INTERNAL_MESSAGE, describe_error, error_headers
+from vernier.errors import EngineError, QueueFull, RequestError, VernierError, WrongShape, all_errors
 
 GRPC = {
     "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED",

@@ -7,8 +7,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.engine.base import StageTimes
-from app.exposition import Metrics
+from vernier.engine.base import StageTimes
+from vernier.exposition import Metrics
 
 
 def scrape(registry: CollectorRegistry) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import ModelSettings, Settings, SettingsError, load_settings
+from vernier.settings import ModelSettings, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from app.tensors import is_finite
+from vernier.tensors import is_finite
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.accuracy import decisions, find_task, flip_rate
+from vernier.accuracy import decisions, find_task, flip_rate
 
 
 def noisy(count: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

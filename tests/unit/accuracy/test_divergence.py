@@ -10,7 +10,7 @@ from scipy.spatial.distance import cosine as scipy_cosine
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
-from app.accuracy import (
+from vernier.accuracy import (
     DISTANCES,
     SIMILARITIES,
     Comparison,
@@ -19,7 +19,7 @@ from app.accuracy import (
     spread_of,
     statistic_of,
 )
-from app.errors import AccuracyError
+from vernier.errors import AccuracyError
 
 METRICS = (*DISTANCES, *SIMILARITIES, "top1", "top3")
 

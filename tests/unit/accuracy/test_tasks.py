@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from app.accuracy import cer, ctc_tokens, find_task, task_metric, wer
-from app.errors import AccuracyError
+from vernier.accuracy import cer, ctc_tokens, find_task, task_metric, wer
+from vernier.errors import AccuracyError
 
 RANDOM = np.random.default_rng(5)
 LABELS = RANDOM.integers(0, 2, 300)

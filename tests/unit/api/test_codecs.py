@@ -6,14 +6,15 @@ import numpy as np
 import orjson
 import pytest
 
-from app.api.codecs import (
+from tests.support.specs import make_signature
+from vernier.api.codecs import (
     encode_answer,
     encode_error,
     parse_predict,
     raw_envelope,
     tensor_from_bytes,
 )
-from app.errors import (
+from vernier.errors import (
     InvalidJson,
     MissingInput,
     NonFiniteInput,
@@ -22,8 +23,7 @@ from app.errors import (
     UnsupportedMediaType,
     WrongShape,
 )
-from app.serving.request import Answer
-from tests.support.specs import make_signature
+from vernier.serving.request import Answer
 
 
 @pytest.mark.parametrize(

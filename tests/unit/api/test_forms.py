@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.codecs import PredictRequest, parse_predict, raw_envelope
-from app.api.forms import NO_FORMS, Apart, Form, FormCache, RawForm, raw_form
-from app.api.json_forms import json_form
-from app.errors import RequestError
-from app.serving.repository import LoadedModel
-from app.serving.signature import Signature
-from app.tensors import Arrays, TensorSpec, numpy_dtype
 from tests.unit.api.test_json_tensors import signature_of
+from vernier.api.codecs import PredictRequest, parse_predict, raw_envelope
+from vernier.api.forms import NO_FORMS, Apart, Form, FormCache, RawForm, raw_form
+from vernier.api.json_forms import json_form
+from vernier.errors import RequestError
+from vernier.serving.repository import LoadedModel
+from vernier.serving.signature import Signature
+from vernier.tensors import Arrays, TensorSpec, numpy_dtype
 
 
 class Model(SimpleNamespace):

@@ -9,13 +9,13 @@ import numpy as np
 import orjson
 import pytest
 
-from app.api import codecs, json_tensors
-from app.api.codecs import NumberInputs, ValueInputs, parse_predict
-from app.api.json_tensors import tensor_from_json
-from app.errors import NonFiniteInput, RequestError, UnknownInput, WrongDtype, WrongShape
-from app.serving.signature import Signature
-from app.tensors import Array, TensorSpec
 from tests.support.specs import make_signature
+from vernier.api import codecs, json_tensors
+from vernier.api.codecs import NumberInputs, ValueInputs, parse_predict
+from vernier.api.json_tensors import tensor_from_json
+from vernier.errors import NonFiniteInput, RequestError, UnknownInput, WrongDtype, WrongShape
+from vernier.serving.signature import Signature
+from vernier.tensors import Array, TensorSpec
 
 FLOATS = TensorSpec("x", "float32", ("batch", 2))
 INTEGERS = TensorSpec("x", "int32", ("batch", 2))

@@ -11,11 +11,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from app.api import security
-from app.api.keyfile import read_admin_digest, read_keys
-from app.api.security import Guard, JwtRules, Key, digest_of, token_of
-from app.errors import Forbidden, RateLimited, Unauthorized
-from app.settings import SettingsError
+from vernier.api import security
+from vernier.api.keyfile import read_admin_digest, read_keys
+from vernier.api.security import Guard, JwtRules, Key, digest_of, token_of
+from vernier.errors import Forbidden, RateLimited, Unauthorized
+from vernier.settings import SettingsError
 
 PRIVATE = ec.generate_private_key(ec.SECP256R1())
 PUBLIC = PRIVATE.public_key().public_bytes(

@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
+APP = ROOT / "app" / "vernier"
 ENGINE_SIDE = [
-    *sorted((ROOT / "app" / "engine").rglob("*.py")),
-    *sorted((ROOT / "app" / "package").rglob("*.py")),
-    *sorted((ROOT / "app" / "accuracy").rglob("*.py")),
-    *(ROOT / "app" / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py", "heap.py")),
-    ROOT / "app" / "build" / "plan.py",
+    *sorted((APP / "engine").rglob("*.py")),
+    *sorted((APP / "package").rglob("*.py")),
+    *sorted((APP / "accuracy").rglob("*.py")),
+    *(APP / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py", "heap.py")),
+    APP / "builder" / "plan.py",
 ]
 CUDA = {"tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda"}
-MAY_NAME_CUDA = {"app/engine/tensorrt.py", "app/engine/cuda.py", "app/build/plan.py"}
+MAY_NAME_CUDA = {"app/vernier/engine/trt.py", "app/vernier/engine/cuda.py", "app/vernier/builder/plan.py"}
 
 
 def test_the_contracts_of_the_layers_are_kept() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+        command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "app"), "PATH": ""}
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -47,7 +48,7 @@ def imported(path: Path) -> set[str]:
 def test_cuda_libraries_are_named_at_their_boundary_alone() -> None:
     offenders = {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "app").rglob("*.py")
+        for path in (APP).rglob("*.py")
         if imported(path) & CUDA and str(path.relative_to(ROOT)) not in MAY_NAME_CUDA
     }
     assert offenders == set()
@@ -58,8 +59,8 @@ def test_nothing_that_serves_reads_the_wall_clock() -> None:
     wall = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
     offenders = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in (ROOT / "app").rglob("*.py")
-        if "build" not in path.relative_to(ROOT / "app").parts and path != ROOT / "app/api/security.py"
+        for path in (APP).rglob("*.py")
+        if "builder" not in path.relative_to(APP).parts and path != APP / "api/security.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.cuda import STICKY
+from vernier.engine.cuda import STICKY
 
 driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 
-SOURCE = (Path(__file__).resolve().parents[3] / "app" / "engine" / "cuda.py").read_text("utf-8")
+SOURCE = (Path(__file__).resolve().parents[3] / "app" / "vernier" / "engine" / "cuda.py").read_text("utf-8")
 
 
 def test_every_driver_call_exists() -> None:

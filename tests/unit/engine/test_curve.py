@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from app.engine.curve import measure_curve, repeat_rows
-from app.engine.onnxruntime import OnnxRuntimeExecutor
 from tests.support.packages import WIDTH, mlp_model
+from vernier.engine.curve import measure_curve, repeat_rows
+from vernier.engine.ort import OnnxRuntimeExecutor
 
 
 def test_rows_are_repeated_in_order_and_cut() -> None:

@@ -9,10 +9,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from app.build.data import ArraySamples
-from app.build.evaluate import Evaluator
-from app.engine.base import run_once
-from app.engine.onnxruntime import OnnxRuntimeExecutor, exact_int8
+from vernier.builder.data import ArraySamples
+from vernier.builder.evaluate import Evaluator
+from vernier.engine.base import run_once
+from vernier.engine.ort import OnnxRuntimeExecutor, exact_int8
 
 WIDTH, ROWS = 64, 8
 

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app.engine import huge_pages
-from app.engine.base import run_once
-from app.engine.huge_pages import use_huge_pages
-from app.engine.onnxruntime import OnnxRuntimeExecutor
+from vernier.engine import huge_pages
+from vernier.engine.base import run_once
+from vernier.engine.huge_pages import use_huge_pages
+from vernier.engine.ort import OnnxRuntimeExecutor
 
 MIB = 2**20
 SIZE = 16 * MIB
@@ -91,7 +91,7 @@ def test_nothing_happens_where_the_system_does_not_tell(
 LOAD = """
 import sys
 from pathlib import Path
-from app.engine.onnxruntime import OnnxRuntimeExecutor
+from vernier.engine.ort import OnnxRuntimeExecutor
 def huge():
     text = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("AnonHugePages"))

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.layout import ALIGNMENT, pack
+from vernier.engine.layout import ALIGNMENT, pack
 
 shapes = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 dtypes = st.sampled_from([np.dtype(t) for t in (np.float32, np.float16, np.int8, np.int64, np.bool_)])

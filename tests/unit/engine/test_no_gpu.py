@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.cuda import open_device
-from app.engine.nvml import Nvml, _bus_key
-from app.errors import EngineError
+from vernier.engine.cuda import open_device
+from vernier.engine.nvml import Nvml, _bus_key
+from vernier.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,7 +38,7 @@ def test_bus_addresses_are_compared_by_place_not_by_spelling() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cuda", "curve", "layout", "nvml", "plan_manager", "plan_source", "ready", "tensorrt", "trt_api",
+    ["cuda", "curve", "layout", "nvml", "plan_manager", "plan_source", "ready", "trt", "trt_api",
      "trt_outputs", "trt_slot"],
 )  # fmt: skip
 def test_every_module_imports_without_cuda_or_tensorrt(module: str) -> None:
@@ -48,7 +48,7 @@ def test_every_module_imports_without_cuda_or_tensorrt(module: str) -> None:
 import sys
 for name in {blocked!r}:
     sys.modules[name] = None
-import app.engine.{module}
+import vernier.engine.{module}
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

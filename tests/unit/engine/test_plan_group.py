@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.engine.plan_group import PlanGroup
-from app.engine.ready import ReadyEngine, choose
 from tests.support.engines import ArithmeticExecutor
+from vernier.engine.plan_group import PlanGroup
+from vernier.engine.ready import ReadyEngine, choose
 
 
 class Member:

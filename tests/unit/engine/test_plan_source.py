@@ -8,14 +8,20 @@ from pathlib import Path
 import onnx
 import pytest
 
-from app.engine.plan_source import BuilderProcess, Cancellation, PlanSource, RebuildRequest, visible_device
-from app.engine.trt_api import load_api
-from app.errors import EngineError, PackageError
-from app.package.integrity import entries_of
-from app.package.manifest import Manifest
-from app.package.plan_cache import PlanCache
-from app.package.plans import Target
 from tests.support.graphs import CHANNELS, residual_model, with_unknown_operator
+from vernier.engine.plan_source import (
+    BuilderProcess,
+    Cancellation,
+    PlanSource,
+    RebuildRequest,
+    visible_device,
+)
+from vernier.engine.trt_api import load_api
+from vernier.errors import EngineError, PackageError
+from vernier.package.integrity import entries_of
+from vernier.package.manifest import Manifest
+from vernier.package.plan_cache import PlanCache
+from vernier.package.plans import Target
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.engine.pool import Slots, Worker
-from app.errors import EngineError
 from tests.support.engines import ArithmeticExecutor
+from vernier.engine.pool import Slots, Worker
+from vernier.errors import EngineError
 
 
 class Diary:

@@ -5,9 +5,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from app.engine.onnxruntime import OnnxRuntimeExecutor
-from app.engine.ready import ReadyEngine, choose
 from tests.support.packages import mlp_model
+from vernier.engine.ort import OnnxRuntimeExecutor
+from vernier.engine.ready import ReadyEngine, choose
 
 
 @pytest.fixture

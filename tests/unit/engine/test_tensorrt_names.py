@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.trt_api import load_api
-from app.errors import EngineError
 from tests.support.trt_names import missing, module_names, used_names
+from vernier.engine.trt_api import load_api
+from vernier.errors import EngineError
 
 #: What TensorRT-RTX (and full TensorRT from 11 on) dropped: used below TensorRT 10 alone.
 ONLY_BELOW_10 = {"ILayer.precision", "ILayer.set_output_type"}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import BuildError
-from app.package.calibration import (
+from vernier.errors import BuildError
+from vernier.package.calibration import (
     CACHE_NAME,
     SIDECAR_NAME,
     WEIGHTS_NAME,

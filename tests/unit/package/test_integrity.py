@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import BuildError, PackageError
-from app.package.integrity import list_versions, open_package, publish, resolve_inside, staging_folder
 from tests.support.packages import write_package
+from vernier.errors import BuildError, PackageError
+from vernier.package.integrity import list_versions, open_package, publish, resolve_inside, staging_folder
 
 
 def test_a_published_package_opens(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from app.errors import PackageError
-from app.package.onnx_metadata import FP32_NODES, fp32_nodes, model_metadata
 from tests.support.packages import mlp_model
+from vernier.errors import PackageError
+from vernier.package.onnx_metadata import FP32_NODES, fp32_nodes, model_metadata
 
 
 def with_metadata(**entries: str) -> onnx.ModelProto:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import PackageError
-from app.package.plan_cache import PlanCache, cache_folder
-from app.package.plans import Target, fit
+from vernier.errors import PackageError
+from vernier.package.plan_cache import PlanCache, cache_folder
+from vernier.package.plans import Target, fit
 
 TARGET = Target("tensorrt", "8.5.1.7", "9.0", "NVIDIA H200")
 VARIANT = "a" * 64

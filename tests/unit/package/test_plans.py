@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.errors import PlanMismatch
-from app.package.manifest import PlanEntry, VariantEntry
-from app.package.plans import Target, fit, plan_folder, unsupported, variant_files, version_parts
+from vernier.errors import PlanMismatch
+from vernier.package.manifest import PlanEntry, VariantEntry
+from vernier.package.plans import Target, fit, plan_folder, unsupported, variant_files, version_parts
 
 H200 = Target("tensorrt", "10.9.0.34", "9.0", "NVIDIA H200")
 L4 = Target("tensorrt-rtx", "1.7.1.116", "8.9", "NVIDIA L4")

@@ -48,17 +48,17 @@ def test_every_module_of_the_service_has_a_copy_that_python_3_9_parses(tmp_path:
         text = copy.read_text()
         ast.parse(text, feature_version=(3, 9))
         assert not re.search(r"slots=True|strict=True\)|asyncio\.timeout\(|\| None", text), copy
-    assert (tmp_path / "app/build/templates/report.html.j2").is_file()
+    assert (tmp_path / "app/vernier/builder/templates/report.html.j2").is_file()
 
 
 def test_what_serves_needs_nothing_that_python_3_9_lacks(tmp_path: Path) -> None:
     backport_app(tmp_path)
-    for builder in ("build", "tune"):  # run where newer Pythons are
-        shutil.rmtree(tmp_path / "app" / builder)
+    for builder in ("builder", "tune"):  # run where newer Pythons are
+        shutil.rmtree(tmp_path / "app" / "vernier" / builder)
     vermin = Path(sys.executable).with_name("vermin")
     command = [vermin, "--target=3.9-", "--violations", "--eval-annotations", "--no-tips"]
     found = subprocess.run([*command, tmp_path / "app"], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
-    (tmp_path / "app" / "newer.py").write_text("from itertools import pairwise\n")
+    (tmp_path / "app" / "vernier" / "newer.py").write_text("from itertools import pairwise\n")
     found = subprocess.run([*command, tmp_path / "app"], capture_output=True, text=True, check=False)
     assert "'itertools.pairwise' member requires" in found.stdout

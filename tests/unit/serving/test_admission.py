@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import QueueFull
-from app.serving.admission import Policy
-from app.serving.batcher import Batcher
-from app.serving.request import RUNNING, RequestGroup
-from app.serving.simulate import Arrival, SimulatedRequest, group_of
 from tests.support.schedules import make_batcher
+from vernier.errors import QueueFull
+from vernier.serving.admission import Policy
+from vernier.serving.batcher import Batcher
+from vernier.serving.request import RUNNING, RequestGroup
+from vernier.serving.simulate import Arrival, SimulatedRequest, group_of
 
 CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
 

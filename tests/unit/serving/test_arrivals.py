@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from app.engine.base import Executor
-from app.engine.ready import ReadyEngine
-from app.exposition import Metrics
-from app.main import model_settings, start_scheduler
-from app.metrics import ModelMetrics
-from app.package.manifest import Manifest
-from app.serving.loading import LoadedEngines, OnnxRuntimeLoader
-from app.serving.precision import PrecisionMonitor
-from app.serving.repository import LoadedModel, Repository
-from app.serving.scheduler import Scheduler
-from app.serving.sharing import Device
-from app.settings import Settings
 from tests.support.packages import mlp_model, write_package
 from tests.support.scheduling import until
+from vernier.engine.base import Executor
+from vernier.engine.ready import ReadyEngine
+from vernier.exposition import Metrics
+from vernier.main import model_settings, start_scheduler
+from vernier.metrics import ModelMetrics
+from vernier.package.manifest import Manifest
+from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
+from vernier.serving.precision import PrecisionMonitor
+from vernier.serving.repository import LoadedModel, Repository
+from vernier.serving.scheduler import Scheduler
+from vernier.serving.sharing import Device
+from vernier.settings import Settings
 
 INSIDE, OUTSIDE = (np.full((1, 4), value, np.float32) for value in (0.5, 5.0))
 

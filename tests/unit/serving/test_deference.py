@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from app.errors import QueueFull
-from app.serving.admission import Policy
-from app.serving.deference import Deference
-from app.serving.request import AwaitedRequest
-from app.serving.scheduler import Scheduler
-from app.serving.timeslice import set_time_slice
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import serving, until, x
 from tests.support.threads import NO_SLICES, Idler
+from vernier.errors import QueueFull
+from vernier.serving.admission import Policy
+from vernier.serving.deference import Deference
+from vernier.serving.request import AwaitedRequest
+from vernier.serving.scheduler import Scheduler
+from vernier.serving.timeslice import set_time_slice
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="batch threads are Linux's")
 

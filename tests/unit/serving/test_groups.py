@@ -12,12 +12,12 @@ from weakref import ref
 import numpy as np
 import pytest
 
-from app.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, QueueFull
-from app.serving.admission import Policy
-from app.serving.request import ENDED, RUNNING
-from app.serving.simulate import group_of
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import Recorded, busy, serving, until, x
+from vernier.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, QueueFull
+from vernier.serving.admission import Policy
+from vernier.serving.request import ENDED, RUNNING
+from vernier.serving.simulate import group_of
 
 #: Rows of requests that differ in them; together a full batch.
 MIXED = (1, 2, 1, 3, 1)

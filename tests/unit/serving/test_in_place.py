@@ -12,17 +12,17 @@ import numpy as np
 import onnx
 import pytest
 
-from app.api.fast.memory import BodyMemory
-from app.engine.base import default_buckets
-from app.engine.onnxruntime import OnnxRuntimeExecutor, OnnxRuntimeSlot
-from app.metrics import ModelMetrics
-from app.serving.admission import Policy
-from app.serving.padding import BatchLayout
-from app.serving.request import AwaitedRequest
-from app.serving.scheduler import Scheduler
-from app.tensors import Arrays
 from tests.support.packages import ends_model
 from tests.support.scheduling import until
+from vernier.api.fast.memory import BodyMemory
+from vernier.engine.base import default_buckets
+from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
+from vernier.metrics import ModelMetrics
+from vernier.serving.admission import Policy
+from vernier.serving.padding import BatchLayout
+from vernier.serving.request import AwaitedRequest
+from vernier.serving.scheduler import Scheduler
+from vernier.tensors import Arrays
 
 WIDTH = 100_000
 

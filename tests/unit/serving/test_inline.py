@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from app.engine.base import default_buckets
-from app.serving.inline import Inline
-from app.serving.latency import LatencyCurve
 from tests.support.engines import ArithmeticExecutor
 from tests.support.schedules import make_batcher
+from vernier.engine.base import default_buckets
+from vernier.serving.inline import Inline
+from vernier.serving.latency import LatencyCurve
 
 BUCKETS = default_buckets(64)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.package.integrity import open_package
-from app.serving.loading import OnnxRuntimeLoader, expected_curves
 from tests.support.packages import mlp_model, write_package
+from vernier.package.integrity import open_package
+from vernier.serving.loading import OnnxRuntimeLoader, expected_curves
 
 
 def test_a_curve_measured_on_this_device_goes_before_the_build_s_and_that_before_none(tmp_path: Path) -> None:

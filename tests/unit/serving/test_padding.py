@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.package.manifest import SequenceDim
-from app.serving.padding import BatchLayout, Gather, Part
-from app.serving.request import Answer, PendingRequest
-from app.tensors import Array, Arrays, TensorSpec
 from tests.support.specs import make_manifest
+from vernier.package.manifest import SequenceDim
+from vernier.serving.padding import BatchLayout, Gather, Part
+from vernier.serving.request import Answer, PendingRequest
+from vernier.tensors import Array, Arrays, TensorSpec
 
 SPEECH = BatchLayout(
     "dynamic",

@@ -7,10 +7,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.engine.spread import SpreadExecutor
-from app.errors import DeviceFailed, EngineError, NotReady
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import serving, until, x, z_of
+from vernier.engine.spread import SpreadExecutor
+from vernier.errors import DeviceFailed, EngineError, NotReady
 
 
 def fail(rows: np.ndarray) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import (
+from tests.support.engines import ArithmeticExecutor
+from tests.support.scheduling import Recorded, busy, serving, until, x, z_of
+from vernier.errors import (
     DeadlineExceeded,
     DeviceFailed,
     Draining,
@@ -20,14 +22,12 @@ from app.errors import (
     QueueFull,
     VernierError,
 )
-from app.metrics import ModelMetrics
-from app.serving.admission import Policy
-from app.serving.padding import BatchLayout
-from app.serving.request import JoinedRequests
-from app.serving.scheduler import Answer, Scheduler
-from app.serving.sharing import Device
-from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import Recorded, busy, serving, until, x, z_of
+from vernier.metrics import ModelMetrics
+from vernier.serving.admission import Policy
+from vernier.serving.padding import BatchLayout
+from vernier.serving.request import JoinedRequests
+from vernier.serving.scheduler import Answer, Scheduler
+from vernier.serving.sharing import Device
 
 Start = Callable[..., Awaitable[Scheduler]]
 

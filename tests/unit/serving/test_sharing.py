@@ -6,7 +6,7 @@ import heapq
 
 import pytest
 
-from app.serving.sharing import Device
+from vernier.serving.sharing import Device
 
 
 class Model:

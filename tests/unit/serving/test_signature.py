@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.errors import (
+from tests.support.specs import make_signature
+from vernier.errors import (
     MissingInput,
     NonFiniteInput,
     RequestError,
@@ -16,8 +17,7 @@ from app.errors import (
     WrongDtype,
     WrongShape,
 )
-from app.tensors import Arrays
-from tests.support.specs import make_signature
+from vernier.tensors import Arrays
 
 
 def request(rows: int = 2, **changes: Any) -> Arrays:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.serving.timeslice import set_time_slice, time_slice
 from tests.support.threads import NO_SLICES, Idler
+from vernier.serving.timeslice import set_time_slice, time_slice
 
 pytestmark = pytest.mark.skipif(NO_SLICES, reason="slices of one's own came with Linux 6.12")
 

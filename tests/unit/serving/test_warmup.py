@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from app.engine.base import Slot, StageTimes, default_buckets
-from app.errors import EngineError
-from app.serving.padding import BatchLayout
-from app.serving.warmup import probe, warm_up
-from app.tensors import Arrays, TensorSpec
+from vernier.engine.base import Slot, StageTimes, default_buckets
+from vernier.errors import EngineError
+from vernier.serving.padding import BatchLayout
+from vernier.serving.warmup import probe, warm_up
+from vernier.tensors import Arrays, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 2))
 

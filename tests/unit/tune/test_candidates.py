@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from app.settings import ModelSettings
-from app.tune.candidates import (
+from tests.support.specs import make_manifest
+from vernier.settings import ModelSettings
+from vernier.tune.candidates import (
     Candidate,
     Measured,
     batch_choices,
@@ -14,7 +15,6 @@ from app.tune.candidates import (
     pareto,
     sequence_choices,
 )
-from tests.support.specs import make_manifest
 
 CURVE = {1: 0.002, 2: 0.003, 4: 0.005, 8: 0.009, 16: 0.017}
 

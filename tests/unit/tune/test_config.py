@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import SettingsError, load_settings
-from app.tune import config
+from vernier.settings import SettingsError, load_settings
+from vernier.tune import config
 
 CHOSEN = {
     "slots": 1,

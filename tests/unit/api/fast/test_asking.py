@@ -19,16 +19,16 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from app.api.fast import response
-from app.api.fast.protocol import FastProtocol, fast_protocol
-from app.errors import QueueFull
-from app.main import create_app
-from app.serving.execution import Batch
-from app.serving.inline import Inline
-from app.serving.request import RequestGroup
-from app.settings import Settings
 from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
+from vernier.api.fast import response
+from vernier.api.fast.protocol import FastProtocol, fast_protocol
+from vernier.errors import QueueFull
+from vernier.main import create_app
+from vernier.serving.execution import Batch
+from vernier.serving.inline import Inline
+from vernier.serving.request import RequestGroup
+from vernier.settings import Settings
 
 MANY = 5
 #: Rows of each, together not more than the model's largest batch.

@@ -7,11 +7,11 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pytest
 
-from app.api.codecs import encode_answer
-from app.api.fast.bodies import Bodies, alike_bodies, joined_bodies
-from app.api.fast.response import LONG_BODY, ResponseHeads
-from app.api.identity import Identities
-from app.serving.request import Answer
+from vernier.api.codecs import encode_answer
+from vernier.api.fast.bodies import Bodies, alike_bodies, joined_bodies
+from vernier.api.fast.response import LONG_BODY, ResponseHeads
+from vernier.api.identity import Identities
+from vernier.serving.request import Answer
 
 IDS = Identities(["a", "b"])
 DEFAULTS = [(b"date", b"Thu, 26 Nov 2026 08:00:00 GMT")]

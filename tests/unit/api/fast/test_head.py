@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.fast.head import Head, Heads, read_head
+from vernier.api.fast.head import Head, Heads, read_head
 
 LIMIT = 1000
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from app.api.fast.memory import ALIGNMENT, MOST_BEFORE, BodyMemory, neighbours
+from vernier.api.fast.memory import ALIGNMENT, MOST_BEFORE, BodyMemory, neighbours
 
 MIB = 2**20
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import uvloop
 
-from app.api.codecs import PredictRequest
-from app.api.fast.head import Head
-from app.api.fast.memory import ALIGNMENT, BodyMemory, Room
-from app.api.fast.receiver import BodyReceiver
+from vernier.api.codecs import PredictRequest
+from vernier.api.fast.head import Head
+from vernier.api.fast.memory import ALIGNMENT, BodyMemory, Room
+from vernier.api.fast.receiver import BodyReceiver
 
 SIZE = 300_000
 BLOCK = b"POST /x HTTP/1.1\r\n\r\n"

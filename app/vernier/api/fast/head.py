@@ -1,0 +1,211 @@
+"""The head of a request: read once by the real HTTP parser, then known by its bytes.
+
+A client on a kept connection sends the same head again and again, so the fast path looks it up. Where heads differ in
+what means nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that.
+Whether a head is plain enough for the fast path is decided by what llhttp says of it, the parser of the ordinary
+path: both can never see two different requests in the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httptools
+from starlette.datastructures import QueryParams
+
+from vernier.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
+from vernier.api.forms import NO_FORMS, FormCache
+from vernier.api.security import token_of
+from vernier.errors import RequestError
+
+PATH = b"/v1/predict"
+START = b"POST " + PATH
+END = b"\r\n\r\n"
+
+_LONGEST_KEPT = 8192
+_MOST_KEPT = 512
+#: Any of these asks for more than reading a body of known length and answering it.
+_UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"))
+
+_VALUE = rb"[!-~](?:[ -~]*[!-~])?"
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*(" + _VALUE + rb")(?=\r\n)", re.IGNORECASE)
+#: A header that neither llhttp nor the fast path looks at.
+_MEANS_NOTHING = re.compile(
+    rb"(?!content-|transfer-|connection|proxy-|upgrade|expect|te:|trailer|authorization|x-api-key|x-request-id)"
+    rb"[a-z0-9-]+:[ \t]*" + _VALUE,
+    re.IGNORECASE,
+)
+_LENGTH = b"content-length:"
+
+
+class _Meaning(dict[bytes, bool]):
+    """Whether a line of a head means anything to who takes the request; those met lately are known."""
+
+    def __missing__(self, line: bytes) -> bool:
+        _make_room(self)
+        self[line] = meaning = _MEANS_NOTHING.fullmatch(line) is None
+        return meaning
+
+
+@dataclass(slots=True)
+class Head:
+    """A head that the fast path takes.
+
+    Attributes:
+        target: path and query, for the access log.
+        length: of the body, in bytes.
+        keep_alive: whether the connection stays open after the answer.
+        envelope: of a raw body, out of the query string; None for a JSON body, which holds its own.
+        request_id: the client's, if it sent one.
+        token: the API key or token, if there is one.
+        forms: those of the bodies behind such heads; shared by heads whose bodies may be alike.
+    """
+
+    target: str
+    length: int
+    keep_alive: bool
+    envelope: PredictRequest | None
+    request_id: str | None
+    token: str | None
+    forms: FormCache = NO_FORMS
+
+    def with_id(self, request_id: str | None) -> Head:
+        """The same with another id; `dataclasses.replace` takes five times as long."""
+        return Head(
+            self.target, self.length, self.keep_alive, self.envelope, request_id, self.token, self.forms
+        )
+
+
+class Heads:
+    """Heads by their bytes, the blank line included; `known` are those without an id that came again.
+
+    Args:
+        max_body_bytes: longer bodies are not taken.
+    """
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self.known: dict[bytes, Head] = {}
+        self._meaning = _Meaning()
+        self._reduced: dict[tuple[bytes, ...], Head] = {}  # by the lines that mean anything, but for the id
+        self._forms: dict[tuple[bytes, ...], FormCache] = {}
+
+    def find(self, block: bytes) -> Head | None:
+        """None when the ordinary path must take the request."""
+        head = self.known.get(block)
+        if head is not None or not block.startswith(START):
+            return head
+        if len(block) > _LONGEST_KEPT or block.find(END) != len(block) - len(END):
+            return read_head(block, self._max_body_bytes)
+        rest, request_id = block, None
+        found = _REQUEST_ID.search(block)
+        if found is not None:
+            rest = block[: found.start()] + block[found.end() :]
+            request_id = found[1].decode("ascii")
+        meaning, before = self._meaning, len(self._meaning)
+        lines = tuple([line for line in rest.split(b"\r\n") if meaning[line]])
+        head = self._reduced.get(lines)
+        if head is None:
+            head = read_head(block, self._max_body_bytes)
+            if head is None or _is_odd(lines):
+                return head
+            head = replace(head, request_id=None, forms=self._forms_of(head, lines))
+            _make_room(self._reduced)
+            self._reduced[lines] = head
+        if request_id is not None:
+            return head.with_id(request_id)
+        if len(meaning) == before:  # no line of it is new, so it may come again
+            _make_room(self.known)
+            self.known[block] = head
+        return head
+
+    def _forms_of(self, head: Head, lines: tuple[bytes, ...]) -> FormCache:
+        """Texts of one form differ in length; raw bodies do not."""
+        if head.envelope is None:
+            lines = tuple([line for line in lines if not line.lower().startswith(_LENGTH)])
+        forms = self._forms.get(lines)
+        if forms is None:
+            _make_room(self._forms)
+            self._forms[lines] = forms = FormCache()
+        return forms
+
+
+def _is_odd(lines: tuple[bytes, ...]) -> bool:
+    """Whether a line goes on in the next, or there is another id."""
+    return any(line.startswith((b" ", b"\t")) or b"x-request-id" in line.lower() for line in lines)
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= _MOST_KEPT:
+        kept.clear()
+
+
+def read_head(block: bytes, max_body_bytes: int) -> Head | None:
+    """The head in `block`, which ends with a blank line; None when the ordinary path must take it."""
+    seen = _Listener()
+    try:
+        seen.parser.feed_data(block)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    headers = seen.headers
+    if seen.messages != 1 or not seen.is_plain or seen.has_body or headers.keys() & _UNUSUAL:
+        return None
+    length = int(headers.get(b"content-length", b"0"))
+    url = httptools.parse_url(seen.url)
+    if url.path != PATH or length > max_body_bytes or seen.complete != (length == 0):
+        return None
+    try:
+        is_json = media_type_of(_text(headers, b"content-type") or "") == JSON
+        envelope = None if is_json else raw_envelope(QueryParams(url.query or b""))
+    except RequestError:
+        return None
+    return Head(
+        target=seen.url.decode("latin-1"),
+        length=length,
+        keep_alive=seen.keep_alive,
+        envelope=envelope,
+        request_id=_text(headers, b"x-request-id") or None,
+        token=token_of(_text(headers, b"authorization"), _text(headers, b"x-api-key")),
+    )
+
+
+def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+class _Listener:
+    """Of a header that comes twice the first counts, as in Starlette."""
+
+    def __init__(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.url = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.messages = 0
+        self.is_plain = self.keep_alive = self.complete = self.has_body = False
+
+    def on_message_begin(self) -> None:
+        self.messages += 1
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.setdefault(name.lower(), value)
+
+    def on_headers_complete(self) -> None:
+        parser = self.parser
+        self.keep_alive = parser.should_keep_alive()
+        self.is_plain = (
+            parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+        )
+
+    def on_body(self, body: bytes) -> None:
+        self.has_body = True
+
+    def on_message_complete(self) -> None:
+        self.complete = True

@@ -1,0 +1,57 @@
+"""The guard in front of the ordinary path, and headers that every answer carries."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vernier.api.errors import error_response
+from vernier.api.security import Guard, Permit, token_of
+from vernier.errors import VernierError
+
+#: Probes and scrapes come from the platform, which has no key.
+OPEN_PATHS = ("/v2/health/", "/metrics", "/ping", "/docs", "/openapi.json")
+ADMIN_PATHS = ("/v2/repository",)
+
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class GuardMiddleware:
+    """Asks the guard before a route is chosen, and releases its permit when the answer has been sent."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        try:
+            permit = self._permit(Request(scope))
+        except VernierError as error:
+            await error_response(error)(scope, receive, send_with_headers)
+            return
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            permit.release()
+
+    def _permit(self, request: Request) -> Permit:
+        path = request.url.path
+        token = token_of(request.headers.get("authorization"), request.headers.get("x-api-key"))
+        if path.startswith(ADMIN_PATHS):
+            self._guard.admit_admin(token)
+            return Permit()
+        if self._guard.open or path.startswith(OPEN_PATHS):
+            return Permit()
+        return self._guard.admit(token)

@@ -1,0 +1,90 @@
+"""A prediction without a protocol: from an envelope to a request that the scheduler takes.
+
+Every front (v1 on the ordinary path and on the fast one, the other protocols) goes through
+`Predictions.prepare`, so that they validate alike and answer with the same errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vernier.api.codecs import Inputs, PredictRequest
+from vernier.errors import DeadlineExceeded, Draining, UnsupportedPrecision
+from vernier.serving.lifecycle import Lifecycle
+from vernier.serving.repository import LoadedModel, Repository
+from vernier.tensors import Arrays
+
+#: What PendingRequest takes, in its order: inputs, rows, outputs, precision, priority, and the deadline in
+#: seconds on the service's monotonic clock.
+Prepared = tuple[Arrays, int, Sequence[str], str | None, int, float | None]
+
+
+class Predictions:
+    """Resolves models and validates requests. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        lifecycle: Lifecycle,
+        clock: Callable[[], float],
+        default_timeout_ms: float | None,
+    ) -> None:
+        self.repository = repository
+        self.clock = clock
+        self._lifecycle = lifecycle
+        self._default_timeout_ms = default_timeout_ms
+
+    def prepare(
+        self, envelope: PredictRequest, inputs: Inputs, model: LoadedModel, arrived: float
+    ) -> Prepared:
+        """Validates everything about a request, but its inputs only where there is room for it: under overload
+        reading them would cost those that are served.
+
+        Args:
+            arrived: when the request's first byte was seen, on `clock`.
+
+        Raises:
+            RequestError: see vernier.errors; QueueFull when it would be refused whatever its inputs are,
+                DeadlineExceeded when the deadline has passed already.
+        """
+        self.require_running()
+        signature = model.signature
+        precision = envelope.precision
+        if precision is not None and precision not in model.precisions:
+            raise UnsupportedPrecision(
+                f"model '{model.name}' version {model.version} has no '{precision}' variant; "
+                f"it has {', '.join(model.precisions)}"
+            )
+        outputs = signature.select_outputs(envelope.outputs)
+        timeout_ms = self.timeout_ms(envelope)
+        deadline = None if timeout_ms is None else arrived + timeout_ms / 1e3
+        self.require_room(model, precision, envelope.priority, deadline)
+        arrays = inputs.decode(signature)
+        rows = signature.check(arrays, inputs.finite)
+        self.require_time(deadline)
+        return arrays, rows, outputs, precision, envelope.priority, deadline
+
+    def timeout_ms(self, envelope: PredictRequest) -> float | None:
+        """How long after its arrival a request must have its answer; None for as long as that takes."""
+        return self._default_timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
+
+    def require_time(self, deadline: float | None) -> None:
+        """Raises DeadlineExceeded when the deadline, on `clock`, has passed."""
+        if deadline is not None and self.clock() >= deadline:
+            raise DeadlineExceeded(
+                "the deadline had passed before the request could be queued; allow more time"
+            )
+
+    def require_room(
+        self, model: LoadedModel, precision: str | None, priority: int, deadline: float | None
+    ) -> None:
+        """Raises QueueFull, Draining or NotReady when a request that has not been read would be refused anyhow."""
+        refusal = model.scheduler.refusal(precision, priority, deadline)
+        if refusal is not None:
+            model.scheduler.refused(refusal)
+            raise refusal
+
+    def require_running(self) -> None:
+        """Raises Draining once new requests are refused."""
+        if self._lifecycle.refuses_new:
+            raise Draining("the service is shutting down; send the request to another instance")

@@ -1,0 +1,131 @@
+"""One streaming pass over calibration data: histograms of activations, and what a watch sees beside them.
+
+What was counted is saved now and then, so that an interrupted pass goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from vernier.builder.data import Samples, Subset
+from vernier.builder.histogram import Histogram
+from vernier.builder.progress import Progress
+from vernier.builder.store import skeleton
+from vernier.builder.taps import Taps
+from vernier.builder.watch import Watch
+from vernier.tensors import Array, Arrays
+
+#: So many numbers of a value make a histogram; of large values each sample gives an equal share.
+_NUMBERS, _LEAST_NUMBERS = 1 << 23, 1 << 13
+#: The state is saved after this share of the samples.
+_SAVES = 20
+
+
+@dataclass(frozen=True)
+class Counted:
+    """histograms: by value name. seen: what the watch saw, None without one."""
+
+    histograms: dict[str, Histogram]
+    seen: Array | None
+
+
+def count(
+    model: ModelProto,
+    names: Sequence[str],
+    samples: Samples,
+    progress: Progress,
+    resume: Path | None = None,
+    watch: Watch | None = None,
+) -> Counted:
+    """Counts the values `names`; see `vernier.builder.calibrate.calibrate`. Raises BuildError."""
+    fresh = Counted({name: Histogram() for name in names}, None if watch is None else watch.nothing())
+    wanted = [*names, *(watch.names if watch else ())]
+    if not wanted:
+        return fresh
+    taps = Taps(model, wanted)
+    state, done = fresh, 0
+    fingerprint = ""
+    if resume is not None:
+        text = "\0".join([model_digest(model), samples.sha256, *names, str(watch is not None)])
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        state, done = _load(resume, fingerprint, fresh)
+        if done:
+            progress.note(
+                f"going on with an interrupted calibration: {done} of {len(samples)} samples are done"
+            )
+    histograms, seen = state.histograms, state.seen
+    left = Subset(samples, np.arange(done, len(samples))) if done else samples
+    most = max(_LEAST_NUMBERS, _NUMBERS // len(samples))
+
+    def digest(values: Arrays, real: int, _: int) -> tuple[list[Histogram], Array | None]:
+        return [_tally(values[name], real, most) for name in names], watch.look(values) if watch else None
+
+    unsaved = 0
+    with progress.task("calibrating", total=len(samples)) as advance:
+        advance(done)
+        for (found, looks), real in taps.digests(left, taps.rows(samples), digest):
+            for name, histogram in zip(names, found, strict=True):
+                histograms[name].merge(histogram)
+            if watch is not None and seen is not None and looks is not None:
+                seen = watch.join(seen, looks)
+            done, unsaved = done + real, unsaved + real
+            advance(real)
+            if resume is not None and unsaved * _SAVES >= len(samples):
+                _save(resume, fingerprint, Counted(histograms, seen), done)
+                unsaved = 0
+    return Counted(histograms, seen)
+
+
+def _tally(values: Array, real: int, most: int) -> Histogram:
+    histogram = Histogram()
+    if values.ndim and len(values) == real:
+        histogram.add_some(values, most)
+    else:
+        histogram.add(values)
+    return histogram
+
+
+def model_digest(model: ModelProto) -> str:
+    """sha256 of a model of any size: its graph, then every weight."""
+    digest = hashlib.sha256(skeleton(model).SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        digest.update(tensor.raw_data)
+    return digest.hexdigest()
+
+
+def _save(path: Path, fingerprint: str, counted: Counted, done: int) -> None:
+    arrays: dict[str, Array] = {"fingerprint": np.array(fingerprint), "done": np.array(done)}
+    for index, histogram in enumerate(counted.histograms.values()):
+        arrays.update({f"{index}.{key}": value for key, value in histogram.state().items()})
+    if counted.seen is not None:
+        arrays["seen"] = counted.seen
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, path)
+
+
+def _load(path: Path, fingerprint: str, fresh: Counted) -> tuple[Counted, int]:
+    """What an interrupted run left, or `fresh` when it was another run's or cannot be read."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            if str(archive["fingerprint"]) != fingerprint:
+                return fresh, 0
+            restored = {
+                name: Histogram.restore(_state(archive, index)) for index, name in enumerate(fresh.histograms)
+            }
+            return Counted(restored, None if fresh.seen is None else archive["seen"]), int(archive["done"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return fresh, 0
+
+
+def _state(archive: Mapping[str, Array], index: int) -> dict[str, Array]:
+    return {key: archive[f"{index}.{key}"] for key in ("counts", "facts", "peak")}

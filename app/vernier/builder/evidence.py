@@ -1,0 +1,235 @@
+"""Gathers from a build what its report tells: standings, layers, worst samples, ranges, and the decision in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vernier.accuracy import Comparison
+from vernier.budget import Finding, Judge
+from vernier.builder.auto import Standing, explain
+from vernier.builder.candidates import EMULATED, Candidate, Judging
+from vernier.builder.gate import worst_samples
+from vernier.builder.latency import Latencies, relative_time
+from vernier.builder.progress import Progress
+from vernier.builder.ranking import Ranker, time_per_sample
+from vernier.builder.report import (
+    BuildReport,
+    LayerReport,
+    RangeReport,
+    SampleReport,
+    SearchReport,
+    StepReport,
+    TermReport,
+    VariantReport,
+)
+from vernier.builder.request import QUANTIZED
+from vernier.builder.units import kept_macs, quantized_units
+from vernier.builder.variants import Workshop
+from vernier.engine.ort import RUNTIME
+from vernier.errors import BuildError
+from vernier.package.manifest import GateResult
+
+#: Layers are ranked for the report alone when that takes no longer.
+_RANKING_SECONDS = 15.0
+_WORST_SAMPLES, _MOST_VALUES = 4, 8
+
+
+def gather(
+    name: str,
+    workshop: Workshop,
+    judging: Judging,
+    candidates: Sequence[Candidate],
+    latencies: Latencies,
+    chosen: str,
+    not_built: Mapping[str, str],
+    folder: Path,
+    notes: Sequence[str],
+    facts: Mapping[str, str],
+    progress: Progress,
+) -> BuildReport:
+    """The report of a build whose variants lie in `folder`.
+
+    Args:
+        chosen: the precision that the runtime at hand serves.
+        not_built: precisions that were not tried, and why.
+    """
+    standings = [
+        Standing(c.precision, c.status, latencies.undisturbed.get(c.precision, {}), c.reason)
+        for c in candidates
+    ]
+    standings += [Standing(precision, "skipped", {}, reason) for precision, reason in not_built.items()]
+    why = explain(chosen, standings, RUNTIME)
+    variants = [_variant(c, workshop, judging, latencies, why[c.precision], folder) for c in candidates]
+    variants += [VariantReport(precision, "skipped", why[precision]) for precision in not_built]
+    reduced = [c for c in candidates if c.precision not in ("fp32", "tf32")]
+    return BuildReport(
+        name=name,
+        runtime=RUNTIME,
+        chosen=chosen,
+        budget=tuple(judging.budget.texts),
+        evaluated=len(judging.samples),
+        decision=_decision(chosen, variants),
+        variants=tuple(variants),
+        layers=_layers(workshop, judging, reduced, progress),
+        samples={c.precision: _worst(judging, c) for c in reduced if c.outputs},
+        searches={c.precision: _search(c) for c in reduced if c.found},
+        ranges=_ranges(workshop, reduced),
+        notes=tuple(notes),
+        facts=dict(facts),
+    )
+
+
+# --- variants -------------------------------------------------------------------------------------
+def _variant(
+    candidate: Candidate, workshop: Workshop, judging: Judging, latencies: Latencies, why: str, folder: Path
+) -> VariantReport:
+    gates = candidate.gates or {}
+    emulated, served = gates.get(EMULATED), gates.get(RUNTIME)
+    measured = served or emulated
+    recipe = candidate.recipe
+    quantized = candidate.precision in QUANTIZED and recipe is not None
+    return VariantReport(
+        precision=candidate.precision,
+        status=candidate.status,
+        explanation=why,
+        bytes=sum((folder / name).stat().st_size for name in candidate.files),
+        terms=_terms(judging.judge, emulated),
+        served=_terms(judging.judge, served) if candidate.runs_here else (),
+        latency_ms=latencies.median.get(candidate.precision, {}),
+        metrics=dict(measured.metrics) if measured else {},
+        assignment=workshop.assignment(recipe) if recipe is not None else {},
+        kept_macs=kept_macs(workshop.nodes, recipe) if quantized and recipe is not None else None,
+    )
+
+
+def _terms(judge: Judge, gate: GateResult | None) -> tuple[TermReport, ...]:
+    if gate is None:
+        return ()
+    # A value that is not in the gate's record was not finite.
+    found = [judge.assess(term, gate.metrics.get(term.key, math.nan)) for term in judge.budget.terms]
+    return tuple(_term(finding) for finding in found)
+
+
+def _term(finding: Finding) -> TermReport:
+    return TermReport(
+        finding.term.text, finding.value, finding.limit, finding.used, finding.passed, finding.reference
+    )
+
+
+def _decision(chosen: str, variants: Sequence[VariantReport]) -> tuple[str, ...]:
+    by_name = {variant.precision: variant for variant in variants}
+    winner, exact = by_name[chosen], by_name["fp32"]
+    sentences = []
+    if winner is exact:
+        sentences.append(f"{RUNTIME} serves fp32: no variant inside the budget is faster here.")
+    else:
+        faster = relative_time(exact.latency_ms, winner.latency_ms)
+        size = f", at {winner.bytes / exact.bytes:.0%} of its size" if winner.bytes and exact.bytes else ""
+        sentences.append(f"{RUNTIME} serves {chosen}: {faster:.2f} times as fast as FP32{size}.")
+        tight = max((*winner.terms, *winner.served), key=lambda term: term.used)
+        beside = "" if tight.reference is None else f" against FP32's {tight.reference:.5g}"
+        sentences.append(
+            f"Its tightest term is {tight.text}: the value is {tight.value:.5g}{beside}, "
+            f"which uses up {tight.used:.0%} of what the budget allows."
+        )
+    refused = [v.precision for v in variants if v.status == "refused" and not v.bytes]
+    if refused:
+        sentences.append(f"The gate refused {', '.join(refused)}; the package does not hold it.")
+    elsewhere = [v.precision for v in variants if v.bytes and not v.latency_ms]
+    if elsewhere:
+        sentences.append(f"Kept for other runtimes, and not measured here: {', '.join(elsewhere)}.")
+    return tuple(sentences)
+
+
+# --- layers ---------------------------------------------------------------------------------------
+def _layers(
+    workshop: Workshop, judging: Judging, candidates: Sequence[Candidate], progress: Progress
+) -> dict[str, list[LayerReport]]:
+    found: dict[str, list[LayerReport]] = {}
+    ranked: dict[str, dict[str, float]] = {}
+    for candidate in candidates:
+        recipe = candidate.recipe
+        if recipe is None or candidate.precision not in QUANTIZED:
+            continue
+        kind = "fp8" if candidate.precision == "fp8" else "int8"
+        if candidate.found and candidate.found.sensitivities:
+            ranked[kind] = candidate.found.sensitivities
+        if kind not in ranked:
+            ranked[kind] = _sensitivities(workshop, judging, candidate.precision, progress)
+        macs = sum(node.macs for node in workshop.nodes) or 1
+        found[candidate.precision] = [
+            LayerReport(
+                name=node.name,
+                op_type=node.op_type,
+                precision=workshop.type_of(node.name, recipe),
+                macs=node.macs / macs,
+                sensitivity=ranked[kind].get(node.name),
+                rounding=recipe.weights[node.name].method if node.name in recipe.weights else "",
+            )
+            for node in workshop.nodes
+        ]
+    return found
+
+
+def _sensitivities(
+    workshop: Workshop, judging: Judging, precision: str, progress: Progress
+) -> dict[str, float]:
+    """Of every node alone, where that is quickly had; otherwise nothing."""
+    model, wished = workshop.prepared.model, workshop.recipe(precision)
+    try:
+        each = time_per_sample(model, judging.samples)
+        ranker = Ranker(model, wished, judging.budget, judging.samples, each, _RANKING_SECONDS)
+        units = quantized_units(model, workshop.nodes, wished)
+        if ranker.seconds_for(units) <= _RANKING_SECONDS:
+            ranker.rank(units, progress)
+        return ranker.quantized
+    except BuildError:
+        return {}
+
+
+# --- samples, search, ranges ----------------------------------------------------------------------
+def _worst(judging: Judging, candidate: Candidate) -> list[SampleReport]:
+    outputs, reference, labels = candidate.outputs or {}, judging.reference, judging.samples.labels
+    found = []
+    moved = {
+        name: Comparison(array, outputs[name]).per_sample("rel_spread") for name, array in reference.items()
+    }
+    for index in worst_samples(reference, outputs, _WORST_SAMPLES):
+        values = {}
+        for name, array in reference.items():
+            exact, other = (a[index].reshape(-1).astype(np.float64) for a in (array, outputs[name]))
+            with np.errstate(invalid="ignore"):
+                distance = np.nan_to_num(np.abs(other - exact), nan=np.inf)
+            chosen = np.sort(np.argsort(-distance, kind="stable")[:_MOST_VALUES])
+            values[name] = [(int(i), float(exact[i]), float(other[i])) for i in chosen]
+        label = labels[index] if labels is not None else None
+        found.append(
+            SampleReport(
+                index=index,
+                moved=max(float(per_sample[index]) for per_sample in moved.values()),
+                values=values,
+                label="" if label is None or np.size(label) > 1 else str(np.ravel(label)[0]),
+            )
+        )
+    return found
+
+
+def _search(candidate: Candidate) -> SearchReport:
+    assert candidate.found is not None
+    result = candidate.found
+    steps = tuple(StepReport(step.given_back, step.used, step.samples) for step in result.evaluations)
+    return SearchReport(steps, result.given_back, result.seconds)
+
+
+def _ranges(workshop: Workshop, candidates: Sequence[Candidate]) -> tuple[RangeReport, ...]:
+    if not any(c.precision in QUANTIZED and c.recipe for c in candidates):
+        return ()
+    ranges = workshop.ranges
+    return tuple(
+        RangeReport(name, ranges.peaks.get(name, 0.0), scale * 127, ranges.per_tensor_method.get(name, ""))
+        for name, scale in ranges.scales.items()
+    )

@@ -1,0 +1,382 @@
+"""The whole build: prepare, calibrate, lower, gate, measure, package, publish.
+
+Nothing is visible before everything is done: the package is put together in a temporary folder that
+disappears on every way out but the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+
+from vernier.builder import packaging
+from vernier.builder.auto import worth_building
+from vernier.builder.candidates import Candidate, Judging, lowerings_of, safest_first
+from vernier.builder.data import (
+    ArraySamples,
+    Samples,
+    check_samples,
+    fixed_batch,
+    limit,
+    one_request_each,
+    open_data,
+    split,
+)
+from vernier.builder.evidence import gather
+from vernier.builder.latency import Latencies, batches_of, fastest, measure
+from vernier.builder.plan import PlanOptions
+from vernier.builder.plan_package import add_plans
+from vernier.builder.prepare import PreparedModel, prepare
+from vernier.builder.progress import Progress
+from vernier.builder.report import BuildReport, write_report
+from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
+from vernier.builder.store import input_names
+from vernier.builder.variants import Workshop
+from vernier.engine.ort import RUNTIME, OnnxRuntimeExecutor
+from vernier.engine.selftest import self_test
+from vernier.errors import BuildError, EngineError, GateRefused
+from vernier.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
+from vernier.package.golden import GoldenVectors
+from vernier.package.integrity import entries_of, staging_folder
+from vernier.package.manifest import (
+    PRECISIONS,
+    CalibrationEntry,
+    FileEntry,
+    Manifest,
+    PlanEntry,
+    VariantEntry,
+)
+
+_EXAMPLE_ROWS = 64
+#: Without evaluation data this part of the calibration data is kept back for the gate.
+_HELD_BACK = 1 / 3
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
+    """Builds and publishes one package.
+
+    Raises:
+        BuildError: bad input, or nothing can be built from it; nothing was published then. A variant
+            that the gate refuses is no error: the package is published without it.
+    """
+    began = perf_counter()
+    packaging.check_name(request.name)
+    model_dir = request.out / request.name
+    made = not model_dir.exists()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="vernier-build-") as work,
+            staging_folder(model_dir) as staged,
+        ):
+            return _Build(request, progress, Path(work), staged, began).run()
+    except OSError as error:  # a full disk is told apart by `staging_folder`
+        raise BuildError(f"cannot write the package to {model_dir}: {error}; choose another --out") from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # not empty: the package is in it
+                model_dir.rmdir()
+
+
+class _Build:
+    def __init__(
+        self, request: BuildRequest, progress: Progress, work: Path, staged: Path, began: float
+    ) -> None:
+        self._request = request
+        self._progress = progress
+        self._work = work
+        self._staged = staged
+        self._began = began
+        self._notes: list[str] = []
+
+    def run(self) -> BuildOutcome:
+        request = self._request
+        prepared, calibration, evaluation = self._read()
+        self._notes += prepared.notes
+        judged_on = self._judged_on(prepared, calibration, evaluation)
+        calibration = self._to_calibrate(calibration, evaluation)
+        workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
+        if request.calibration_cache is not None:
+            workshop.reuse(request.calibration_cache)
+        judging = Judging(workshop, judged_on, request, self._progress)
+        candidates = [judging.build("fp32", self._staged)]
+        if candidates[0].status != "pass":
+            raise GateRefused(
+                f"FP32 itself misses the budget, so nothing can keep it: {candidates[0].reason}"
+            )
+        precisions, not_built = self._precisions()
+        for precision in precisions:
+            self._progress.note(f"building {precision}")
+            candidates.append(self._try(judging, precision))
+        golden = packaging.write_golden(
+            self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
+        )
+        candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
+        decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
+        calibrated = self._write_calibration(workshop)
+        self._notes += workshop.notes
+        report = gather(
+            request.name,
+            workshop,
+            judging,
+            candidates,
+            latencies,
+            decision[RUNTIME],
+            not_built,
+            self._staged,
+            self._notes,
+            self._facts(workshop, calibration, evaluation),
+            self._progress,
+        )
+        write_report(self._staged, report)
+
+        def make(version: int, files: Mapping[str, FileEntry], plans: Sequence[PlanEntry] = ()) -> Manifest:
+            return Manifest(
+                name=request.name,
+                version=version,
+                created=packaging.now_text(),
+                source_sha256=prepared.source_sha256,
+                calibration_sha256=None if calibration is None else calibration.sha256,
+                evaluation_sha256=None if evaluation is None else evaluation.sha256,
+                inputs=packaging.tensor_entries(prepared.inputs),
+                outputs=packaging.tensor_entries(prepared.outputs),
+                dims=prepared.dims,
+                batching=prepared.batching,
+                sequence=list(prepared.sequence),
+                variants=self._entries(workshop, judging, candidates, latencies),
+                plans=list(plans),
+                calibration=calibrated,
+                golden=packaging.GOLDEN_NAME,
+                files=dict(files),
+                decision=decision,
+                tools=packaging.tool_versions(),
+            )
+
+        plans = self._plans(make(1, entries_of(self._staged)))
+        package, manifest = packaging.publish_numbered(
+            self._staged, self._staged.parent, lambda version, files: make(version, files, plans)
+        )
+        return BuildOutcome(
+            package=package,
+            manifest=manifest,
+            runtime=RUNTIME,
+            variants=self._outcomes(workshop, candidates, latencies, manifest, report),
+            notes=tuple(self._notes),
+            seconds=perf_counter() - self._began,
+        )
+
+    # --- data --------------------------------------------------------------------------------------
+    def _read(self) -> tuple[PreparedModel, Samples | None, Samples | None]:
+        request = self._request
+        names = input_names(request.model)
+        if request.precisions != ("fp32",) and not (request.calibration or request.evaluation):
+            raise BuildError(
+                "without data nothing can be proven about a reduced precision: give --eval (and --calibration for "
+                "INT8), or build --precision fp32"
+            )
+        opened = {
+            source: open_data(source, names, request.label_key)
+            for source in (request.calibration, request.evaluation)
+            if source is not None
+        }
+        example = next(
+            ({n: a[:_EXAMPLE_ROWS] for n, a in arrays.items()} for arrays in opened.values()), None
+        )
+        with self._progress.task("preparing the model"):
+            prepared = prepare(
+                request.model,
+                request.shapes,
+                self._work,
+                max_batch=request.max_batch,
+                sequence=request.sequence,
+                pad_values=request.pad_values,
+                example=example,
+            )
+        found: list[ArraySamples | None] = []
+        for source in (request.calibration, request.evaluation):
+            if source is None:
+                found.append(None)
+                continue
+            samples = check_samples(opened[source], source, prepared.inputs, request.label_key)
+            alone = prepared.batching.kind == "none"
+            found.append(one_request_each(samples, prepared.inputs) if alone else samples)
+        return prepared, found[0], found[1]
+
+    def _judged_on(
+        self, prepared: PreparedModel, calibration: Samples | None, evaluation: Samples | None
+    ) -> Samples:
+        if evaluation is not None:
+            return evaluation
+        if calibration is None:
+            self._notes.append("there was no data: the golden vectors hold random inputs")
+            return packaging.made_up_samples(prepared, self._work)
+        self._notes.append(
+            "there was no --eval data: a third of the calibration data was kept back for the gate"
+        )
+        return split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
+
+    def _to_calibrate(self, calibration: Samples | None, evaluation: Samples | None) -> Samples | None:
+        if calibration is None:
+            return None
+        if evaluation is None and len(calibration) > 1:
+            calibration = split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
+        most = self._request.calibration_samples
+        return calibration if most is None else limit(calibration, most)
+
+    # --- variants ----------------------------------------------------------------------------------
+    def _precisions(self) -> tuple[list[str], dict[str, str]]:
+        """What to build besides FP32, the safest first, and why nothing else is worth trying."""
+        if self._request.precisions != (AUTO,):
+            return [precision for precision in self._request.precisions if precision != "fp32"], {}
+        wishes = self._request.plans
+        if wishes is None:
+            names, not_built = worth_building(RUNTIME)
+        else:
+            names, not_built = worth_building(wishes.runtime, wishes.compute_capabilities)
+        return [name for name in names if name != "fp32"], not_built
+
+    def _try(self, judging: Judging, precision: str) -> Candidate:
+        try:
+            return judging.build(precision, self._staged)
+        except BuildError as error:
+            if self._request.precisions == (AUTO,):
+                return Candidate(precision, "skipped", error.message)
+            raise
+
+    def _prove_and_measure(
+        self, prepared: PreparedModel, judging: Judging, candidates: list[Candidate], golden: GoldenVectors
+    ) -> tuple[list[Candidate], Latencies]:
+        """Each variant as the service will load it: its self-test first, then its latency."""
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        executors: dict[str, OnnxRuntimeExecutor] = {}
+        proven = []
+        try:
+            for c in candidates:
+                if c.runs_here:
+                    executor = OnnxRuntimeExecutor(
+                        self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
+                    )
+                    executors[c.precision] = executor
+                    failure = self_test(executor, golden, judging.limits(c.precision), _rows(prepared))
+                    if failure is not None:
+                        executors.pop(c.precision).close()
+                        c = judging.failed_here(c, failure)
+                proven.append(c)
+            return proven, measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
+        finally:
+            for executor in executors.values():
+                executor.close()
+
+    def _entries(
+        self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
+    ) -> dict[str, VariantEntry]:
+        return {
+            c.precision: VariantEntry(
+                precision=c.precision,
+                files=list(c.files),
+                gates=c.gates or {},
+                latency_ms=_latency_entry(latencies.median.get(c.precision)),
+                assignment=workshop.assignment(c.recipe) if c.recipe else {},
+                budget=judging.limits(c.precision),
+                lowerings=lowerings_of(c),
+            )
+            for c in candidates
+            if c.kept
+        }
+
+    def _facts(
+        self, workshop: Workshop, calibration: Samples | None, evaluation: Samples | None
+    ) -> dict[str, str]:
+        """What the package was made from, for the report."""
+        request = self._request
+        found = {"model": f"{request.model.name}, sha256 {workshop.prepared.source_sha256}"}
+        for label, source, samples in (
+            ("calibration data", request.calibration, calibration),
+            ("evaluation data", request.evaluation, evaluation),
+        ):
+            if source is not None and samples is not None:
+                found[label] = f"{Path(source).name}, {len(samples)} samples, sha256 {samples.sha256}"
+        if calibrated := workshop.calibrated:
+            found["calibration"] = calibrated
+        found["tools"] = ", ".join(f"{name} {version}" for name, version in packaging.tool_versions().items())
+        found["built"] = packaging.now_text()
+        return found
+
+    def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
+        record = workshop.calibration_record(packaging.tool_versions())
+        if record is None:
+            return None
+        write_calibration(self._staged, record)
+        return CalibrationEntry(cache=CACHE_NAME, sidecar=SIDECAR_NAME)
+
+    def _plans(self, manifest: Manifest) -> list[PlanEntry]:
+        """Plans of every variant that the wished-for GPUs can run. Raises BuildError."""
+        wishes = self._request.plans
+        if wishes is None:
+            return []
+        options = PlanOptions(
+            runtime=wishes.runtime,
+            precision="fp32",
+            compute_capabilities=wishes.compute_capabilities,
+            version_compatible=wishes.version_compatible,
+            hardware_compatible=wishes.hardware_compatible,
+            sparsity=wishes.sparsity,
+            workspace_bytes=wishes.workspace_bytes,
+            optimization_level=wishes.optimization_level,
+            timing_cache=wishes.timing_cache,
+        )
+        with self._progress.task(f"building plans for {wishes.runtime}"):
+            try:
+                entries, left_out = add_plans(self._staged, manifest, options)
+            except EngineError as error:
+                raise BuildError(error.message) from error
+        self._notes += left_out
+        return entries
+
+    def _outcomes(
+        self,
+        workshop: Workshop,
+        candidates: Sequence[Candidate],
+        latencies: Latencies,
+        manifest: Manifest,
+        report: BuildReport,
+    ) -> tuple[VariantOutcome, ...]:
+        """How every precision fared; a choice that was left to the build is explained for each."""
+        auto = self._request.precisions == (AUTO,)
+        why = {variant.precision: variant.explanation for variant in report.variants} if auto else {}
+        built = [
+            self._outcome(workshop, c, latencies, manifest, why.get(c.precision, c.reason))
+            for c in candidates
+        ]
+        names = {c.precision for c in candidates}
+        skipped = [VariantOutcome(p, "skipped", reason) for p, reason in why.items() if p not in names]
+        return (*built, *skipped)
+
+    def _outcome(
+        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest, reason: str
+    ) -> VariantOutcome:
+        return VariantOutcome(
+            precision=candidate.precision,
+            status=candidate.status,
+            reason=reason,
+            bytes=sum(manifest.files[name].bytes for name in candidate.files),
+            gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
+            latency_ms=latencies.median.get(candidate.precision, {}),
+            assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
+        )
+
+
+def _rows(prepared: PreparedModel) -> int:
+    """The most rows that one execution takes."""
+    if prepared.batching.dim is not None:
+        return prepared.dims[prepared.batching.dim].max
+    return prepared.batching.size or 1
+
+
+def _latency_entry(curve: Mapping[int, float] | None) -> dict[str, dict[str, float]]:
+    if not curve:
+        return {}
+    return {RUNTIME: {str(bucket): round(ms, 6) for bucket, ms in curve.items()}}

@@ -1,0 +1,165 @@
+"""The report of a build: `report.json` for programs and `report.html` for people, from the same facts.
+
+The page is one file that needs no network: its pictures are inline SVG, its colours follow the
+reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+JSON_NAME, HTML_NAME = "report.json", "report.html"
+
+
+@dataclass(frozen=True)
+class TermReport:
+    """One term of the budget on one variant; see `vernier.budget.Finding`. `limit` is in the metric's own unit."""
+
+    text: str
+    value: float
+    limit: float
+    used: float
+    passed: bool
+    reference: float | None = None
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One precision.
+
+    status: `pass`, `refused` or `skipped`; explanation: why it is served or not, in one sentence.
+    terms: how it stands against the budget as a GPU computes it; served: on the runtime at hand.
+    latency_ms: bucket → median milliseconds; empty where it was not measured.
+    metrics: everything that was measured on the evaluation data.
+    """
+
+    precision: str
+    status: str
+    explanation: str
+    bytes: int = 0
+    terms: tuple[TermReport, ...] = ()
+    served: tuple[TermReport, ...] = ()
+    latency_ms: Mapping[int, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    assignment: Mapping[str, int] = field(default_factory=dict)
+    kept_macs: float | None = None
+
+    @property
+    def used(self) -> float | None:
+        """The largest part of the budget that is used up; None where nothing was judged."""
+        judged = [term.used for term in (*self.terms, *self.served)]
+        return max(judged) if judged else None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One quantizable node of one variant.
+
+    sensitivity: the part of the budget that quantizing this node alone uses up; None where not measured.
+    macs: share of all multiply-accumulates, 0 to 1.
+    """
+
+    name: str
+    op_type: str
+    precision: str
+    macs: float
+    sensitivity: float | None = None
+    rounding: str = ""
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """One of the samples that moved farthest.
+
+    moved: its error in units of the distance between FP32's answers (`rel_spread`).
+    values: output → the most moved values as (index, FP32, variant).
+    """
+
+    index: int
+    moved: float
+    values: Mapping[str, Sequence[tuple[int, float, float]]]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One evaluation of a search; see `vernier.builder.trials.Step`."""
+
+    given_back: int
+    used: float
+    samples: str
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """How one variant was brought into its budget."""
+
+    steps: tuple[StepReport, ...]
+    given_back: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RangeReport:
+    """One activation: the largest magnitude seen, where INT8 clips, and which method chose that."""
+
+    tensor: str
+    peak: float
+    clip: float
+    method: str
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Everything the report tells.
+
+    decision: plain sentences, the first of which says what is served.
+    layers, samples, searches: by precision.
+    facts: what was built from what, as label → text.
+    """
+
+    name: str
+    runtime: str
+    chosen: str
+    budget: tuple[str, ...]
+    evaluated: int
+    decision: tuple[str, ...]
+    variants: tuple[VariantReport, ...]
+    layers: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[SampleReport]] = field(default_factory=dict)
+    searches: Mapping[str, SearchReport] = field(default_factory=dict)
+    ranges: tuple[RangeReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(folder: Path, report: BuildReport) -> None:
+    """Writes report.json and report.html into `folder`. OSError (a full disk) is left to the caller."""
+    # Jinja2 belongs to the builder alone, and the page to the last second of a build.
+    from vernier.builder.report_page import render_page
+
+    (folder / JSON_NAME).write_text(json.dumps(as_json(report), indent=1, allow_nan=False) + "\n", "utf-8")
+    (folder / HTML_NAME).write_text(render_page(report), "utf-8")
+
+
+def as_json(report: BuildReport) -> dict[str, Any]:
+    """Plain dicts and lists; numbers that JSON lacks are null."""
+    found: dict[str, Any] = _plain(asdict(report))
+    for entry, variant in zip(found["variants"], report.variants, strict=True):
+        entry["used"] = _plain(variant.used)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,186 @@
+"""What a build is asked for and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from vernier.builder.shapes import ShapeRange
+from vernier.errors import BuildError
+from vernier.package.manifest import PRECISIONS, GateResult, Manifest
+
+AUTO = "auto"
+CALIBRATION_METHODS = ("minmax", "entropy", "percentile", "mse", "best")
+DEFAULT_METHOD = "best"
+QUANTIZERS = ("vernier", "modelopt")
+#: Precisions with quantized nodes, which need calibration data or a calibration cache.
+QUANTIZED = ("int8", "int8-fp32", "fp8")
+
+
+@dataclass(frozen=True)
+class PlanWishes:
+    """Plans to build beside the variants; see `vernier.builder.plan.PlanOptions`."""
+
+    runtime: str
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    sparsity: bool = False
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """The command line of a build.
+
+    precisions: in the order asked for, FP32 first; `("auto",)` for a search.
+    calibration, evaluation: data sources (see `vernier.builder.sources`).
+    calibration_method: None takes the cache's method, without a cache `best`.
+    resume: a file that lets an interrupted calibration go on where it ended.
+    search: whether a variant that misses its budget gives nodes back to higher precision.
+    below_tensorrt_10: whether to add the graphs that TensorRT 8 needs, at the size of FP32 each.
+    """
+
+    model: Path
+    name: str
+    out: Path
+    precisions: tuple[str, ...] = ("fp32",)
+    calibration: str | None = None
+    evaluation: str | None = None
+    label_key: str = "label"
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+    max_batch: int | None = None
+    sequence: Mapping[str, Sequence[int]] | None = None
+    pad_values: Mapping[str, float] = field(default_factory=dict)
+    budget: str | None = None
+    strict: bool = False
+    calibration_method: str | None = None
+    calibration_cache: Path | None = None
+    calibration_samples: int | None = None
+    resume: Path | None = None
+    quantizer: str = "vernier"
+    search: bool = True
+    plans: PlanWishes | None = None
+    below_tensorrt_10: bool = False
+
+
+@dataclass(frozen=True)
+class VariantOutcome:
+    """One precision.
+
+    status: `pass` (in the package), `refused` (by the gate) or `skipped` (cannot be had here; `reason` says why).
+    latency_ms: bucket → median milliseconds on `runtime`.
+    """
+
+    precision: str
+    status: str
+    reason: str = ""
+    bytes: int = 0
+    gate: GateResult | None = None
+    latency_ms: Mapping[int, float] = field(default_factory=dict)
+    assignment: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """A published package and how each precision fared. `exit_code` is 1 when one asked for was refused."""
+
+    package: Path
+    manifest: Manifest
+    runtime: str
+    variants: tuple[VariantOutcome, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if any(v.status == "refused" for v in self.variants) else 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "package": str(self.package),
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "runtime": self.runtime,
+            "decision": dict(self.manifest.decision),
+            "variants": [
+                {
+                    "precision": v.precision,
+                    "status": v.status,
+                    "reason": v.reason,
+                    "bytes": v.bytes,
+                    "budget": v.gate.budget if v.gate else [],
+                    "metrics": v.gate.metrics if v.gate else {},
+                    "latency_ms": {str(bucket): ms for bucket, ms in v.latency_ms.items()},
+                    "assignment": dict(v.assignment),
+                }
+                for v in self.variants
+            ],
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def parse_precisions(text: str) -> tuple[str, ...]:
+    """`fp32,fp16,int8` → the precisions, FP32 always among them and first; `auto` → `("auto",)`.
+
+    Raises BuildError.
+    """
+    asked = [part.strip().lower() for part in text.split(",") if part.strip()]
+    if AUTO in asked:
+        if len(asked) > 1:
+            raise BuildError("--precision auto chooses by itself: give either auto or a list")
+        return (AUTO,)
+    unknown = [part for part in asked if part not in PRECISIONS]
+    if unknown or not asked:
+        what = f"'{unknown[0]}' is no precision" if unknown else "--precision is empty"
+        raise BuildError(f"{what}: choose from {', '.join(PRECISIONS)}, separated by commas, or auto")
+    return tuple(dict.fromkeys(["fp32", *asked]))
+
+
+def default_precisions(calibration: str | None, evaluation: str | None) -> tuple[str, ...]:
+    """What the data at hand can prove."""
+    if calibration is not None:
+        return ("fp32", "fp16", "int8")
+    return ("fp32", "fp16") if evaluation is not None else ("fp32",)
+
+
+def parse_sequence(options: Sequence[str]) -> dict[str, list[int]] | None:
+    """`frames`, `frames=64,128` or `none`, each once per dimension; no option at all gives None.
+
+    Raises BuildError.
+    """
+    if not options:
+        return None
+    if list(options) == ["none"]:
+        return {}
+    found: dict[str, list[int]] = {}
+    for option in options:
+        name, _, sizes = option.partition("=")
+        try:
+            buckets = [int(size) for size in sizes.split(",")] if sizes else []
+        except ValueError:
+            buckets = [0]
+        if not name or any(bucket < 1 for bucket in buckets):
+            raise BuildError(f"--sequence {option} is not of the form frames=64,128,256 (or frames, or none)")
+        found[name] = buckets
+    return found
+
+
+def parse_pad_values(options: Sequence[str]) -> dict[str, float]:
+    """`ids=1` → `{"ids": 1.0}`. Raises BuildError."""
+    found: dict[str, float] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            name = ""
+        if not name or not isfinite(found[name]):
+            raise BuildError(f"--pad-value {option} is not of the form ids=1: an input's name and a number")
+    return found

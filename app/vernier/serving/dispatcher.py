@@ -1,0 +1,232 @@
+"""Dispatch: what the batcher chooses goes to the workers, or runs here, and what comes back is booked and told.
+
+    pump: Batcher.choose → Batch → worker (or inline) → settle → done
+
+A pump runs after the loop has read everything that had arrived, so requests of one moment meet in one
+batch. A worker wakes the loop once for each batch; the freed slot gets its next batch before the
+answers are delivered, so that it does not idle while responses are written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from vernier.errors import DeviceFailed, EngineError
+from vernier.metrics import ModelMetrics
+from vernier.serving.batcher import Batcher
+from vernier.serving.batching import Slots
+from vernier.serving.deference import Deference
+from vernier.serving.execution import Batch
+from vernier.serving.inline import PLACE as INLINE_PLACE
+from vernier.serving.inline import Inline
+from vernier.serving.ledger import Ledger
+from vernier.serving.request import PendingRequest
+from vernier.serving.request_queue import Lane
+from vernier.serving.results import Results
+from vernier.serving.sharing import Device
+from vernier.serving.workers import Crew, Listener
+
+#: Waits shorter than this are polled for: the loop's timers are no finer.
+_TIMER_S = 0.001
+#: Inline batches of one pump together hold up the loop for about this long at most.
+_INLINE_TURN_S = 0.001
+
+
+class Dispatcher:
+    """Belongs to the event loop's thread.
+
+    Args:
+        hire: makes the workers, who report to the listener that it is given.
+        device: shares the device's workers fairly with other models; None for a device of one's own.
+        deference: of this thread to the workers.
+        clock: monotonic, in seconds.
+
+    Attributes:
+        crew: the workers.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        ledger: Ledger,
+        results: Results,
+        inline: Inline,
+        hire: Callable[[Listener], Crew],
+        metrics: ModelMetrics,
+        clock: Callable[[], float],
+        device: Device | None = None,
+        deference: Deference | None = None,
+    ) -> None:
+        self._batcher = batcher
+        self._queue = batcher.queue
+        self._ledger = ledger
+        self._results = results
+        self._inline = inline
+        self._metrics = metrics
+        self._clock = clock
+        self._device = device
+        self._deference = deference
+        self._loop = asyncio.get_running_loop()
+        self._pump_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._shown = (-1, -1)
+        self.crew = hire(self)
+
+    # --- the pump ---------------------------------------------------------------------------------
+    def pump_soon(self) -> None:
+        """Has everything done that can be, once the loop has read what has arrived."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def worker_idle(self) -> None:
+        self.pump_soon()
+
+    def woken(self) -> None:
+        self.pump_soon()
+
+    def _pump(self) -> None:
+        """Does everything that can be done now, and sets the timer for what comes later."""
+        self._pump_due = False
+        now = self._clock()
+        batcher, crew, device = self._batcher, self.crew, self._device
+        for request in batcher.overdue(now) if self._queue.requests else ():
+            self._ledger.expired(request)
+        for running in crew.running:
+            if running.deadline is not None and running.deadline <= now:
+                self._results.overdue(running, now)
+        turn_ends = now + _INLINE_TURN_S
+        inline_rows = self._inline_rows if self._inline.slots else None
+        late: list[PendingRequest] = []
+        wake: float | None = None
+        while True:
+            choice = None
+            if self._queue.requests:
+                choice, wake = batcher.choose(now, self._slots, late, inline_rows)
+            if choice is None:
+                if device is not None:
+                    device.nothing_to_run(self)
+                break
+            if choice.inline:
+                self._run_inline(batcher.take(choice, now))
+                now = self._clock()
+                if now >= turn_ends:
+                    self.pump_soon()
+                    break
+            elif device is None or device.may_run(self):
+                batch = batcher.take(choice, now)
+                if device is not None:
+                    device.started(self, batch.predicted_s)
+                crew.run(batch)
+            else:
+                break
+        for request in late:
+            self._ledger.expired(request)
+        self._set_timer(now, wake)
+        self.show()
+        self._ledger.deliver()
+        if promised := self._results.take_promised():
+            self._loop.call_soon(self._learn, promised)  # once their answers have been written
+
+    def _learn(self, promised: Sequence[PendingRequest]) -> None:
+        now = self._clock()
+        for request in promised:
+            self._batcher.answered(request, now)
+
+    def _run_inline(self, batch: Batch) -> None:
+        batch.execute(self._inline.slots[batch.precision])
+        self._inline.ran(batch)
+        self._settle(batch, self._clock())
+
+    def _settle(self, batch: Batch, now: float) -> None:
+        if batch.error is not None:
+            if isinstance(batch.error, DeviceFailed) and batch.place == INLINE_PLACE:
+                self._inline.close()
+            self.crew.failed_execution(batch.error, batch.place)
+        if self._results.settle(batch, now):
+            self.pump_soon()
+
+    def _inline_rows(self, lane: Lane, now: float) -> int:
+        """How many rows of the lane should run on this thread; 0 for none."""
+        if lane.precision not in self._inline.slots:
+            return 0
+        curve = self._batcher.curve(lane.precision, lane.shape)
+        return self._inline.rows(lane.precision, lane.shape, curve, now)
+
+    def _slots(self) -> Slots:
+        crew = self.crew
+        next_free = min([batch.ends for batch in crew.running], default=None)
+        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), next_free)
+
+    # --- out --------------------------------------------------------------------------------------
+    def batch_finished(self, batch: Batch) -> None:
+        now = self._clock()
+        seconds = now - batch.dispatched
+        self._batcher.ran(batch, seconds)
+        if self._device is not None:
+            self._device.ended(self, batch.predicted_s, seconds)
+        self._settle(batch, now)
+        if self._defers() and not self._batcher.fills_batch(self.crew.size):
+            self.pump_soon()  # the loop is about to read requests that have waited for it, and can fill the batch
+        else:
+            self._pump()  # the slot gets its next batch first; the pump then delivers the answers
+
+    def _defers(self) -> bool:
+        return self._deference is not None and self._deference.active
+
+    def batch_lost(self, batch: Batch, error: EngineError) -> None:
+        if self._device is not None:
+            self._device.ended(self, batch.predicted_s, self._clock() - batch.dispatched)
+        self._results.lost(batch, error)
+        self.show()
+        self._ledger.deliver()
+
+    def device_lost(self, error: EngineError) -> None:
+        for request in list(self._queue):
+            self._ledger.failed(request, error)
+        self.show()
+        self._ledger.deliver()
+
+    # --- time -------------------------------------------------------------------------------------
+    def _set_timer(self, now: float, wake: float | None) -> None:
+        """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
+        if wake is None and not self._queue.requests and not self.crew.busy:
+            return
+        times = [batch.deadline for batch in self.crew.running]
+        if self._queue.requests:
+            times.append(self._queue.next_deadline())
+        times.append(wake)
+        at = min((t for t in times if t is not None), default=None)
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at - now < _TIMER_S:
+            self.pump_soon()
+        else:
+            self._timer_at = at
+            self._timer = self._loop.call_later(at - now, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def show(self) -> None:
+        """Brings the gauges up to date."""
+        crew, metrics = self.crew, self._metrics
+        metrics.set_queue_depth(self._queue.requests)
+        metrics.set_inflight(self._ledger.inflight)
+        slots = (len(crew.idle), len(crew.busy))
+        if slots != self._shown:
+            self._shown = slots
+            metrics.set_slots(*slots, crew.failed)
+
+    def close(self) -> None:
+        """Nothing will be run any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._device is not None:
+            self._device.leave(self)
