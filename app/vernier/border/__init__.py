@@ -1,0 +1,1 @@
+"""The border between fronts, which own connections and formats, and the engine side, which owns models and devices."""
