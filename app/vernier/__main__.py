@@ -11,9 +11,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from vernier.api.accepting import AcceptingServer
-from vernier.api.fast.protocol import fast_protocol
-from vernier.api.punctual import punctual_protocol
+from vernier.front.connection import fast_protocol
+from vernier.front.listeners import AcceptingServer
+from vernier.front.timeouts import timeout_protocol
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
 from vernier.main import create_app
@@ -48,7 +48,7 @@ def tls_options(settings: Settings) -> dict[str, Any]:
 def protocol_of(app: FastAPI, settings: Settings) -> Any:
     """uvicorn's `http` option."""
     if not settings.fast_path:
-        return punctual_protocol(settings.body_timeout_s)
+        return timeout_protocol(settings.body_timeout_s)
     state = app.state
     return fast_protocol(state.predictions, state.metrics, state.guard, settings)
 

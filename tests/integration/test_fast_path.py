@@ -311,7 +311,7 @@ COMPARED = {
     "traced": request(body(1), traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     "no content type": request(body(1)).replace(b"content-type: application/json\r\n", b""),
     "parameters of the type": request(body(1), content_type="Application/JSON; charset=utf-8"),
-    "curl": request(body(1), content_type="application/x-www-form-urlencoded"),
+    "curl": request(body(1), content_type="application/x-www-template-urlencoded"),
     "query that JSON ignores": request(body(1), "/v1/predict?model=other"),
     "wrong shape": request(b'{"model": "mlp", "inputs": {"x": [[1, 2, 3]]}, "id": "1"}'),
     "ragged": request(b'{"model": "mlp", "inputs": {"x": [[1, 2, 3, 4], [1]]}}', x_request_id="1"),

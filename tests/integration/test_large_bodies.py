@@ -20,11 +20,11 @@ from tests.support.certificates import Authority
 from tests.support.packages import ends_model, write_package
 from tests.support.server import Server, free_port, serve
 from tests.support.wire import Wire, request
-from vernier.api.fast.receiver import LARGEST
+from vernier.front.receiver import LARGEST
 
 RAW = "application/octet-stream"
 ROWS = 8_000  # 128 KB
-WAYS = ["uvloop", "asyncio", "tls", "ordinary"]
+NUMBER_FORMATS = ["uvloop", "asyncio", "tls", "ordinary"]
 
 
 class Service:
@@ -41,7 +41,7 @@ class Service:
         return wire
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=NUMBER_FORMATS)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`mlp`, whose output z is twice its input; bodies must come within a second."""
     root = tmp_path_factory.mktemp("large")

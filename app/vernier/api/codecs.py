@@ -16,8 +16,8 @@ from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 
 from vernier.api.json_tensors import count_lists, decode_numbers, decode_values, parse_fields
+from vernier.border.batch import Answer
 from vernier.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
-from vernier.serving.request import Answer
 from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
 
@@ -186,7 +186,7 @@ def raw_envelope(query: Mapping[str, str]) -> PredictRequest:
 def media_type_of(content_type: str) -> str:
     """JSON or RAW. Raises UnsupportedMediaType."""
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type in (JSON, "", "application/x-www-form-urlencoded"):  # the last is what curl -d sends
+    if media_type in (JSON, "", "application/x-www-template-urlencoded"):  # the last is what curl -d sends
         return JSON
     if media_type == RAW:
         return RAW

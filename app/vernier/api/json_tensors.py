@@ -65,10 +65,10 @@ def _parse(body: bytes | bytearray) -> Any:
 
 
 #: How numbers come out of simdjson: the kind of buffer, its dtype, and the dtype that they get.
-Way = tuple[Literal["d", "i", "u"], np.dtype[Any], np.dtype[Any]]
+NumberFormat = tuple[Literal["d", "i", "u"], np.dtype[Any], np.dtype[Any]]
 
 
-def _way(dtype: str) -> Way:
+def _way(dtype: str) -> NumberFormat:
     target = numpy_dtype(dtype)
     if target.kind == "f":
         return "d", np.dtype(np.float64), target
@@ -77,7 +77,7 @@ def _way(dtype: str) -> Way:
     return "i", np.dtype(np.int64), target
 
 
-WAYS: dict[str, Way] = {dtype: _way(dtype) for dtype in DTYPES if dtype != "bool"}
+NUMBER_FORMATS: dict[str, NumberFormat] = {dtype: _way(dtype) for dtype in DTYPES if dtype != "bool"}
 
 
 def count_lists(body: bytes | bytearray) -> int:
@@ -111,7 +111,9 @@ def decode_numbers(inputs: Object, brackets: int, signature: Signature) -> Array
         return None
 
 
-def decode_lists(texts: Sequence[bytes | bytearray | memoryview], way: Way) -> tuple[Array, list[int]] | None:
+def decode_lists(
+    texts: Sequence[bytes | bytearray | memoryview], way: NumberFormat
+) -> tuple[Array, list[int]] | None:
     """What stands between the brackets of lists: all numbers, and how many of them each list has; None when in doubt.
 
     A text may hold several lists, with `],[` between them. All are parsed as one text, in which every `[` must open one
@@ -136,7 +138,7 @@ def _hold_only(texts: Sequence[bytes | bytearray | memoryview], lists: int) -> b
     return together.count(b"[") == lists - len(texts)
 
 
-def _to_dtype(value: Any, way: Way) -> Array | None:
+def _to_dtype(value: Any, way: NumberFormat) -> Array | None:
     """All numbers of nested lists, in order; None, or FloatingPointError, when one does not fit its dtype.
 
     Raises TypeError, ValueError, AttributeError when there is something else among them.
@@ -159,7 +161,7 @@ def _decode(inputs: Object, brackets: int, signature: Signature) -> Arrays | Non
         if not lists:
             return None
         brackets -= lists
-        numbers = _to_dtype(value, WAYS[spec.dtype])
+        numbers = _to_dtype(value, NUMBER_FORMATS[spec.dtype])
         if numbers is None:
             return None
         arrays[name] = numbers.reshape(shape)

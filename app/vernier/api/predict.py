@@ -12,10 +12,11 @@ from vernier.api.errors import describe_error, error_response
 from vernier.api.identity import header_value, new_id
 from vernier.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from vernier.api.service import Predictions, Prepared
+from vernier.border.awaited import AwaitedAnswer
+from vernier.border.batch import Answer, RequestBatch
 from vernier.errors import Cancelled
 from vernier.logs import request_id
 from vernier.serving.repository import LoadedModel
-from vernier.serving.request import Answer, AwaitedRequest
 from vernier.settings import Settings
 
 router = APIRouter(tags=["prediction"])
@@ -29,15 +30,18 @@ _BODY = {
 }
 
 
-async def _answer(request: Request, model: LoadedModel, prepared: Prepared) -> Answer:
+async def _answer(request: Request, model: LoadedModel, prepared: Prepared, arrived: float) -> Answer:
     """Runs the prediction and gives it up when the client goes away.
 
     The request is submitted in the same turn of the loop in which its model was resolved, so that a model
     that is replaced meanwhile has either admitted it or was not the one resolved.
     """
-    pending = AwaitedRequest(*prepared)
-    future = pending.future
-    model.scheduler.submit(pending)
+    arrays, rows, outputs, precision, priority, deadline = prepared
+    awaited = AwaitedAnswer()
+    deadlines = None if deadline is None else (deadline,)
+    batch = RequestBatch(arrays, (rows,), outputs, precision, priority, (arrived,), deadlines, awaited)
+    model.scheduler.submit(batch)
+    future = awaited.future
     gone = asyncio.ensure_future(wait_for_disconnect(request))
     try:
         await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -47,7 +51,7 @@ async def _answer(request: Request, model: LoadedModel, prepared: Prepared) -> A
     finally:
         gone.cancel()
         if not future.done():
-            model.scheduler.cancel(pending)
+            model.scheduler.cancel(batch, 0)
 
 
 @router.post(
@@ -77,7 +81,7 @@ async def predict(request: Request) -> Response:
         request_id.set(identity)
         model = predictions.repository.resolve(envelope.model, envelope.version)
         prepared = predictions.prepare(envelope, inputs, model, arrived)
-        answer = await _answer(request, model, prepared)
+        answer = await _answer(request, model, prepared, arrived)
         precision = answer.precision
         payload = encode_answer(identity, model.name, model.version, answer)
         response = Response(payload, media_type=JSON)

@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vernier.api import health
-from vernier.api.punctual import punctual_protocol
+from vernier.front.timeouts import timeout_protocol
 
 
 class _SideServer(uvicorn.Server):
@@ -38,7 +38,7 @@ async def side_server(main: FastAPI, host: str, port: int | None) -> AsyncIterat
         log_config=None,
         access_log=settings.access_log,  # of all servers in a process, the last one's word counts
         lifespan="off",
-        http=punctual_protocol(settings.body_timeout_s),
+        http=timeout_protocol(settings.body_timeout_s),
     )
     server = _SideServer(config)
     serving = asyncio.create_task(server.serve())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 from vernier.errors import VernierError
@@ -120,3 +121,15 @@ def cut(arrays: Arrays, rows: Sequence[int]) -> Iterator[Arrays]:
     for count in rows:
         yield {name: array[start : start + count] for name, array in arrays.items()}
         start += count
+
+
+def chosen(arrays: Arrays, rows: Sequence[int], places: Sequence[int]) -> Arrays:
+    """Copies of the rows that some of several requests have of such arrays, below each other.
+
+    Args:
+        rows: of each request.
+        places: numbers of the requests.
+    """
+    starts = list(accumulate(rows, initial=0))
+    wanted = [row for at in places for row in range(starts[at], starts[at + 1])]
+    return {name: array[wanted] for name, array in arrays.items()}

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, Self
 
+from vernier.border.batch import Answer
 from vernier.errors import Cancelled, VernierError
 from vernier.tensors import Arrays
 
@@ -24,26 +25,6 @@ if TYPE_CHECKING:
 
 #: Where a request stands. Only QUEUED requests are in the queue's counts.
 NEW, QUEUED, RUNNING, ENDED = range(4)
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the caller gets back.
-
-    Attributes:
-        outputs: the asked outputs by name, in the request's rows and order. They may be views of the batch's
-            arrays: read them or copy them, do not write.
-        precision: the variant that computed them.
-        queue_s: seconds from admission to the dispatch that answered.
-        compute_s: seconds of the execution that answered (the longest, when several did).
-        batch_size: rows that were computed together (the most, when several executions did).
-    """
-
-    outputs: Arrays
-    precision: str
-    queue_s: float
-    compute_s: float
-    batch_size: int
 
 
 class PendingRequest(ABC):

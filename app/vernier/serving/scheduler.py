@@ -12,10 +12,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
 from vernier.errors import Draining, NotReady, QueueFull, VernierError
 from vernier.metrics import ModelMetrics
+from vernier.serving import batch_adapter
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
 from vernier.serving.batching import IDLE
@@ -25,7 +27,7 @@ from vernier.serving.execution import Batch
 from vernier.serving.inline import Inline
 from vernier.serving.ledger import Ledger
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import Answer, AwaitedRequest, JoinedRequests, PendingRequest, RequestGroup
+from vernier.serving.request import AwaitedRequest, JoinedRequests, PendingRequest, RequestGroup
 from vernier.serving.request_queue import Lane
 from vernier.serving.results import Results, Tap
 from vernier.serving.sharing import Device
@@ -205,14 +207,12 @@ class Scheduler:
         """The most rows of a request that can be in a group; 0 for none."""
         return self._layout.largest if self._layout.kind == "dynamic" else 0
 
-    def submit(self, request: PendingRequest) -> None:
-        """`admit`; raises what it returns."""
-        error = self.admit(request)
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback refers to this frame, and this to the request
+    def submit(self, batch: RequestBatch) -> None:
+        """See vernier.border."""
+        batch_adapter.submit(self, batch)
+
+    def cancel(self, batch: RequestBatch, index: int) -> None:
+        batch_adapter.cancel(self, batch, index)
 
     def admit(self, request: PendingRequest) -> VernierError | None:
         """Admits the request, whose `done` will then be called once, unless it is cancelled.
@@ -307,7 +307,7 @@ class Scheduler:
             self._batcher.rate.add(rows)
         return answer
 
-    def cancel(self, request: PendingRequest) -> None:
+    def _cancel(self, request: PendingRequest) -> None:
         """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
         self._batcher.single_out(request)
         if self._ledger.cancelled(request):
@@ -325,11 +325,13 @@ class Scheduler:
     ) -> Answer:
         """`submit` for coroutines; cancelling the task cancels the request. Raises what it ended with."""
         request = AwaitedRequest(inputs, rows, outputs, precision, priority, deadline)
-        self.submit(request)
+        error = self.admit(request)
+        if error is not None:
+            raise error
         try:
             return await request.future
         except asyncio.CancelledError:
-            self.cancel(request)
+            self._cancel(request)
             raise
 
     def _free_at(self) -> tuple[float, ...]:

@@ -88,6 +88,11 @@ class Signature:
                 f"model '{self.model}' has no input '{name}'; its inputs are {_names(self.inputs)}"
             ) from None
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether requests can lie below each other along a batch axis."""
+        return self.batch_dim is not None or self.fixed_batch is not None
+
     @cached_property
     def raw_layout(self) -> RawLayout:
         """Raises UnsupportedMediaType when bytes alone do not tell the inputs."""

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.packages import ends_model
 from tests.support.scheduling import until
-from vernier.api.fast.memory import BodyMemory
+from vernier.front.buffers import BodyBufferPool
 from vernier.engine.base import default_buckets
 from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
 from vernier.metrics import ModelMetrics
@@ -45,7 +45,7 @@ async def images(folder: Path, inline: bool) -> AsyncIterator[Scheduler]:
         executor.close()
 
 
-def received(memory: BodyMemory, number: float) -> Arrays:
+def received(memory: BodyBufferPool, number: float) -> Arrays:
     """A row as the receiver would have it: an array over memory out of the pool."""
     room = memory.take(0, 4 * WIDTH, several=False).view
     np.frombuffer(room, np.float32)[:] = number
@@ -58,7 +58,7 @@ def place(inputs: Arrays) -> int:
 
 @pytest.mark.parametrize("inline", [False, True])
 async def test_memory_is_free_once_the_answer_is_there(tmp_path: Path, inline: bool) -> None:
-    memory = BodyMemory(10 * 4 * WIDTH)
+    memory = BodyBufferPool(10 * 4 * WIDTH)
     async with images(tmp_path, inline) as scheduler:
         where = place(received(memory, 0.0))
         for number in range(4):
@@ -78,7 +78,7 @@ async def test_memory_is_free_once_the_answer_is_there(tmp_path: Path, inline: b
 
 @pytest.mark.parametrize("inline", [False, True])
 async def test_what_the_tap_keeps_is_not_written_over(tmp_path: Path, inline: bool) -> None:
-    memory = BodyMemory(10 * 4 * WIDTH)
+    memory = BodyBufferPool(10 * 4 * WIDTH)
     kept: list[tuple[Arrays, Arrays]] = []
     async with images(tmp_path, inline) as scheduler:
         scheduler.set_tap(lambda inputs, outputs, precision: kept.append((inputs, outputs)), 0.5)
@@ -93,7 +93,7 @@ async def test_what_the_tap_keeps_is_not_written_over(tmp_path: Path, inline: bo
 
 async def test_what_is_cancelled_while_it_runs_is_not_written_over(tmp_path: Path) -> None:
     """Whoever cancels lets go of the request; the execution does not."""
-    memory = BodyMemory(10 * 4 * WIDTH)
+    memory = BodyBufferPool(10 * 4 * WIDTH)
     async with images(tmp_path, inline=False) as scheduler:
         ran: list[Arrays] = []
         read = OnnxRuntimeSlot.read_in_place

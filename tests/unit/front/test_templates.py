@@ -1,4 +1,4 @@
-"""A form reads what equals its first body but for the numbers, exactly as the long way would; nothing else."""
+"""A template reads what equals its first body but for the numbers, exactly as the long way would; nothing else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from tests.unit.api.test_json_tensors import signature_of
 from vernier.api.codecs import PredictRequest, parse_predict, raw_envelope
-from vernier.api.forms import NO_FORMS, Apart, Form, FormCache, RawForm, raw_form
-from vernier.api.json_forms import json_form
+from vernier.front.templates import NO_TEMPLATES, Extracted, Template, TemplateCache, RawTemplate, raw_template
+from vernier.front.json_templates import json_template
 from vernier.errors import RequestError
 from vernier.serving.repository import LoadedModel
 from vernier.serving.signature import Signature
@@ -57,24 +57,24 @@ def learned(
     signature: Signature | None = None,
     timeout_ms: float | None = None,
     model: LoadedModel = MODEL,
-) -> Form | None:
+) -> Template | None:
     """timeout_ms: the service's own."""
     envelope, inputs = parse_predict(body)
     arrays = inputs.decode(signature or signature_of(dtype, list(shape)))
     own_ms = timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
     deadline = None if own_ms is None else 1.0
-    return json_form(body, envelope, own_ms, model, (arrays, 1, ("y",), None, envelope.priority, deadline))
+    return json_template(body, envelope, own_ms, model, (arrays, 1, ("y",), None, envelope.priority, deadline))
 
 
-def read(form: Form, *bodies: bytes) -> tuple[Apart, list[Arrays]] | None:
+def read(template: Template, *bodies: bytes) -> tuple[Extracted, list[Arrays]] | None:
     """Of each."""
-    apart = form.take_apart(bodies, [0] * len(bodies))
-    decoded = None if apart is None else form.decode(apart)
-    return None if apart is None or decoded is None else (apart, list(decoded.each()))
+    extracted = template.extract(bodies, [0] * len(bodies))
+    decoded = None if extracted is None else template.decode(extracted)
+    return None if extracted is None or decoded is None else (extracted, list(decoded.each()))
 
 
-def alone(form: Form, body: bytes) -> Arrays | None:
-    found = read(form, body)
+def alone(template: Template, body: bytes) -> Arrays | None:
+    found = read(template, body)
     return None if found is None else found[1][0]
 
 
@@ -84,12 +84,12 @@ def text(row: str, id: str = "a") -> bytes:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "uint64", "float16"])
 def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
-    form = learned(text("1, 2, 3"), dtype)
-    assert form is not None
-    arrays = alone(form, text(" 40,5 , 6 "))
+    template = learned(text("1, 2, 3"), dtype)
+    assert template is not None
+    arrays = alone(template, text(" 40,5 , 6 "))
     assert arrays is not None
     assert (arrays["x"].dtype, arrays["x"].tolist()) == (numpy_dtype(dtype), [[40, 5, 6]])
-    assert form.fits(MODEL)
+    assert template.fits(MODEL)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_the_next_body_gives_its_own_numbers(dtype: str) -> None:
     ],
 )
 def test_what_differs_in_more_than_its_numbers_does_not_match(other: bytes) -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
-    assert alone(form, other) is None
+    template = learned(text("1, 2, 3"))
+    assert template is not None
+    assert alone(template, other) is None
 
 
 @pytest.mark.parametrize(
@@ -152,30 +152,30 @@ def test_bodies_without_a_form(body: bytes, shape: tuple[str, ...]) -> None:
     ],
 )
 def test_the_names_of_outputs_may_stand_beside_the_numbers(around: str) -> None:
-    form = learned(around.format("1, 2").encode())
-    assert form is not None
-    arrays = alone(form, around.format("3, 4").encode())
+    template = learned(around.format("1, 2").encode())
+    assert template is not None
+    arrays = alone(template, around.format("3, 4").encode())
     assert arrays is not None
     assert arrays["x"].tolist() == [[3, 4]]
-    assert alone(form, around.format("3, 4").replace('"outputs"', '"outputz"').encode()) is None
-    assert alone(form, around.format("3], [4").encode()) is None
+    assert alone(template, around.format("3, 4").replace('"outputs"', '"outputz"').encode()) is None
+    assert alone(template, around.format("3], [4").encode()) is None
 
 
 def test_what_stands_between_the_gaps_must_be_there() -> None:
-    form = learned(b'{"inputs": {"x": [[1, 2, 3]]}, "id": "a"}')
-    assert form is not None
-    assert read(form, b'{"inputs": {"x": [[4, 5, 6]]}, "id": ""}') is not None
-    assert read(form, b'{"inputs": {"x": [[4, 5, 6"}') is None
+    template = learned(b'{"inputs": {"x": [[1, 2, 3]]}, "id": "a"}')
+    assert template is not None
+    assert read(template, b'{"inputs": {"x": [[4, 5, 6]]}, "id": ""}') is not None
+    assert read(template, b'{"inputs": {"x": [[4, 5, 6"}') is None
 
 
 def test_each_has_its_own_id() -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
-    found = read(form, text("4, 5, 6", id="b"), text("7, 8, 9", id=""), text("1, 2, 3", id="]], '[["))
+    template = learned(text("1, 2, 3"))
+    assert template is not None
+    found = read(template, text("4, 5, 6", id="b"), text("7, 8, 9", id=""), text("1, 2, 3", id="]], '[["))
     assert found is not None
-    apart, arrays = found
-    assert apart.ids == ["b", "", "]], '[["]
-    assert form.envelope.id is None
+    extracted, arrays = found
+    assert extracted.ids == ["b", "", "]], '[["]
+    assert template.envelope.id is None
     assert [mine["x"].tolist() for mine in arrays] == [[[4, 5, 6]], [[7, 8, 9]], [[1, 2, 3]]]
 
 
@@ -192,26 +192,26 @@ def test_each_has_its_own_deadline(around: str) -> None:
         in_front = around.index('timeout_ms":') < around.index("inputs")
         return (around % ((timeout, row) if in_front else (row, timeout))).encode()
 
-    form = learned(body("100", "1, 2"))
-    assert form is not None
-    found = read(form, body("50", "3, 4"), body("2.5e2", "5, 6"), body("0", "7, 8"))
+    template = learned(body("100", "1, 2"))
+    assert template is not None
+    found = read(template, body("50", "3, 4"), body("2.5e2", "5, 6"), body("0", "7, 8"))
     assert found is not None
-    assert form.deadlines([1.0, 2.0, 3.0], found[0]) == pytest.approx([1.05, 2.25, 3.0])
+    assert template.deadlines([1.0, 2.0, 3.0], found[0]) == pytest.approx([1.05, 2.25, 3.0])
     assert [mine["x"].tolist() for mine in found[1]] == [[[3, 4]], [[5, 6]], [[7, 8]]]
     for odd in ("-1", "1e9", "1e999", "null", "01", "1_0", "", " 5", "1.", "true", '"5"', "NaN"):
-        assert read(form, body("50", "3, 4"), body(odd, "3, 4")) is None, odd
+        assert read(template, body("50", "3, 4"), body(odd, "3, 4")) is None, odd
 
 
 def test_a_deadline_may_be_the_services_own() -> None:
     body = text("1, 2, 3")
-    form, unlimited = learned(body, timeout_ms=20.0), learned(body)
-    assert form is not None
+    template, unlimited = learned(body, timeout_ms=20.0), learned(body)
+    assert template is not None
     assert unlimited is not None
-    apart = form.take_apart([body], [0])
-    assert apart is not None
-    assert form.deadlines([1.0], apart) == pytest.approx([1.02])
-    assert unlimited.deadlines([1.0], apart) is None
-    assert form.key != unlimited.key
+    extracted = template.extract([body], [0])
+    assert extracted is not None
+    assert template.deadlines([1.0], extracted) == pytest.approx([1.02])
+    assert unlimited.deadlines([1.0], extracted) is None
+    assert template.key != unlimited.key
 
 
 def several(user: object, item: object, id: str = "a") -> bytes:
@@ -219,16 +219,16 @@ def several(user: object, item: object, id: str = "a") -> bytes:
 
 
 def test_several_inputs_are_read_each_for_itself() -> None:
-    form = learned(several([7], [[1, 2, 3]]), signature=TWO)
-    assert form is not None
-    found = read(form, several([8], [[4, 5, 6]], "b"), several([9], [[0.5, 0, -1]], "c"))
+    template = learned(several([7], [[1, 2, 3]]), signature=TWO)
+    assert template is not None
+    found = read(template, several([8], [[4, 5, 6]], "b"), several([9], [[0.5, 0, -1]], "c"))
     assert found is not None
-    apart, arrays = found
-    assert apart.ids == ["b", "c"]
+    extracted, arrays = found
+    assert extracted.ids == ["b", "c"]
     assert [mine["user"].tolist() for mine in arrays] == [[8], [9]]
     assert [mine["item"].tolist() for mine in arrays] == [[[4, 5, 6]], [[0.5, 0, -1]]]
     assert arrays[0]["user"].dtype == np.int64
-    decoded = form.decode(apart)
+    decoded = template.decode(extracted)
     assert decoded is not None
     assert decoded.arrays["user"].tolist() == [8, 9]
     assert decoded.arrays["item"].shape == (2, 3)
@@ -256,9 +256,9 @@ def test_several_inputs_are_read_each_for_itself() -> None:
     ],
 )
 def test_of_several_inputs_none_may_differ_in_more_than_its_numbers(other: bytes) -> None:
-    form = learned(several([7], [[1, 2, 3]]), signature=TWO)
-    assert form is not None
-    assert read(form, several([7], [[1, 2, 3]]), other) is None
+    template = learned(several([7], [[1, 2, 3]]), signature=TWO)
+    assert template is not None
+    assert read(template, several([7], [[1, 2, 3]]), other) is None
 
 
 @pytest.mark.parametrize(
@@ -273,19 +273,19 @@ def test_several_inputs_without_a_form(body: bytes) -> None:
 
 
 def test_each_has_its_own_rows() -> None:
-    form = learned(several([7, 8], [[1, 2, 3], [4, 5, 6]]), signature=TWO)
-    assert form is not None
+    template = learned(several([7, 8], [[1, 2, 3], [4, 5, 6]]), signature=TWO)
+    assert template is not None
     found = read(
-        form,
+        template,
         several([9], [[7, 8, 9]]),
         several([1, 2, 3], [[1, 2, 3], [4, 5, 6], [7, 8, 9]]).replace(b"], [", b"],["),
         several([4, 5], [[0, 0, 0], [1, 1, 1]]),
     )
     assert found is not None
-    apart, arrays = found
+    extracted, arrays = found
     assert [mine["user"].tolist() for mine in arrays] == [[9], [1, 2, 3], [4, 5]]
     assert [mine["item"][:, 0].tolist() for mine in arrays] == [[7], [1, 4, 7], [0, 1]]
-    decoded = form.decode(apart)
+    decoded = template.decode(extracted)
     assert decoded is not None
     assert list(decoded.rows) == [1, 3, 2]
     part = decoded.part(1, 3)
@@ -295,12 +295,12 @@ def test_each_has_its_own_rows() -> None:
 
 
 def test_rows_may_be_numbers_and_there_is_one_at_least() -> None:
-    form = learned(b'{"inputs": {"x": [1, 2]}}', shape=("batch",))
-    assert form is not None
-    found = read(form, b'{"inputs": {"x": [3]}}', b'{"inputs": {"x": [4, 5, 6]}}')
+    template = learned(b'{"inputs": {"x": [1, 2]}}', shape=("batch",))
+    assert template is not None
+    found = read(template, b'{"inputs": {"x": [3]}}', b'{"inputs": {"x": [4, 5, 6]}}')
     assert found is not None
     assert [mine["x"].tolist() for mine in found[1]] == [[3], [4, 5, 6]]
-    assert read(form, b'{"inputs": {"x": []}}', b'{"inputs": {"x": [4]}}') is None
+    assert read(template, b'{"inputs": {"x": []}}', b'{"inputs": {"x": [4]}}') is None
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,10 @@ def test_rows_may_be_numbers_and_there_is_one_at_least() -> None:
 )
 def test_rows_are_fixed_where_an_input_is_not_made_of_them(shapes: tuple[tuple[str | int, ...], ...]) -> None:
     model = model_of("batch", *shapes)
-    form = learned(text("1, 2, 3"), model=model)
-    assert form is not None
-    assert read(form, text("4, 5, 6")) is not None
-    assert read(form, text("4, 5, 6], [7, 8, 9")) is None
+    template = learned(text("1, 2, 3"), model=model)
+    assert template is not None
+    assert read(template, text("4, 5, 6")) is not None
+    assert read(template, text("4, 5, 6], [7, 8, 9")) is None
     assert learned(text("1, 2, 3], [4, 5, 6"), model=model) is None
 
 
@@ -335,19 +335,19 @@ def test_texts_that_are_odd_or_long_have_no_form(body: bytes) -> None:
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_a_field_that_comes_twice_is_read_as_the_long_way_reads_it(first: str) -> None:
     body = f'{{"id": "{first}", "id": "b", "timeout_ms": 5, "timeout_ms": 9, "inputs": {{"x": [[1, 2]]}}}}'.encode()
-    form = learned(body)
-    assert form is not None
-    found = read(form, body)
+    template = learned(body)
+    assert template is not None
+    found = read(template, body)
     assert found is not None
     assert found[0].ids is None
-    assert form.envelope.id == "b"
-    assert form.deadlines([0.0], found[0]) == [0.009]
-    assert read(form, body.replace(b'"b"', b'"c"')) is None
+    assert template.envelope.id == "b"
+    assert template.deadlines([0.0], found[0]) == [0.009]
+    assert read(template, body.replace(b'"b"', b'"c"')) is None
 
 
 def test_a_raw_body_without_a_dimension_has_no_form() -> None:
     prepared = ({"x": np.zeros((), np.float32)}, 1, ("y",), None, 0, None)
-    assert raw_form(PredictRequest(), None, MODEL, prepared) is None
+    assert raw_template(PredictRequest(), None, MODEL, prepared) is None
 
 
 def test_a_model_without_a_batch_keeps_its_shape() -> None:
@@ -377,10 +377,10 @@ ODD_ROWS = st.lists(
 @settings(max_examples=1500)
 @given(st.lists(st.one_of(ROWS, ODD_ROWS), min_size=1, max_size=4))
 def test_rows_that_are_read_together_are_those_of_the_long_way(rows: list[str]) -> None:
-    form = learned(text("1, 2], [3, 4"))
-    assert form is not None
+    template = learned(text("1, 2], [3, 4"))
+    assert template is not None
     bodies = [text(row) for row in rows]
-    found = read(form, *bodies)
+    found = read(template, *bodies)
     if found is None:
         return
     for body, arrays in zip(bodies, found[1], strict=True):
@@ -392,9 +392,9 @@ def test_rows_that_are_read_together_are_those_of_the_long_way(rows: list[str]) 
 
 @given(st.lists(ROWS, min_size=1, max_size=4))
 def test_plain_rows_are_always_read(rows: list[str]) -> None:
-    form = learned(text("1, 2], [3, 4"))
-    assert form is not None
-    assert read(form, *map(text, rows)) is not None
+    template = learned(text("1, 2], [3, 4"))
+    assert template is not None
+    assert read(template, *map(text, rows)) is not None
 
 
 FIELDS = st.permutations(
@@ -426,51 +426,51 @@ def fill(fields: list[str], gaps: tuple[str, str, str, str]) -> bytes:
 def test_whatever_stands_in_the_gaps_says_the_same_as_the_long_way(
     fields: list[str], gaps: tuple[str, str, str, str]
 ) -> None:
-    form = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
-    assert form is not None
+    template = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
+    assert template is not None
     body = fill(fields, gaps)
-    found = read(form, body)
+    found = read(template, body)
     if found is None:
         return
-    apart, arrays = found
+    extracted, arrays = found
     envelope, inputs = parse_predict(body)
     long_way = inputs.decode(TWO)
     for name, array in arrays[0].items():
         np.testing.assert_array_equal(array, long_way[name])
-    assert apart.ids == [envelope.id]
-    assert apart.timeouts_ms == [envelope.timeout_ms]
-    assert envelope == replace(form.envelope, id=envelope.id, timeout_ms=envelope.timeout_ms)
+    assert extracted.ids == [envelope.id]
+    assert extracted.timeouts_ms == [envelope.timeout_ms]
+    assert envelope == replace(template.envelope, id=envelope.id, timeout_ms=envelope.timeout_ms)
 
 
 @given(st.integers(0, 99), st.sampled_from(["id", "timeout"]))
 def test_most_gaps_are_read(number: int, what: str) -> None:
     fields = ['"id": "%s"', '"timeout_ms": %s', '"inputs": {"item": [[%s]], "user": [%s]}']
-    form = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
-    assert form is not None
-    assert read(form, fill(fields, (f"r-{number}", f"{number}", f"{number}, 2, 3", f"{number}"))) is not None
+    template = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
+    assert template is not None
+    assert read(template, fill(fields, (f"r-{number}", f"{number}", f"{number}, 2, 3", f"{number}"))) is not None
 
 
 def test_a_raw_form_reads_bytes_and_leaves_what_is_not_finite() -> None:
     prepared = ({"x": np.zeros((2, 3), np.float32)}, 2, ("y",), None, 0, None)
-    form = RawForm(raw_envelope({"model": "m"}), None, MODEL, prepared)
+    template = RawTemplate(raw_envelope({"model": "m"}), None, MODEL, prepared)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays = alone(form, x.tobytes())
+    arrays = alone(template, x.tobytes())
     assert arrays is not None
     np.testing.assert_array_equal(arrays["x"], x)
     x[1, 1] = np.inf
-    assert alone(form, x.tobytes()) is None
+    assert alone(template, x.tobytes()) is None
 
 
 def test_a_form_does_not_keep_a_model_alive() -> None:
     model = Model()
     prepared = ({"x": np.zeros((1, 3), np.float32)}, 1, ("y",), None, 0, None)
-    form = RawForm(PredictRequest(), None, cast(LoadedModel, model), prepared)
+    template = RawTemplate(PredictRequest(), None, cast(LoadedModel, model), prepared)
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
-    assert form.model is None
-    assert not form.fits(MODEL)
+    assert template.model is None
+    assert not template.fits(MODEL)
 
 
 PIECES = st.sampled_from(
@@ -481,29 +481,29 @@ PIECES = st.sampled_from(
 @settings(max_examples=500)
 @given(st.lists(PIECES, max_size=9))
 def test_whatever_stands_between_a_form_says_the_same_as_the_long_way(pieces: list[str]) -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
+    template = learned(text("1, 2, 3"))
+    assert template is not None
     body = text("".join(pieces))
-    arrays = alone(form, body)
+    arrays = alone(template, body)
     if arrays is None:
         return
     envelope, inputs = parse_predict(body)
     long_way = inputs.decode(signature_of("float32", ["batch", "n"]))
     np.testing.assert_array_equal(arrays["x"], long_way["x"])
-    assert replace(envelope, id=None) == form.envelope
+    assert replace(envelope, id=None) == template.envelope
 
 
 @settings(max_examples=500)
 @given(st.lists(st.lists(PIECES, max_size=9).map("".join), min_size=2, max_size=4))
 def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
+    template = learned(text("1, 2, 3"))
+    assert template is not None
     bodies = [text("4, 5, 6"), *map(text, rows)]
-    found = read(form, *bodies)
+    found = read(template, *bodies)
     if found is None:
         return
     for body, arrays in zip(bodies, found[1], strict=True):
-        own = alone(form, body)
+        own = alone(template, body)
         assert own is not None
         np.testing.assert_array_equal(arrays["x"], own["x"])
 
@@ -519,18 +519,18 @@ def test_bodies_read_together_give_what_each_gives_alone(rows: list[str]) -> Non
     ],
 )
 def test_bodies_read_together_lend_each_other_nothing(one: str, other: str) -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
+    template = learned(text("1, 2, 3"))
+    assert template is not None
     bodies = [f'{{"model": "m", "inputs": {{"x": [{row}]}}, "id": "a"}}'.encode() for row in (one, other)]
-    assert read(form, text("1, 2, 3"), *bodies) is None
-    assert read(form, text("1, 2, 3"), text("4, 5, 6")) is not None
+    assert read(template, text("1, 2, 3"), *bodies) is None
+    assert read(template, text("1, 2, 3"), text("4, 5, 6")) is not None
 
 
 def test_large_raw_bodies_are_read_where_they_lie() -> None:
     prepared = ({"x": np.zeros((1, 10_000), np.float32)}, 1, ("y",), None, 0, None)
-    form = RawForm(PredictRequest(), None, MODEL, prepared)
+    template = RawTemplate(PredictRequest(), None, MODEL, prepared)
     bodies = [np.full(10_000, n, np.float32).tobytes() for n in range(2)]
-    arrays = [alone(form, body) for body in bodies]
+    arrays = [alone(template, body) for body in bodies]
     for n, (body, mine) in enumerate(zip(bodies, arrays, strict=True)):
         assert mine is not None
         assert np.shares_memory(mine["x"], np.frombuffer(body, np.uint8))
@@ -539,9 +539,9 @@ def test_large_raw_bodies_are_read_where_they_lie() -> None:
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
 def test_every_number_comes_back(row: list[float]) -> None:
-    form = learned(text("1, 2, 3"))
-    assert form is not None
-    arrays = alone(form, text(orjson.dumps(row).decode()[1:-1]))
+    template = learned(text("1, 2, 3"))
+    assert template is not None
+    arrays = alone(template, text(orjson.dumps(row).decode()[1:-1]))
     assert arrays is not None
     assert arrays["x"].tolist() == [row]
 
@@ -552,10 +552,10 @@ def test_a_body_that_is_refused_teaches_nothing() -> None:
 
 
 # --- what a client asks, over time ----------------------------------------------------------------
-def of_model(name: str) -> Form:
-    form = learned(f'{{"model": "{name}", "inputs": {{"x": [[1, 2]]}}}}'.encode())
-    assert form is not None
-    return form
+def of_model(name: str) -> Template:
+    template = learned(f'{{"model": "{name}", "inputs": {{"x": [[1, 2]]}}}}'.encode())
+    assert template is not None
+    return template
 
 
 def asks(name: str) -> bytes:
@@ -563,33 +563,33 @@ def asks(name: str) -> bytes:
 
 
 def test_a_client_that_asks_several_models_in_turns_has_a_form_for_each() -> None:
-    cache = FormCache()
-    forms = {name: of_model(name) for name in ("a", "b", "c")}
-    for form in forms.values():
-        assert cache.wants()
-        cache.learn(form)
-    for name, form in forms.items():
-        assert cache.form_of(asks(name)) is form
-        cache.was_of_use()
-    assert cache.form_of(asks("d")) is None
+    cache = TemplateCache()
+    templates = {name: of_model(name) for name in ("a", "b", "c")}
+    for template in templates.values():
+        assert cache.should_learn()
+        cache.learn(template)
+    for name, template in templates.items():
+        assert cache.template_of(asks(name)) is template
+        cache.record_hit()
+    assert cache.template_of(asks("d")) is None
 
 
 def test_the_number_of_forms_is_bounded_and_the_first_ones_stay() -> None:
-    cache = FormCache()
-    forms = [of_model(str(n)) for n in range(20)]
-    for form in forms:
-        cache.learn(form)
-        cache.was_of_use()
-    assert [cache.first, *cache.others] == [*forms[:7], forms[-1]]
+    cache = TemplateCache()
+    templates = [of_model(str(n)) for n in range(20)]
+    for template in templates:
+        cache.learn(template)
+        cache.record_hit()
+    assert [cache.first, *cache.others] == [*templates[:7], templates[-1]]
 
 
 def test_a_form_of_a_model_that_has_gone_makes_room() -> None:
-    cache, gone = FormCache(), Model()
+    cache, gone = TemplateCache(), Model()
     prepared: tuple[Any, ...] = ({"x": np.zeros((1, 2), np.float32)}, 1, ("y",), None, 0, None)
-    old = RawForm(PredictRequest(model="old"), None, cast(LoadedModel, gone), prepared)
+    old = RawTemplate(PredictRequest(model="old"), None, cast(LoadedModel, gone), prepared)
     same, new = of_model("a"), of_model("a")
-    for form in (old, same):
-        cache.learn(form)
+    for template in (old, same):
+        cache.learn(template)
     del gone
     gc.collect()
     cache.learn(new)
@@ -598,57 +598,57 @@ def test_a_form_of_a_model_that_has_gone_makes_room() -> None:
 
 def test_the_last_form_of_a_text_counts() -> None:
     """As when a client changes to longer rows, or a raw body comes for another version."""
-    cache = FormCache()
+    cache = TemplateCache()
     short, long, other = learned(text("1, 2")), learned(text("1, 2, 3")), of_model("b")
     assert short is not None
     assert long is not None
-    for form in (short, other, long):
-        cache.learn(form)
-    assert cache.form_of(text("4, 5, 6")) is long
-    assert cache.form_of(asks("b")) is other
+    for template in (short, other, long):
+        cache.learn(template)
+    assert cache.template_of(text("4, 5, 6")) is long
+    assert cache.template_of(asks("b")) is other
     prepared: tuple[Any, ...] = ({"x": np.zeros((1, 2), np.float32)}, 1, ("y",), None, 0, None)
-    raw = [RawForm(PredictRequest(version=v), None, MODEL, prepared) for v in ("1", "2")]
-    cache = FormCache()
+    raw = [RawTemplate(PredictRequest(version=v), None, MODEL, prepared) for v in ("1", "2")]
+    cache = TemplateCache()
     for raw_one in raw:
         cache.learn(raw_one)
-    assert cache.form_of(b"12345678") is raw[1]
+    assert cache.template_of(b"12345678") is raw[1]
 
 
 def test_bodies_that_are_all_different_are_not_looked_at_for_ever() -> None:
-    cache = FormCache()
+    cache = TemplateCache()
     looked = 0
     for n in range(2500):
-        if cache.wants():
+        if cache.should_learn():
             looked += 1
             cache.learn(of_model(str(n)))
     assert 8 <= looked <= 3 * 8
 
 
 def test_odd_bodies_do_not_cost_others_their_form() -> None:
-    cache, form = FormCache(), of_model("a")
-    cache.learn(form)
+    cache, template = TemplateCache(), of_model("a")
+    cache.learn(template)
     for n in range(3000):
-        if cache.wants():
+        if cache.should_learn():
             cache.learn(None if n % 2 else of_model(str(n)))
-    assert cache.form_of(asks("a")) is form
-    while not cache.wants():
+    assert cache.template_of(asks("a")) is template
+    while not cache.should_learn():
         pass
     new = of_model("new")
-    cache.was_of_use(64)
+    cache.record_hit(64)
     cache.learn(new)
-    assert cache.form_of(asks("new")) is new
+    assert cache.template_of(asks("new")) is new
 
 
 def test_lengths_that_always_differ_are_not_tried_in_vain() -> None:
-    cache = FormCache()
+    cache = TemplateCache()
     for n in range(100):
-        form = learned(text(", ".join("1" * (2 + n))))
-        assert form is not None
-        if cache.wants():
-            cache.learn(form)
+        template = learned(text(", ".join("1" * (2 + n))))
+        assert template is not None
+        if cache.should_learn():
+            cache.learn(template)
     assert cache.first is None
 
 
 def test_heads_that_are_not_remembered_have_no_forms() -> None:
-    assert not any(NO_FORMS.wants() for _ in range(3000))
-    assert NO_FORMS.first is None
+    assert not any(NO_TEMPLATES.should_learn() for _ in range(3000))
+    assert NO_TEMPLATES.first is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from vernier.api.accepting import AcceptingServer
+from vernier.front.listeners import AcceptingServer
 
 uvloop = pytest.importorskip("uvloop")
 CLIENTS = 160

@@ -16,9 +16,9 @@ import httptools
 from starlette.datastructures import QueryParams
 
 from vernier.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
-from vernier.api.forms import NO_FORMS, FormCache
 from vernier.api.security import token_of
 from vernier.errors import RequestError
+from vernier.front.templates import NO_TEMPLATES, TemplateCache
 
 PATH = b"/v1/predict"
 START = b"POST " + PATH
@@ -60,7 +60,7 @@ class Head:
         envelope: of a raw body, out of the query string; None for a JSON body, which holds its own.
         request_id: the client's, if it sent one.
         token: the API key or token, if there is one.
-        forms: those of the bodies behind such heads; shared by heads whose bodies may be alike.
+        templates: those of the bodies behind such heads; shared by heads whose bodies may be alike.
     """
 
     target: str
@@ -69,12 +69,12 @@ class Head:
     envelope: PredictRequest | None
     request_id: str | None
     token: str | None
-    forms: FormCache = NO_FORMS
+    templates: TemplateCache = NO_TEMPLATES
 
     def with_id(self, request_id: str | None) -> Head:
         """The same with another id; `dataclasses.replace` takes five times as long."""
         return Head(
-            self.target, self.length, self.keep_alive, self.envelope, request_id, self.token, self.forms
+            self.target, self.length, self.keep_alive, self.envelope, request_id, self.token, self.templates
         )
 
 
@@ -90,7 +90,7 @@ class Heads:
         self.known: dict[bytes, Head] = {}
         self._meaning = _Meaning()
         self._reduced: dict[tuple[bytes, ...], Head] = {}  # by the lines that mean anything, but for the id
-        self._forms: dict[tuple[bytes, ...], FormCache] = {}
+        self._forms: dict[tuple[bytes, ...], TemplateCache] = {}
 
     def find(self, block: bytes) -> Head | None:
         """None when the ordinary path must take the request."""
@@ -111,7 +111,7 @@ class Heads:
             head = read_head(block, self._max_body_bytes)
             if head is None or _is_odd(lines):
                 return head
-            head = replace(head, request_id=None, forms=self._forms_of(head, lines))
+            head = replace(head, request_id=None, templates=self._forms_of(head, lines))
             _make_room(self._reduced)
             self._reduced[lines] = head
         if request_id is not None:
@@ -121,15 +121,15 @@ class Heads:
             self.known[block] = head
         return head
 
-    def _forms_of(self, head: Head, lines: tuple[bytes, ...]) -> FormCache:
-        """Texts of one form differ in length; raw bodies do not."""
+    def _forms_of(self, head: Head, lines: tuple[bytes, ...]) -> TemplateCache:
+        """Texts of one template differ in length; raw bodies do not."""
         if head.envelope is None:
             lines = tuple([line for line in lines if not line.lower().startswith(_LENGTH)])
-        forms = self._forms.get(lines)
-        if forms is None:
+        templates = self._forms.get(lines)
+        if templates is None:
             _make_room(self._forms)
-            self._forms[lines] = forms = FormCache()
-        return forms
+            self._forms[lines] = templates = TemplateCache()
+        return templates
 
 
 def _is_odd(lines: tuple[bytes, ...]) -> bool:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from vernier.api.fast.memory import ALIGNMENT, MOST_BEFORE, BodyMemory, neighbours
+from vernier.front.buffers import ALIGNMENT, MOST_BEFORE, BodyBufferPool, neighbours
 
 MIB = 2**20
 
@@ -20,7 +20,7 @@ def address(view: memoryview) -> int:
 
 @pytest.mark.parametrize("before", [0, 1, 64, 151, MOST_BEFORE])
 def test_a_body_is_aligned_and_its_head_lies_before_it(before: int) -> None:
-    memory = BodyMemory(4 * MIB)
+    memory = BodyBufferPool(4 * MIB)
     held = [memory.take(before, 100_000 // ALIGNMENT * ALIGNMENT) for _ in range(3)]
     for room in held:
         assert len(room.view) == before + 100_000 // ALIGNMENT * ALIGNMENT
@@ -31,7 +31,7 @@ def test_a_body_is_aligned_and_its_head_lies_before_it(before: int) -> None:
 
 
 def test_bodies_that_come_one_after_the_other_lie_side_by_side() -> None:
-    memory = BodyMemory(16 * MIB)
+    memory = BodyBufferPool(16 * MIB)
     size = 602_112
     rooms = [memory.take(before, size) for before in (130, 131, 0, 4096, 7, 130, 130)]
     for n, (room, before) in enumerate(zip(rooms, (130, 131, 0, 4096, 7, 130, 130), strict=True)):
@@ -49,7 +49,7 @@ def test_bodies_that_come_one_after_the_other_lie_side_by_side() -> None:
 
 
 def test_bodies_that_are_to_lie_alone_do_and_share_memory_with_the_like() -> None:
-    memory = BodyMemory(16 * MIB)
+    memory = BodyBufferPool(16 * MIB)
     room = memory.take(0, 100_000, several=False)
     other = memory.take(0, 100_000, several=False)
     assert room.is_last
@@ -60,14 +60,14 @@ def test_bodies_that_are_to_lie_alone_do_and_share_memory_with_the_like() -> Non
 
 
 def test_a_body_that_lies_alone_does_not_part_those_that_lie_side_by_side() -> None:
-    memory = BodyMemory(16 * MIB)
+    memory = BodyBufferPool(16 * MIB)
     earlier = memory.take(0, 100_000)
     memory.take(0, 100_000, several=False)
     assert earlier.is_above(memory.take(0, 100_000))
 
 
 def test_what_was_let_go_is_used_again_and_what_is_held_is_not() -> None:
-    memory = BodyMemory(16 * MIB)
+    memory = BodyBufferPool(16 * MIB)
     first = [memory.take(0, 2 * MIB) for _ in range(2)]
     assert address(first[0].view) != address(first[1].view)
     place = address(first[1].view)
@@ -76,7 +76,7 @@ def test_what_was_let_go_is_used_again_and_what_is_held_is_not() -> None:
 
 
 def test_a_slab_begins_anew_as_soon_as_nobody_looks() -> None:
-    memory = BodyMemory(16 * MIB)
+    memory = BodyBufferPool(16 * MIB)
     place = address(memory.take(0, 100_000).view)
     assert address(memory.take(7, 100_000).view[7:]) == place
     held = memory.take(0, 100_000)
@@ -96,7 +96,7 @@ def test_a_slab_begins_anew_as_soon_as_nobody_looks() -> None:
     ids=["array", "slice of an array", "slice", "view"],
 )
 def test_whatever_shows_the_bytes_keeps_them(keep) -> None:
-    memory = BodyMemory(8 * MIB)
+    memory = BodyBufferPool(8 * MIB)
     view = memory.take(0, 100_000).view
     place = address(view)
     kept = keep(view)
@@ -110,7 +110,7 @@ def test_whatever_shows_the_bytes_keeps_them(keep) -> None:
 def test_kept_inputs_stay_as_they_were_while_others_come_and_go() -> None:
     """As requests do: some are looked at longer than others, and by another thread."""
     rng = random.Random(1)
-    memory = BodyMemory(2 * MIB)
+    memory = BodyBufferPool(2 * MIB)
     held: list[tuple[int, np.ndarray]] = []
     wrong: list[int] = []
     stop = threading.Event()
@@ -141,7 +141,7 @@ def test_kept_inputs_stay_as_they_were_while_others_come_and_go() -> None:
 
 
 def test_no_more_is_kept_than_was_agreed_and_other_sizes_find_room() -> None:
-    memory = BodyMemory(4 * MIB)
+    memory = BodyBufferPool(4 * MIB)
     held = [memory.take(0, 200_000) for _ in range(50)]
     assert len({address(room.view) for room in held}) == 50
     assert memory.kept_bytes <= 4 * MIB
@@ -157,7 +157,7 @@ def test_no_more_is_kept_than_was_agreed_and_other_sizes_find_room() -> None:
 
 
 def test_many_sizes_at_once_are_forgotten_and_not_heaped_up() -> None:
-    memory = BodyMemory(32 * MIB)
+    memory = BodyBufferPool(32 * MIB)
     for size in range(70_000, 170_000, 1_000):
         room = memory.take(0, size)
         room.view[:] = bytes(size)

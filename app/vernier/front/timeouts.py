@@ -16,7 +16,7 @@ from vernier.api.errors import answer_error
 from vernier.errors import RequestTimeout
 
 
-class PunctualProtocol(HttpToolsProtocol):
+class TimeoutProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a limit on the time that the head of a request takes."""
 
     head_timeout_s: ClassVar[float]
@@ -79,10 +79,10 @@ class PunctualProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def punctual_protocol(timeout_s: float) -> type[PunctualProtocol]:
+def timeout_protocol(timeout_s: float) -> type[TimeoutProtocol]:
     """The class for uvicorn's `http` option: heads must be complete within `timeout_s`."""
 
-    class ServiceProtocol(PunctualProtocol):
+    class ServiceProtocol(TimeoutProtocol):
         head_timeout_s = timeout_s
 
     return ServiceProtocol

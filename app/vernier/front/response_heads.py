@@ -10,10 +10,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from vernier.api.codecs import JSON
 from vernier.api.errors import ErrorAnswer
-from vernier.api.fast.bodies import Bodies
-from vernier.api.fast.head import END
 from vernier.api.guarding import SECURITY_HEADERS
 from vernier.api.identity import Identities, header_value
+from vernier.front.answer_bodies import Bodies
+from vernier.front.heads import END
 
 Headers = Sequence[tuple[bytes, bytes]]
 

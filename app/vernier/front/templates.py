@@ -1,8 +1,8 @@
 """Short cuts for a client that asks the same again with other numbers, as nearly all do.
 
-The first request of a kind goes all the way: parsed, resolved, checked. What was found out about it, all but what each
-request has for itself, is its form; a body of the same form needs only that read. A body that differs in anything
-else, or whose numbers are in doubt, does not match, and goes all the way itself.
+The first request of a kind goes all the way: parsed, resolved, checked. What was found out about it, all but what
+each request has for itself, is its template; a body of the same template needs only that read. A body that differs in
+anything else, or whose numbers are in doubt, does not match, and goes all the way itself.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 
 from vernier.api.codecs import Body, PredictRequest
 from vernier.api.service import Prepared
+from vernier.border.batch import cut
 from vernier.serving.repository import LoadedModel
-from vernier.serving.request import cut
 from vernier.tensors import Array, Arrays, is_finite
 
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
 _LARGE_BYTES = 16 * 1024
 #: Forms that are kept for heads that are alike: their clients may ask several models.
-_MOST_FORMS = 8
+MAX_TEMPLATES = 8
 _PATIENCE = 8
 _PAUSE = 1000
 
 
-class Apart(NamedTuple):
-    """What bodies of one form have each for themselves; columns with an item for every body.
+class Extracted(NamedTuple):
+    """What bodies of one template have each for themselves; columns with an item for every body.
 
     Attributes:
         numbers: of each input, not read yet.
@@ -72,7 +72,7 @@ class Decoded(NamedTuple):
         return Decoded(arrays, self.rows[start:stop])
 
 
-class Form(ABC):
+class Template(ABC):
     """What the bodies of a kind have in common.
 
     Args:
@@ -81,7 +81,7 @@ class Form(ABC):
 
     Attributes:
         around: the text that all have.
-        key: equal for forms that are the same but perhaps for the model.
+        key: equal for templates that are the same but perhaps for the model.
         envelope: theirs.
         rows: of what was prepared.
         rest: what was prepared of them but for the arrays, their rows and the deadline.
@@ -111,7 +111,7 @@ class Form(ABC):
         any_rows: bool = False,
     ) -> None:
         arrays, self.rows, outputs, precision, priority, _ = prepared
-        self._model = ref(model)  # a form must not keep an unloaded model alive
+        self._model = ref(model)  # a template must not keep an unloaded model alive
         self._timeout_ms = timeout_ms
         self._any_rows = any_rows
         self.inputs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
@@ -135,31 +135,31 @@ class Form(ABC):
 
     @abstractmethod
     def looks_like(self, text: Body, start: int = 0) -> bool:
-        """Whether the body that begins at `start` may be of this form; quick, and the last word is `take_apart`'s."""
+        """Whether the body that begins at `start` may be of this template; quick, and the last word is `extract`'s."""
 
     @abstractmethod
-    def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
-        """None when one of the bodies is of another form.
+    def extract(self, texts: Sequence[Body], starts: Sequence[int]) -> Extracted | None:
+        """None when one of the bodies is of another template.
 
         Args:
             starts: where in each text its body begins.
         """
 
     @abstractmethod
-    def decode(self, apart: Apart) -> Decoded | None:
+    def decode(self, extracted: Extracted) -> Decoded | None:
         """None when one of the bodies is in doubt."""
 
     def decode_joined(self, bodies: Body, count: int) -> Decoded | None:
         """`decode` of bodies that lie one behind the other, where they lie."""
-        raise TypeError("bodies are numbers of a raw form")
+        raise TypeError("bodies are numbers of a raw template")
 
-    def deadlines(self, came: Sequence[float], apart: Apart) -> Sequence[float] | None:
+    def deadlines(self, came: Sequence[float], extracted: Extracted) -> Sequence[float] | None:
         """Of each, in seconds; None for none.
 
         Args:
             came: when the first byte of each was seen.
         """
-        timeouts_ms = apart.timeouts_ms
+        timeouts_ms = extracted.timeouts_ms
         if timeouts_ms is not None:
             return [at + timeout_ms / 1e3 for at, timeout_ms in zip(came, timeouts_ms, strict=True)]
         if self._timeout_ms is None:
@@ -168,7 +168,7 @@ class Form(ABC):
         return [at + timeout_s for at in came]
 
 
-class RawForm(Form):
+class RawTemplate(Template):
     """Bytes of one input; all bodies of one head have one length."""
 
     __slots__ = ()
@@ -176,11 +176,13 @@ class RawForm(Form):
     def looks_like(self, text: Body, start: int = 0) -> bool:
         return True
 
-    def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
-        return Apart([[text[start:] if start else text for text, start in zip(texts, starts, strict=True)]])
+    def extract(self, texts: Sequence[Body], starts: Sequence[int]) -> Extracted | None:
+        return Extracted(
+            [[text[start:] if start else text for text, start in zip(texts, starts, strict=True)]]
+        )
 
-    def decode(self, apart: Apart) -> Decoded | None:
-        (bodies,) = apart.numbers
+    def decode(self, extracted: Extracted) -> Decoded | None:
+        (bodies,) = extracted.numbers
         return self.decode_joined(bodies[0] if len(bodies) == 1 else b"".join(bodies), len(bodies))
 
     def decode_joined(self, bodies: Body, count: int) -> Decoded | None:
@@ -189,16 +191,16 @@ class RawForm(Form):
         return Decoded({name: array}, [self.rows] * count) if is_finite(array) else None
 
 
-def raw_form(
+def raw_template(
     envelope: PredictRequest, timeout_ms: float | None, model: LoadedModel, prepared: Prepared
-) -> Form | None:
-    """The form of a raw body; None for one that is a single number without a dimension."""
+) -> Template | None:
+    """The template of a raw body; None for one that is a single number without a dimension."""
     (array,) = prepared[0].values()
-    return RawForm(envelope, timeout_ms, model, prepared) if array.ndim else None
+    return RawTemplate(envelope, timeout_ms, model, prepared) if array.ndim else None
 
 
-class FormCache:
-    """The forms of the bodies that come behind heads which are alike, whoever sends them.
+class TemplateCache:
+    """The templates of the bodies that come behind heads which are alike, whoever sends them.
 
     Attributes:
         first: the only one, for nearly all clients; None for none.
@@ -208,43 +210,43 @@ class FormCache:
     __slots__ = ("_patience", "_pause", "first", "others")
 
     def __init__(self, pause: float = 0) -> None:
-        self.first: Form | None = None
-        self.others: Sequence[Form] = ()
+        self.first: Template | None = None
+        self.others: Sequence[Template] = ()
         self._patience = _PATIENCE  # how many bodies may still be learned from without one that was known
         self._pause = pause  # bodies until it is tried again
 
-    def form_of(self, text: Body, start: int = 0) -> Form | None:
+    def template_of(self, text: Body, start: int = 0) -> Template | None:
         """The one that the body which begins at `start` may have."""
         first = self.first
         if not self.others or first is None or first.looks_like(text, start):
             return first
-        return next((form for form in self.others if form.looks_like(text, start)), None)
+        return next((template for template in self.others if template.looks_like(text, start)), None)
 
-    def was_of_use(self, count: int = 1) -> None:
-        """So many bodies had a form."""
+    def record_hit(self, count: int = 1) -> None:
+        """So many bodies had a template."""
         if self._patience < _PATIENCE:
             self._patience = min(_PATIENCE, self._patience + count)
 
-    def wants(self) -> bool:
-        """Whether to look for the form of a body that had none; in vain where every body is of its own."""
+    def should_learn(self) -> bool:
+        """Whether to look for the template of a body that had none; in vain where every body is of its own."""
         if self._pause:
             self._pause -= 1
             return False
         return True
 
-    def learn(self, form: Form | None) -> None:
+    def learn(self, template: Template | None) -> None:
         """What a body had that was looked at. It takes the place of one with the same text, which did not fit."""
         self._patience -= 1
-        if form is not None:
+        if template is not None:
             known = [] if self.first is None else [self.first, *self.others]
-            kept = [other for other in known if other.model is not None and other.around != form.around]
-            kept = kept[: _MOST_FORMS - 1]
+            kept = [other for other in known if other.model is not None and other.around != template.around]
+            kept = kept[: MAX_TEMPLATES - 1]
             if self._patience > 0 or len(kept) == len(known):
-                kept.append(form)  # else it would be the next to be tried in vain
+                kept.append(template)  # else it would be the next to be tried in vain
             self.first, self.others = (kept[0], kept[1:]) if kept else (None, ())
         if self._patience <= 0:
             self._patience, self._pause = _PATIENCE, _PAUSE
 
 
 #: For heads that are not remembered.
-NO_FORMS = FormCache(pause=inf)
+NO_TEMPLATES = TemplateCache(pause=inf)

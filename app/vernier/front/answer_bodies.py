@@ -16,7 +16,7 @@ import orjson
 
 from vernier.api.codecs import encode_answer
 from vernier.api.identity import Identities
-from vernier.serving.request import Answer, cut
+from vernier.border.batch import Answer, cut
 from vernier.tensors import Array, Arrays
 
 #: Numbers of an output up to which it is worth while to write the rows of many answers together.

@@ -25,7 +25,7 @@ ALIGNMENT = 64
 _SLAB_BYTES = 4 * 2**20 - 2**16
 #: Sizes are rounded up to a multiple of this, so that bodies of nearly one size share memory.
 _STEP = 64 * 1024
-#: Room for what arrives before a body, at most.
+#: BufferSlice for what arrives before a body, at most.
 MOST_BEFORE = 4096
 #: Sizes of which a slab may be open.
 _MOST_OPEN = 8
@@ -60,7 +60,7 @@ def _alone() -> int:
 _ALONE = _alone()
 
 
-class Room:
+class BufferSlice:
     """Where one body lies.
 
     Attributes:
@@ -77,19 +77,19 @@ class Room:
         start = slab.first + at * slab.size
         self.view = slab.array.data[start - before : start + slab.size]
 
-    def is_above(self, other: Room) -> bool:
+    def is_above(self, other: BufferSlice) -> bool:
         """Whether this body begins where the other ends."""
         return self._slab is other._slab and self._at == other._at + 1
 
 
-def neighbours(rooms: Sequence[Room]) -> memoryview:
+def neighbours(rooms: Sequence[BufferSlice]) -> memoryview:
     """The bodies of rooms as one, read-only; each must be above the one before it."""
     slab, lowest = rooms[0]._slab, rooms[0]._at
     start = slab.first + lowest * slab.size
     return slab.array.data[start : start + len(rooms) * slab.size].toreadonly()
 
 
-class BodyMemory:
+class BodyBufferPool:
     """A pool of memory for one event loop's bodies; only its thread may call it.
 
     Args:
@@ -104,8 +104,8 @@ class BodyMemory:
         #: For reads of which nothing need be kept.
         self.scratch = memoryview(bytearray(4096))
 
-    def take(self, before: int, size: int, *, several: bool = True) -> Room:
-        """Room for `before + size` undefined bytes. What stands in the first `before` of them must be used up
+    def take(self, before: int, size: int, *, several: bool = True) -> BufferSlice:
+        """BufferSlice for `before + size` undefined bytes. What stands in the first `before` of them must be used up
         before the next call: they may lie in the room that it gives.
 
         Args:
@@ -122,7 +122,7 @@ class BodyMemory:
             self._open[size] = slab
         else:
             self._close(slab)
-        return Room(slab, at, before)
+        return BufferSlice(slab, at, before)
 
     def _divided(self, size: int, several: bool) -> _Slab:
         """A free slab for bodies of this size, or a new one."""

@@ -18,19 +18,19 @@ from uvicorn.server import ServerState
 
 from vernier.api.body import body_timed_out, disconnected_early
 from vernier.api.codecs import Body
-from vernier.api.errors import ErrorAnswer
-from vernier.api.fast.arriving import Arriving
-from vernier.api.fast.exchange import Asked, Exchange
-from vernier.api.fast.exchanges import Exchanges
-from vernier.api.fast.head import END, Head, Heads
-from vernier.api.fast.memory import MOST_BEFORE, BodyMemory, Room
-from vernier.api.fast.receiver import LARGEST, SMALLEST, BodyReceiver
-from vernier.api.fast.response import LONG_BODY, Headers, ResponseHeads
-from vernier.api.punctual import PunctualProtocol
 from vernier.api.security import Guard, Permit
 from vernier.api.service import Predictions
 from vernier.errors import VernierError
 from vernier.exposition import Metrics
+from vernier.front.arriving import Arriving
+from vernier.front.buffers import MOST_BEFORE, BodyBufferPool, BufferSlice
+from vernier.front.heads import END, Head, Heads
+from vernier.front.intake import RequestIntake
+from vernier.front.receiver import LARGEST, SMALLEST, BodyReceiver
+from vernier.front.request import InferenceRequest
+from vernier.front.response_heads import LONG_BODY, Headers, ResponseHeads
+from vernier.front.responses import ResponseWriter
+from vernier.front.timeouts import TimeoutProtocol
 from vernier.settings import Settings
 
 #: Predictions of one connection that may be under way at once; what follows waits unread.
@@ -45,14 +45,14 @@ _CLOSE = b"\r\nconnection: close"
 _KEPT_BYTES = 64 * 2**20
 
 
-class FastProtocol(PunctualProtocol):
+class FastProtocol(TimeoutProtocol):
     """uvicorn's protocol with a fast path. `fast_protocol` makes the class that a service uses."""
 
-    exchanges: ClassVar[Exchanges]
+    intake: ClassVar[RequestIntake]
     heads: ClassVar[Heads]
     guard: ClassVar[Guard | None]
     responses: ClassVar[ResponseHeads]
-    memory: ClassVar[BodyMemory]
+    memory: ClassVar[BodyBufferPool]
     body_timeout_s: ClassVar[float]
 
     def __init__(
@@ -63,14 +63,14 @@ class FastProtocol(PunctualProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._clock = self.exchanges.clock
+        self._clock = self.intake.clock
         self._known_heads = self.heads.known
-        self._turn = self.exchanges.turn
-        self.asked: Asked | None = None
         self._fast = config.limit_concurrency is None and not config.root_path
         self._plain = False  # nothing is held, half read, ending or with the ordinary path
         self._between_messages = True  # where the ordinary parser stands
-        self._due: deque[Exchange] = deque()  # predictions without an answer, in the order of their arrival
+        self._due: deque[InferenceRequest] = (
+            deque()
+        )  # predictions without an answer, in the order of their arrival
         self._arriving: Arriving | None = None
         self._receiver: BodyReceiver | None = None  # once there was a large body
         self._held = b""
@@ -87,20 +87,11 @@ class FastProtocol(PunctualProtocol):
             start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
             block = data[:start]
             head = self._known_heads.get(block) or self.heads.find(block)
-            if (
-                head is not None
-                and len(data) == start + head.length
-                and head.keep_alive
-                and self.asked is None
-                and not self._due
-            ):
-                turn = self._turn
-                if not turn:
-                    self.exchanges.ask_soon(self)
-                self.asked = asked = (self, head, start, data, self._clock())
-                turn.append(asked)
+            if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
+                request = InferenceRequest(self, head, data, start, self._clock())
+                self._due.append(request)
+                self.intake.begin(request)
                 return
-        self._stop_asking()
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         if self._held:
@@ -173,14 +164,14 @@ class FastProtocol(PunctualProtocol):
         self.data_received(block)
         return self._arriving is not None
 
-    def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
+    def request_received(self, head: Head, room: BufferSlice, body: memoryview) -> bool:
         """A whole request that the receiver expected; False when it must come in parts, to be looked at."""
-        if not self._plain or self._due or self.asked is not None:
+        if not self._plain or self._due:
             return False
         self._begin_large(head, room, body, self._clock(), None)
         return True
 
-    def body_received(self, room: Room, body: memoryview) -> None:
+    def body_received(self, room: BufferSlice, body: memoryview) -> None:
         """The whole of a large body."""
         arriving, self._arriving = self._arriving, None
         if arriving is None:
@@ -189,14 +180,14 @@ class FastProtocol(PunctualProtocol):
         self._begin_large(arriving.head, room, body, arriving.came, arriving.permit)
 
     def _begin_large(
-        self, head: Head, room: Room, body: memoryview, came: float, permit: Permit | None
+        self, head: Head, room: BufferSlice, body: memoryview, came: float, permit: Permit | None
     ) -> None:
         if head.envelope is None:  # a text is read more than once, and not where it lies
             self._begin(head, bytes(body), came, permit)
             return
         self._begin(head, body, came, permit, room)
         if room.is_last:
-            self.exchanges.ask_large()
+            self.intake.submit_large()
 
     def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
         head, missing = arriving.head, arriving.missing
@@ -212,19 +203,13 @@ class FastProtocol(PunctualProtocol):
         return data[missing:]
 
     def _begin(
-        self, head: Head, body: Body, came: float, permit: Permit | None, room: Room | None = None
+        self, head: Head, body: Body, came: float, permit: Permit | None, room: BufferSlice | None = None
     ) -> None:
         if not head.keep_alive:
             self._end_after_this()
-        exchange = Exchange(self, head, body, came, permit, room)
-        self._due.append(exchange)
-        self._start(exchange)
-
-    def _start(self, exchange: Exchange) -> None:
-        """Begins what is due."""
-        self.exchanges.begin(exchange)
-        if exchange.settled:
-            self.send_ready()
+        request = InferenceRequest(self, head, body, 0, came, permit, room)
+        self._due.append(request)
+        self.intake.begin(request)
 
     def _hold(self, data: bytes) -> bytes:
         """Keeps the bytes until what stands before them is done."""
@@ -268,27 +253,6 @@ class FastProtocol(PunctualProtocol):
     def default_headers(self) -> Headers:
         return self.server_state.default_headers
 
-    def answered(self, message: bytes, refusal: ErrorAnswer | None = None) -> None:
-        """The answer to what was asked in this turn of the loop."""
-        asked, self.asked = self.asked, None
-        self.transport.write(message)
-        self.server_state.total_requests += 1
-        self._idle_since = self.loop.time()
-        if self.access_log and asked is not None:
-            self._log(asked[1], 200 if refusal is None else refusal.status)
-
-    def exchange_of(self, asked: Asked, read: bool = False) -> Exchange:
-        _, head, start, data, came = asked
-        self.asked = None
-        exchange = Exchange(self, head, b"" if read else data[start:], came, None)
-        self._due.append(exchange)
-        return exchange
-
-    def _stop_asking(self) -> None:
-        """Goes on by an exchange with what was asked, since something else happens before its answer."""
-        if self.asked is not None:
-            self._start(self.exchange_of(self.asked))
-
     # --- out --------------------------------------------------------------------------------------
     def send_ready(self) -> None:
         """Sends every answer whose turn it is, and goes on with what waited for that."""
@@ -305,23 +269,23 @@ class FastProtocol(PunctualProtocol):
                 if self._watch_at > now + self.timeout_keep_alive:
                     self._watch_by(now + self.timeout_keep_alive)
 
-    def _send(self, exchange: Exchange) -> None:
-        message = exchange.message
+    def _send(self, request: InferenceRequest) -> None:
+        message = request.message
         if message is None or self._ending:
-            self._send_parts(exchange)
+            self._send_parts(request)
         else:  # nearly always
             self.transport.write(message)
         self.server_state.total_requests += 1
         if self.access_log:
-            self._log(exchange.head, 200 if exchange.refusal is None else exchange.refusal.status)
+            self._log(request.head, 200 if request.refusal is None else request.refusal.status)
 
     def _log(self, head: Head, status: int) -> None:
         client = ":".join(map(str, self.client or ()))
         self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "POST", head.target, "1.1", status)
 
-    def _send_parts(self, exchange: Exchange) -> None:
-        message, payload = exchange.message, exchange.payload
-        status, _, headers, _ = exchange.refusal or (200, b"", {}, "")
+    def _send_parts(self, request: InferenceRequest) -> None:
+        message, payload = request.message, request.payload
+        status, _, headers, _ = request.refusal or (200, b"", {}, "")
         closes = self._ending and not self._due and self._arriving is None and "connection" not in headers
         if message is not None:
             at = message.index(END)
@@ -330,7 +294,7 @@ class FastProtocol(PunctualProtocol):
         defaults = self.server_state.default_headers
         if closes:
             headers = {**headers, "connection": "close"}
-        head = self.responses.make(defaults, status, len(payload), exchange.identity, headers)
+        head = self.responses.make(defaults, status, len(payload), request.identity, headers)
         if len(payload) < LONG_BODY:
             self.transport.write(head + payload)
         else:
@@ -368,8 +332,6 @@ class FastProtocol(PunctualProtocol):
                 self._watch_by(self._arriving.due)
             else:
                 self._time_out(self._arriving)
-        elif self.asked is not None:
-            self._watch_by(now + self.timeout_keep_alive)
         elif self._idle_since is not None and not self._due:
             ends = self._idle_since + self.timeout_keep_alive
             if now < ends:
@@ -386,14 +348,13 @@ class FastProtocol(PunctualProtocol):
         self._due.append(self._refuse(arriving, error))
         self.send_ready()
 
-    def _refuse(self, arriving: Arriving, error: VernierError) -> Exchange:
-        exchange = Exchange(self, arriving.head, b"", arriving.came, arriving.permit)
-        self.exchanges.refuse(exchange, error)
-        return exchange
+    def _refuse(self, arriving: Arriving, error: VernierError) -> InferenceRequest:
+        request = InferenceRequest(self, arriving.head, b"", 0, arriving.came, arriving.permit)
+        self.intake.refuse(request, error)
+        return request
 
     def shutdown(self) -> None:
         """Finishes what has begun, then closes; uvicorn waits for the connection."""
-        self._stop_asking()
         if self._due or self._arriving is not None:
             self._end_after_this()
             self._held = b""
@@ -408,10 +369,8 @@ class FastProtocol(PunctualProtocol):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             self._refuse(arriving, disconnected_early())
-        if self.asked is not None:
-            self.exchange_of(self.asked)
-        for exchange in self._due:
-            self.exchanges.abandon(exchange)
+        for request in self._due:
+            self.intake.abandon(request)
         self._due.clear()
         super().connection_lost(exc)
 
@@ -423,9 +382,9 @@ def fast_protocol(
 
     class ServiceProtocol(FastProtocol):
         responses = ResponseHeads()
-        exchanges = Exchanges(predictions, metrics, responses)
+        intake = RequestIntake(predictions, ResponseWriter(metrics, responses, predictions.clock))
         heads = Heads(settings.max_body_bytes)
-        memory = BodyMemory(_KEPT_BYTES)
+        memory = BodyBufferPool(_KEPT_BYTES)
         body_timeout_s = head_timeout_s = settings.body_timeout_s
 
     ServiceProtocol.guard = None if guard.open else guard

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.api.fast.head import Head, Heads, read_head
+from vernier.front.heads import Head, Heads, read_head
 
 LIMIT = 1000
 
@@ -131,7 +131,7 @@ def test_heads_that_differ_in_what_means_nothing_share_their_forms() -> None:
         head = heads.find(block(*lines))
         assert head is not None
         assert first is not None
-        assert head.forms is first.forms
+        assert head.templates is first.templates
 
 
 def test_texts_of_any_length_share_their_forms_and_raw_bodies_do_not() -> None:
@@ -142,11 +142,11 @@ def test_texts_of_any_length_share_their_forms_and_raw_bodies_do_not() -> None:
         return head
 
     heads = Heads(LIMIT)
-    assert found("10").forms is found("11").forms
-    assert found("10").forms is not found("10", "x-api-key: other").forms
+    assert found("10").templates is found("11").templates
+    assert found("10").templates is not found("10", "x-api-key: other").templates
     raw, target = "content-type: application/octet-stream", "/v1/predict?model=m"
-    assert found("8", raw, target=target).forms is not found("12", raw, target=target).forms
-    assert found("8", raw, target=target).forms is found("8", raw, "cookie: a", target=target).forms
+    assert found("8", raw, target=target).templates is not found("12", raw, target=target).templates
+    assert found("8", raw, target=target).templates is found("8", raw, "cookie: a", target=target).templates
 
 
 def test_every_request_has_its_own_id() -> None:
@@ -205,4 +205,4 @@ def test_a_head_that_was_seen_with_other_lines_is_read_as_if_it_were_new(
         found, new = heads.find(head_block), read_head(head_block, LIMIT)
         assert (found is None) == (new is None)
         if found is not None and new is not None:
-            assert replace(found, forms=new.forms) == new
+            assert replace(found, templates=new.templates) == new

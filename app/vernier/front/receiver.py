@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from vernier.api.fast.head import Head
-from vernier.api.fast.memory import MOST_BEFORE, BodyMemory, Room
+from vernier.front.buffers import MOST_BEFORE, BodyBufferPool, BufferSlice
+from vernier.front.heads import Head
 
 #: Smaller bodies gain nothing. Of larger ones more memory than has arrived would be at stake: beyond 4 MiB NumPy
 #: asks for huge pages, and the first byte takes 2 MiB.
@@ -28,7 +28,7 @@ class Connection(Protocol):
         """What a whole head says; None when the ordinary path must take it."""
         ...
 
-    def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
+    def request_received(self, head: Head, room: BufferSlice, body: memoryview) -> bool:
         """A whole request at once; False when it must come as `head_received` and `body_received`."""
         ...
 
@@ -36,7 +36,7 @@ class Connection(Protocol):
         """A whole head; whether its body is to be received and given to `body_received`."""
         ...
 
-    def body_received(self, room: Room, body: memoryview) -> None: ...
+    def body_received(self, room: BufferSlice, body: memoryview) -> None: ...
 
     def data_received(self, data: bytes) -> None: ...
 
@@ -65,13 +65,13 @@ class BodyReceiver(asyncio.BufferedProtocol):
         "active",
     )
 
-    def __init__(self, connection: Connection, memory: BodyMemory) -> None:
+    def __init__(self, connection: Connection, memory: BodyBufferPool) -> None:
         self._connection = connection
         self._memory = memory
         self._head: Head | None = None  # that is expected next
         self._block = b""  # its bytes
         self._again = False  # whether it is
-        self._room: Room | None = None
+        self._room: BufferSlice | None = None
         self._start = 0  # where the body begins in it
         self._at = 0  # how far it is filled
         self._filled = False  # the last read filled its buffer, so the loop reads on at once, mostly in vain
@@ -102,7 +102,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
             self.active = False
             self._connection.transport.set_protocol(self._connection)  # type: ignore[arg-type]
 
-    def _take(self, before: int) -> Room:
+    def _take(self, before: int) -> BufferSlice:
         head = self._head
         assert head is not None
         self._start = before

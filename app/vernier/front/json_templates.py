@@ -1,4 +1,4 @@
-"""The form of a JSON body: the text between what each request has for itself, which are the numbers of each input,
+"""The template of a JSON body: the text between what each request has for itself, which are the numbers of each input,
 perhaps an id, and perhaps a timeout."""
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vernier.api.codecs import TOO_LONG_MS, Body, PredictRequest
-from vernier.api.forms import Apart, Decoded, Form
 from vernier.api.identity import are_plain
-from vernier.api.json_tensors import WAYS, decode_lists
+from vernier.api.json_tensors import NUMBER_FORMATS, decode_lists
 from vernier.api.service import Prepared
+from vernier.front.templates import Decoded, Extracted, Template
 from vernier.serving.repository import LoadedModel
 from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
@@ -27,16 +27,16 @@ _ID = re.compile(rb'"id"\s*:\s*"([^"\\]*)"')
 _TIMEOUT = re.compile(rb'"timeout_ms"\s*:\s*([-+.\deE]+)')
 #: A number in JSON that is not negative.
 _NUMBER = re.compile(rb"(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
-#: No form is looked for in longer bodies: it would hold up the loop, and the rest of what they cost is little beside.
+#: No template is looked for in longer bodies: that would hold up the loop, and saves little beside the rest.
 _LONGEST_BYTES = 256 * 1024
-#: What is kept of a form.
+#: What is kept of a template.
 _LONGEST_AROUND_BYTES = 4096
 
 Kind = Literal["numbers", "id", "timeout"]
 
 
 class Gap(NamedTuple):
-    """Where bodies of a form differ: [start, stop) in the body that it was learned from, and what stands there."""
+    """Where bodies of a template differ: [start, stop) in the body that it was learned from, and what stands there."""
 
     start: int
     stop: int
@@ -44,7 +44,7 @@ class Gap(NamedTuple):
     name: str = ""  # of the input
 
 
-class JsonForm(Form):
+class JsonTemplate(Template):
     """A text with gaps, and the same text around them."""
 
     __slots__ = (
@@ -79,7 +79,7 @@ class JsonForm(Form):
         super().__init__(envelope, timeout_ms, model, prepared, (before, *between, after), any_rows)
         self._one = 1 if self._any_rows else self.rows
         self._numbers_at = [places["numbers", name] for name, _, _ in self.inputs]
-        self._ways = [WAYS[dtype.name] for _, dtype, _ in self.inputs]
+        self._ways = [NUMBER_FORMATS[dtype.name] for _, dtype, _ in self.inputs]
         self._before = before
         self._between = between
         self._after = after
@@ -89,7 +89,7 @@ class JsonForm(Form):
             return False
         return text.startswith(self._before, start) and text.endswith(self._after)
 
-    def take_apart(self, texts: Sequence[Body], starts: Sequence[int]) -> Apart | None:
+    def extract(self, texts: Sequence[Body], starts: Sequence[int]) -> Extracted | None:
         before, after = self._before, self._after
         skip, stop = len(before), -len(after)
         plain = [text if type(text) is bytes else bytes(text) for text in texts]
@@ -100,7 +100,7 @@ class JsonForm(Form):
             return None
         rest: Sequence[bytes] = [text[start + skip : stop] for text, start in zip(plain, starts, strict=True)]
         if not self._between:
-            return Apart([rest])
+            return Extracted([rest])
         columns: list[Sequence[bytes]] = []
         for text in self._between:
             column, found, rest = zip(*map(bytes.partition, rest, repeat(text)), strict=True)
@@ -113,12 +113,12 @@ class JsonForm(Form):
             return None
         if self._timeout_at is not None and (timeouts_ms := _timeouts_ms(columns[self._timeout_at])) is None:
             return None
-        return Apart([columns[at] for at in self._numbers_at], ids, timeouts_ms)
+        return Extracted([columns[at] for at in self._numbers_at], ids, timeouts_ms)
 
-    def decode(self, apart: Apart) -> Decoded | None:
+    def decode(self, extracted: Extracted) -> Decoded | None:
         arrays: Arrays = {}
         rows: Sequence[int] = ()
-        for (name, _, shape), way, texts in zip(self.inputs, self._ways, apart.numbers, strict=True):
+        for (name, _, shape), way, texts in zip(self.inputs, self._ways, extracted.numbers, strict=True):
             found = decode_lists(texts, way)
             if found is None:
                 return None
@@ -155,10 +155,10 @@ def _timeouts_ms(texts: Sequence[bytes]) -> list[float] | None:
     return timeouts_ms if max(timeouts_ms) < TOO_LONG_MS else None
 
 
-def json_form(
+def json_template(
     body: Body, envelope: PredictRequest, timeout_ms: float | None, model: LoadedModel, prepared: Prepared
-) -> Form | None:
-    """The form of a body that was prepared; None when it has none.
+) -> Template | None:
+    """The template of a body that was prepared; None when it has none.
 
     Where all inputs have the batch first and at most one more dimension, bodies may have any number of rows; otherwise
     their lists must be each inside the last, and all bodies as long.
@@ -173,18 +173,18 @@ def json_form(
     gaps = _gaps(body, envelope, prepared[0], any_rows)
     if gaps is None:
         return None
-    form = JsonForm(envelope, timeout_ms, model, prepared, body, gaps, any_rows)
-    apart = form.take_apart([body], [0])
-    decoded = None if apart is None else form.decode(apart)
-    if apart is None or decoded is None:
+    template = JsonTemplate(envelope, timeout_ms, model, prepared, body, gaps, any_rows)
+    extracted = template.extract([body], [0])
+    decoded = None if extracted is None else template.decode(extracted)
+    if extracted is None or decoded is None:
         return None
     (read,) = decoded.each()
     is_right = (
         all(np.array_equal(read[name], array) for name, array in prepared[0].items())
-        and apart.ids in (None, [envelope.id])
-        and apart.timeouts_ms in (None, [envelope.timeout_ms])
+        and extracted.ids in (None, [envelope.id])
+        and extracted.timeouts_ms in (None, [envelope.timeout_ms])
     )
-    return form if is_right else None  # an odd text, which it would read otherwise
+    return template if is_right else None  # an odd text, which it would read otherwise
 
 
 def _may_have_any_rows(signature: Signature) -> bool:

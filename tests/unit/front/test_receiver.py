@@ -12,9 +12,9 @@ import pytest
 import uvloop
 
 from vernier.api.codecs import PredictRequest
-from vernier.api.fast.head import Head
-from vernier.api.fast.memory import ALIGNMENT, BodyMemory, Room
-from vernier.api.fast.receiver import BodyReceiver
+from vernier.front.heads import Head
+from vernier.front.buffers import ALIGNMENT, BodyBufferPool, BufferSlice
+from vernier.front.receiver import BodyReceiver
 
 SIZE = 300_000
 BLOCK = b"POST /x HTTP/1.1\r\n\r\n"
@@ -26,7 +26,7 @@ TRACED = Head("/y", SIZE, True, None, "trace", None)
 class Connection(asyncio.Protocol):
     """Has its receiver wait for HEAD from the beginning, and notes what it is given."""
 
-    def __init__(self, memory: BodyMemory) -> None:
+    def __init__(self, memory: BodyBufferPool) -> None:
         self.receiver = BodyReceiver(self, memory)
         self.seen: list[str | bytes] = []
         self.heads: list[Head] = []
@@ -46,7 +46,7 @@ class Connection(asyncio.Protocol):
     def find_head(self, block: bytes) -> Head | None:
         return TRACED if block == TRACED_BLOCK else None
 
-    def request_received(self, head: Head, room: Room, body: memoryview) -> bool:
+    def request_received(self, head: Head, room: BufferSlice, body: memoryview) -> bool:
         assert head.length == SIZE
         self.heads.append(head)
         if self.whole:
@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._note("head")
         return self.accepts
 
-    def body_received(self, room: Room, body: memoryview) -> None:
+    def body_received(self, room: BufferSlice, body: memoryview) -> None:
         self.bodies.append(body)
         self._note("body")
 
@@ -79,13 +79,13 @@ class Connection(asyncio.Protocol):
                 await self.something.wait()
 
 
-Scene = Callable[[Connection, BodyMemory, socket.socket], object]
+Scene = Callable[[Connection, BodyBufferPool, socket.socket], object]
 
 
 def play(factory: Callable[[], asyncio.AbstractEventLoop], scene: Scene) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        memory = BodyMemory(4 * 2**20)
+        memory = BodyBufferPool(4 * 2**20)
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
@@ -110,7 +110,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
 def test_bodies_lie_aligned_in_memory_that_is_free_as_soon_as_nobody_looks(
     run: Callable[[Scene], None],
 ) -> None:
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         places = set()
         for n in range(6):
             connection.whole = n >= 3
@@ -135,7 +135,7 @@ def test_bodies_lie_aligned_in_memory_that_is_free_as_soon_as_nobody_looks(
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_head_with_another_trace_is_expected_too(run: Callable[[Scene], None], whole: bool) -> None:
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         connection.whole = whole
         for block in (TRACED_BLOCK, BLOCK, TRACED_BLOCK):
             await asyncio.get_running_loop().sock_sendall(client, block + b"a" * SIZE)
@@ -167,7 +167,7 @@ def test_a_head_that_is_not_like_the_last_is_left_to_the_connection(
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "TRACED", other)
 
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, TRACED_BLOCK + b"a" * 100)
         await connection.until(TRACED_BLOCK + b"a" * 100)
         assert not connection.receiver.active
@@ -182,7 +182,7 @@ def test_the_rest_of_a_body_is_received_in_place_and_so_is_the_next(
 ) -> None:
     """Many clients send the head first and then the body."""
 
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         send = asyncio.get_running_loop().sock_sendall
         connection.receiver.stop()
         connection.receiver.begin(HEAD, BLOCK, memoryview(b"a" * arrived))
@@ -204,7 +204,7 @@ def test_the_rest_of_a_body_is_received_in_place_and_so_is_the_next(
 
 
 def test_what_follows_a_body_is_handed_on_and_never_part_of_it(run: Callable[[Scene], None]) -> None:
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, BLOCK + b"a" * SIZE + b"next")
         await connection.until("body")
         await connection.until(b"next")
@@ -218,7 +218,7 @@ def test_what_follows_a_body_is_handed_on_and_never_part_of_it(run: Callable[[Sc
 def test_whatever_else_comes_is_handed_on(run: Callable[[Scene], None], accepts: bool) -> None:
     first = b"GET /other" if accepts else BLOCK + b"some"
 
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         connection.accepts = accepts
         await asyncio.get_running_loop().sock_sendall(client, first)
         await connection.until(first if accepts else b"some")
@@ -233,7 +233,7 @@ def test_whatever_else_comes_is_handed_on(run: Callable[[Scene], None], accepts:
 
 
 def test_an_end_within_a_body_is_told_and_lets_its_memory_go(run: Callable[[Scene], None]) -> None:
-    async def scene(connection: Connection, memory: BodyMemory, client: socket.socket) -> None:
+    async def scene(connection: Connection, memory: BodyBufferPool, client: socket.socket) -> None:
         await asyncio.get_running_loop().sock_sendall(client, BLOCK + b"a" * 1000)
         await connection.until("head")
         client.close()
@@ -250,7 +250,7 @@ def test_an_end_within_a_body_is_told_and_lets_its_memory_go(run: Callable[[Scen
 
 def test_a_read_in_vain_does_not_write_into_what_came_meanwhile() -> None:
     """The loop asks for room and then has nothing to read; before it does, the room below is given to another."""
-    memory = BodyMemory(16 * 2**20)
+    memory = BodyBufferPool(16 * 2**20)
     raw = Head("/x", SIZE, True, PredictRequest(model="m"), None, None)
     first, second = Connection(memory), Connection(memory)
     for connection in (first, second):

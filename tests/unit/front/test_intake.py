@@ -21,8 +21,8 @@ from uvicorn.server import ServerState
 
 from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
-from vernier.api.fast import response
-from vernier.api.fast.protocol import FastProtocol, fast_protocol
+from vernier.front import response_heads
+from vernier.front.connection import FastProtocol, fast_protocol
 from vernier.errors import QueueFull
 from vernier.main import create_app
 from vernier.serving.execution import Batch
@@ -96,16 +96,16 @@ class Service:
         return connection, wire
 
     async def known(self) -> tuple[FastProtocol, Recorder]:
-        """A connection that has had answers, so that its requests are asked without an exchange."""
+        """A connection that has had answers, so that its requests have a template."""
         connection, wire = self.connect()
         for _ in range(2):
             connection.data_received(predict(1.0, 2.0, 3.0, 4.0))
             await until(lambda: bool(wire.sent))
             wire.sent = b""
         connection.data_received(predict(1.0, 2.0, 3.0, 4.0))
-        assert connection.asked is not None
+        assert connection._due
         await until(lambda: bool(wire.sent))
-        assert connection.asked is None
+        assert not connection._due
         wire.sent = b""
         return connection, wire
 
@@ -249,7 +249,7 @@ async def test_more_rows_than_a_batch_holds_are_answered_whole(service: Service)
 
 
 @pytest.mark.parametrize("with_timeout", [False, True])
-@pytest.mark.parametrize("where", ["refusal", "run_joined", "admit"])
+@pytest.mark.parametrize("where", ["refusal", "submit"])
 async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
     service: Service, monkeypatch: pytest.MonkeyPatch, where: str, with_timeout: bool
 ) -> None:
@@ -265,7 +265,6 @@ async def test_an_error_of_ours_is_answered_to_all_whom_it_struck(
 
     scheduler = service.app.state.repository.resolve("mlp", None).scheduler
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "run_joined", lambda *_: None)
         patched.setattr(scheduler, where, fail)
         for connection, _ in connections:
             connection.data_received(ask(1, timeout_ms))
@@ -309,7 +308,7 @@ async def test_one_that_is_refused_at_once_is_answered_whatever_comes_behind_it(
     connection.data_received(wrong)
     await until(lambda: bool(wire.sent))
     connection.data_received(wrong)
-    assert connection.asked is not None
+    assert connection._due
     if then == "shutdown":
         connection.shutdown()
         await until(lambda: wire.closed)
@@ -390,7 +389,7 @@ async def test_it_is_logged_like_any_other(service: Service, caplog: pytest.LogC
     connection.access_log = True
     with caplog.at_level(logging.INFO, "uvicorn.access"):
         connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
-        assert connection.asked is not None
+        assert connection._due
         await until(lambda: bool(wire.sent))
     assert [record.getMessage() for record in caplog.records] == [
         '127.0.0.1:1 - "POST /v1/predict HTTP/1.1" 200'
@@ -439,7 +438,7 @@ async def test_those_that_are_refused_together_are_each_told_so_and_counted(
         assert b"retry-after: 1\r\n" in head
         assert body["code"] == "queue_full"
         ids.add(head.split(b"x-request-id: ")[1])
-        assert connection.asked is None
+        assert not connection._due
         assert not connection._due
     assert len(ids) == MANY
     assert service.responses("queue_full") == MANY
@@ -471,7 +470,7 @@ class Held:
         first, _ = await self.service.known()
         connections = [await self.service.known() for _ in range(MANY)]
         self._ask_all(connections, timeout_ms, each)
-        await until(lambda: all(wire.sent for _, wire in connections))  # so their form is known
+        await until(lambda: all(wire.sent for _, wire in connections))  # so their template is known
         self._monkeypatch.setattr(Batch, "execute", self._held)
         first.data_received(predict(9.0, 0.0, 0.0, 0.0))
         await until(lambda: self.rows == [1])
@@ -632,18 +631,18 @@ async def test_answers_that_cannot_be_written_cost_nobody_else_theirs(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections = await held.ask()
-    answers = held.service._protocol.exchanges.answers
-    count = answers._count
+    answers = held.service._protocol.intake.responses
+    write = answers._write
 
-    def fail_of_the_group(model: Any, precision: str, came: Any) -> None:
-        if len(came) == MANY:
+    def fail_of_the_group(group: Any, rows: Any, answer: Any) -> None:
+        if len(group) == MANY:
             raise MemoryError("no memory left")
-        count(model, precision, came)
+        write(group, rows, answer)
 
     alone, its_wire = held.service.connect()
     fields = {"model": "mlp", "priority": 3, "inputs": {"x": [[1.0, 0.0, 0.0, 0.0]]}}
     alone.data_received(request(orjson.dumps(fields)))
-    monkeypatch.setattr(answers, "_count", fail_of_the_group)
+    monkeypatch.setattr(answers, "_write", fail_of_the_group)
     held.let_go()
     await until(lambda: bool(its_wire.sent) and all(wire.sent for _, wire in connections))
     assert held.rows == [1, MANY + 1]

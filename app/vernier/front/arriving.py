@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vernier.api.codecs import Body
-from vernier.api.fast.head import Head
 from vernier.api.security import Permit
+from vernier.front.heads import Head
 
 #: Smaller pieces of a body are joined as they come, so that many of them take no more memory than the body.
 _LARGE_PIECE = 32 * 1024
