@@ -400,7 +400,7 @@ async def test_long_answers_get_their_heads_one_by_one(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connections = [await service.known() for _ in range(MANY)]
-    monkeypatch.setattr(response, "LONG_BODY", 10)
+    monkeypatch.setattr(response_heads, "LONG_BODY", 10)
     before = service.responses("ok")
     for number, (connection, _) in enumerate(connections):
         connection.data_received(predict(number, 0.0, 0.0, 0.0))
