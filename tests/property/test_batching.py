@@ -30,7 +30,13 @@ def test_every_random_schedule_keeps_the_rules(shard: int) -> None:
         except AssertionError as error:
             raise AssertionError(f"schedule {seed}: {error}") from error
         outcomes |= {request.outcome for request in trace.requests}
-    assert outcomes == {"answered", "failed", "expired", "cancelled", "refused"}  # the schedules reach everything
+    assert outcomes == {
+        "answered",
+        "failed",
+        "expired",
+        "cancelled",
+        "refused",
+    }  # the schedules reach everything
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -126,7 +126,7 @@ class Admission:
         When nothing stands before it, trying costs nobody anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
-        rows, count = asked.rows[0], len(asked.rows)
+        rows, count, rate = asked.rows[0], len(asked.rows), self.rate.per_second(now)
         before = self._queue.rows_ahead(asked.priority)
         free: tuple[float, ...] = ()
         certain = 0  # those in front that need no prediction
@@ -139,7 +139,7 @@ class Admission:
         refusal: QueueFull | None = None
         end = fit
         if certain < fit:
-            forecast = Forecast(free, now, curve, self.rate.per_second(now), self._limits)
+            forecast = Forecast(free, now, curve, rate, self._limits)
             end = self._first_late(forecast, rows, before, range(certain, fit), limit)
             if end < fit:
                 ahead = before + end * rows
@@ -170,7 +170,8 @@ class Admission:
         self, asked: Asked, limit: float | None, curve: LatencyCurve, now: float, free_at: FreeAt
     ) -> Verdict:
         """The same for requests of different rows, one after the other. limit: None where nothing is predicted."""
-        objective_s, rate = self._policy.objective_s, self.rate.per_second(now)
+        objective_s = self._policy.objective_s
+        rate = 0.0 if limit is None else self.rate.per_second(now)
         waiting, before = self._queue.rows, self._queue.rows_ahead(asked.priority)
         free: tuple[float, ...] = ()
         forecast: Forecast | None = None
@@ -223,7 +224,7 @@ class Admission:
         waiting = self._queue.rows + rows
         drained = Forecast(free, now, curve, 0.0, self._limits).finish(1, waiting)
         return QueueFull(
-            f"{self._queue.requests + entering} requests wait already; retry after the given time",
+            f"{self._queue.requests + entering} requests of {waiting} rows wait already; retry after the given time",
             drained - now,
         )
 

@@ -370,7 +370,7 @@ class Scheduler:
         )
         self.submit(batch)
         try:
-            await asyncio.sleep(0)  # an answer may be there already, and one call after the other would keep the loop
+            await asyncio.sleep(0)  # the answer may be there already: without it calls in a row would keep the loop
             return await awaited.future
         except asyncio.CancelledError:
             self.cancel(batch, 0)

@@ -23,7 +23,7 @@ from vernier.errors import (
     UnsupportedMediaType,
     WrongShape,
 )
-from vernier.serving.request import Answer
+from vernier.border.batch import Answer
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vernier.api.codecs import encode_answer
 from vernier.front.answer_bodies import Bodies, alike_bodies, joined_bodies
 from vernier.front.response_heads import LONG_BODY, ResponseHeads
 from vernier.api.identity import Identities
-from vernier.serving.request import Answer
+from vernier.border.batch import Answer
 
 IDS = Identities(["a", "b"])
 DEFAULTS = [(b"date", b"Thu, 26 Nov 2026 08:00:00 GMT")]
