@@ -185,7 +185,7 @@ class BatchLayout:
             return None
         batch, _, start, rows = parts[0]
         inputs = batch.inputs
-        if self.kind != "none":
+        if self.kind != "none" and rows < batch.state.starts[-1]:
             inputs = {name: _rows(array, start, rows) for name, array in inputs.items()}
         for name, shape in self.shapes(key, bucket).items():
             array = inputs[name]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from vernier.border.batch import Answer, RequestBatch
-from vernier.errors import DeadlineExceeded, EngineError, VernierError
+from vernier.errors import DeadlineExceeded, VernierError
 from vernier.metrics import ModelMetrics
 
-#: What a target will be told: requests with their answer or error; no requests: the batch is released.
+#: What a target will be told: a range of requests with their answer, requests with their error, or for no requests that
+#: the batch is released.
 _Event = tuple[RequestBatch, Sequence[int] | None, Answer | None, VernierError | None]
 
 
@@ -81,18 +82,17 @@ class RequestTracker:
         self._end(batch, requests)
 
     def _end(self, batch: RequestBatch, requests: Sequence[int]) -> None:
-        batch.state.end(requests)
-        self._release(batch)
+        state = batch.state
+        state.end(requests)
+        if not state.left and not state.readers:
+            self._events.append((batch, None, None, None))
 
     # --- batches ----------------------------------------------------------------------------------
     def has_read(self, batch: RequestBatch) -> None:
         """An execution does not read a part of the batch any more."""
-        batch.state.readers -= 1
-        self._release(batch)
-
-    def _release(self, batch: RequestBatch) -> None:
         state = batch.state
-        if not state.left and not state.readers:
+        state.readers -= 1
+        if not state.readers and not state.left:
             self._events.append((batch, None, None, None))
 
     def deliver(self) -> None:
@@ -104,22 +104,16 @@ class RequestTracker:
         self.delivering = True
         try:
             while events:  # more may come meanwhile
+                batch, requests, answer, error = events.popleft()
                 try:
-                    _tell(*events.popleft())
+                    if requests is None:
+                        batch.target.released(batch)
+                    elif answer is not None:
+                        batch.target.answered(batch, cast(range, requests), answer)
+                    else:
+                        batch.target.failed(batch, requests, cast(VernierError, error))
                 except Exception as fault:
                     # One target's fault must not cost the others their answers.
                     self._report({"message": "an answer could not be delivered", "exception": fault})
         finally:
             self.delivering = False
-
-
-def _tell(
-    batch: RequestBatch, requests: Sequence[int] | None, answer: Answer | None, error: VernierError | None
-) -> None:
-    target = batch.target
-    if requests is None:
-        target.released(batch)
-    elif isinstance(requests, range) and answer is not None:
-        target.answered(batch, requests, answer)
-    else:
-        target.failed(batch, requests, error or EngineError("the request ended without an answer"))

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vernier.border.batch import Answer, RequestBatch
+from vernier.border.batch import Answer
 from vernier.errors import DeviceFailed, EngineError, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
 from vernier.serving.execution import REFERENCE, Execution, rows_of
 from vernier.serving.request_tracker import RequestTracker
-from vernier.serving.span import Part, Span, runs
-from vernier.serving.tap import AnswerTap
+from vernier.serving.span import Part, runs
+from vernier.serving.tap import AnswerTap, Shown
 from vernier.tensors import Arrays
 
 logger = logging.getLogger(__name__)
@@ -58,45 +58,47 @@ class Results:
 
     # --- it has outputs ---------------------------------------------------------------------------
     def _ran(self, execution: Execution, now: float) -> bool:
-        tracker, tapped = self._tracker, self.tap.wanted
         queue_s: list[float] = []
-        answered: list[tuple[RequestBatch, range, Arrays]] = []
-        nonfinite: list[tuple[Span, RequestBatch, Sequence[int]]] = []
+        shown: list[Shown] = []
+        nonfinite: list[tuple[Part, Sequence[int]]] = []
         for at, part in enumerate(execution.parts):
-            batch, span, _, _ = part
-            spoiled = execution.nonfinite.get(at, ())
+            span = part.span
+            spoiled: Sequence[int] = execution.nonfinite.get(at, ())
             answer = self._answer(execution, part, execution.outputs[at], bool(spoiled))
             if answer is None:
                 continue
-            late: Sequence[int] = ()
-            good = batch.state.living(span.start, span.stop)
-            deadlines = batch.deadlines
-            if spoiled or (deadlines is not None and min(deadlines[span.start : span.stop]) < now):
-                living = [request for run in good for request in run]
-                spoiled = [request for request in living if request in spoiled]
-                if deadlines is not None:
-                    late = [r for r in living if deadlines[r] < now and r not in spoiled]
-                good = runs(request for request in living if request not in spoiled and request not in late)
+            if spoiled or part.batch.deadlines is not None:
+                good, late, spoiled = _told_apart(part, spoiled, now)
                 if spoiled:
-                    nonfinite.append((span, batch, spoiled))
+                    nonfinite.append((part, spoiled))
+                if late:
+                    self._tracker.expired(part.batch, late)
+                    for run in runs(late):
+                        self._book(part, run, answer.queue_s, queue_s)
+            else:
+                good = part.batch.state.living(span.start, span.stop)
             for run in good:
-                outputs = answer.outputs
-                whole = run.start == span.start and run.stop == span.stop
-                if not whole:
-                    outputs = _outputs_of(part, run, outputs)
-                tracker.answered(batch, run, answer if whole else replace(answer, outputs=outputs))
-                if tapped:
-                    answered.append((batch, run, outputs))
-            if late:
-                tracker.expired(batch, late)
-            for run in (*good, *runs(late)):
-                queue_s += [answer.queue_s] * len(run)
-                for time, count in batch.state.promises(run):
-                    self._promised.append((time, span.arrived, count))
+                own = (
+                    answer
+                    if len(run) == len(span)
+                    else replace(answer, outputs=_of(part, run, answer.outputs))
+                )
+                self._tracker.answered(part.batch, run, own)
+                self._book(part, run, answer.queue_s, queue_s)
+                if self.tap.wanted:
+                    shown.append((part.batch, run, own.outputs))
         self._count(execution, queue_s)
-        if answered:
-            self.tap.show(answered, execution.precision, now)
+        if shown:
+            self.tap.show(shown, execution.precision, now)
         return self._retry(nonfinite, execution.precision) if nonfinite else False
+
+    def _book(self, part: Part, requests: range, waited: float, queue_s: list[float]) -> None:
+        """Requests have been answered, or were too late."""
+        queue_s += [waited] * len(requests)
+        state = part.batch.state
+        if state.promised is not None:
+            for time, count in state.promises(requests):
+                self._promised.append((time, state.arrived, count))
 
     def _answer(self, execution: Execution, part: Part, outputs: Arrays, spoiled: bool) -> Answer | None:
         """The answer to all requests of a part; None when there is none (yet), or it is not wanted any more."""
@@ -137,10 +139,10 @@ class Results:
         )
         self._metrics.padding(*execution.elements)
 
-    def _retry(self, spoiled: list[tuple[Span, RequestBatch, Sequence[int]]], precision: str) -> bool:
+    def _retry(self, nonfinite: list[tuple[Part, Sequence[int]]], precision: str) -> bool:
         """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
         again = REFERENCE in self._runtimes
-        for span, batch, requests in spoiled:
+        for (batch, span, _, _), requests in nonfinite:
             self._metrics.nonfinite_outputs(precision, len(requests))
             self._batcher.abandon(span)
             if again:
@@ -212,7 +214,23 @@ class Results:
         execution.find_deadline()
 
 
-def _outputs_of(part: Part, run: range, outputs: Arrays) -> Arrays:
+def _told_apart(
+    part: Part, spoiled: Sequence[int], now: float
+) -> tuple[Sequence[range], Sequence[int], Sequence[int]]:
+    """Those of a part's requests that have not ended: the good ones, as runs, those that are too late, and those whose
+    outputs are spoiled."""
+    batch, span, _, _ = part
+    good = batch.state.living(span.start, span.stop)
+    deadlines = batch.deadlines
+    if not spoiled and (deadlines is None or min(deadlines[span.start : span.stop]) >= now):
+        return good, (), ()
+    living = [request for run in good for request in run]
+    anew = [request for request in living if request in spoiled]
+    late = [] if deadlines is None else [r for r in living if deadlines[r] < now and r not in anew]
+    return runs(r for r in living if r not in anew and r not in late), late, anew
+
+
+def _of(part: Part, requests: range, outputs: Arrays) -> Arrays:
     """What some requests of a part have of its outputs."""
     starts = part.batch.state.starts
-    return rows_of(outputs, starts[run.start] - part.start, starts[run.stop] - part.start)
+    return rows_of(outputs, starts[requests.start] - part.start, starts[requests.stop] - part.start)

@@ -370,7 +370,9 @@ class Scheduler:
         )
         self.submit(batch)
         try:
-            await asyncio.sleep(0)  # the answer may be there already: without it calls in a row would keep the loop
+            await asyncio.sleep(
+                0
+            )  # the answer may be there already: without it calls in a row would keep the loop
             return await awaited.future
         except asyncio.CancelledError:
             self.cancel(batch, 0)

@@ -13,6 +13,8 @@ from vernier.tensors import Arrays
 #: Gets copies of the inputs and outputs of an answered request, and the variant that computed it, on the loop's
 #: thread: it must only enqueue.
 Tap = Callable[[Arrays, Arrays, str], None]
+#: Requests of a batch that have been answered together, and their outputs.
+Shown = tuple[RequestBatch, range, Arrays]
 
 
 class AnswerTap:
@@ -35,14 +37,8 @@ class AnswerTap:
         """Whether anybody listens."""
         return self._listener is not None
 
-    def show(
-        self, answered: Sequence[tuple[RequestBatch, range, Arrays]], precision: str, now: float
-    ) -> None:
-        """Shows the listener its share of these requests.
-
-        Args:
-            answered: requests of a batch that have been answered together, with their outputs.
-        """
+    def show(self, answered: Sequence[Shown], precision: str, now: float) -> None:
+        """Shows the listener its share of these requests."""
         assert self._listener is not None
         before = list(accumulate((len(requests) for _, requests, _ in answered), initial=0))
         for number in self._chosen(before[-1], now):
