@@ -123,7 +123,7 @@ class Admission:
         """Lets in up to `fit` requests of equal rows, but none that should finish after `limit`, unless it would start
         at once.
 
-        When nothing stands before it, trying costs nobody anything, and a prediction that has become
+        When nothing stands before it, trying costs no other request anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
         rows, count, rate = asked.rows[0], len(asked.rows), self.rate.per_second(now)

@@ -29,7 +29,8 @@ class RequestTracker:
     Attributes:
         inflight: requests that were admitted and have not ended.
         empty: set while none is in flight.
-        delivering: whether targets are being told: whoever is called now is called by one of them.
+        delivering: whether targets are being told; a call that comes meanwhile comes from one of them.
+        held: `deliver` does nothing.
     """
 
     def __init__(self, metrics: ModelMetrics, report: Callable[[dict[str, Any]], None]) -> None:
@@ -37,6 +38,7 @@ class RequestTracker:
         self.empty = asyncio.Event()
         self.empty.set()
         self.delivering = False
+        self.held = False
         self._metrics = metrics
         self._report = report
         self._events: deque[_Event] = deque()
@@ -98,7 +100,7 @@ class RequestTracker:
     def deliver(self) -> None:
         """Tells targets what has happened since the last time, in order. Called by a target, directly or not, it
         does nothing: the call that is under way tells that, too."""
-        if self.delivering:
+        if self.delivering or self.held:
             return
         events = self._events
         self.delivering = True

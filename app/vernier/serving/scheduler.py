@@ -1,34 +1,33 @@
 """The shell around the batching policy: one per loaded model version, all of its state on the loop's thread.
 
-    submit → Batcher.admit → queue → Dispatcher → RequestTracker → the batch's target
+    submit → Entrance → Batcher.admit → queue → Dispatcher → RequestTracker → the batch's target
 
-Here are the entrance, the variants, and start and end; what runs when is the dispatcher's. Every request ends exactly
-once: refused, or when it was admitted answered, failed, expired or cancelled.
+Here are the variants, and start and end; who comes in is the entrance's, what runs when the dispatcher's. Every
+request ends exactly once: refused, or when it was admitted answered, failed, expired or cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
-from vernier.errors import DeadlineExceeded, Draining, NotReady, QueueFull, VernierError
+from vernier.errors import Draining, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
 from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
+from vernier.serving.entrance import Entrance
 from vernier.serving.inline import Inline
 from vernier.serving.padding import BatchLayout
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
 from vernier.serving.sharing import Device
-from vernier.serving.span import BatchState, runs
 from vernier.serving.tap import Tap
 from vernier.serving.warmup import probe, warm_up
 from vernier.serving.workers import Crew, Curves, Listener
@@ -107,7 +106,16 @@ class Scheduler:
             deference,
         )
         self._crew = self._dispatcher.crew
-        self._draining = False
+        self._entrance = Entrance(
+            name,
+            self._batcher,
+            self._tracker,
+            self._inline,
+            self._dispatcher,
+            metrics,
+            self._clock,
+            deference,
+        )
         metrics.set_latency_objective(policy.objective_s)
         metrics.precision_active(precision, self._runtimes[precision])
 
@@ -215,132 +223,25 @@ class Scheduler:
         on this thread, where that is quick and nothing waits before them; of the others those are queued that may
         wait, the rest is refused (QueueFull).
         """
-        now = self._clock()
-        count = len(batch.rows)
-        batch.state = BatchState(batch.rows, now)
-        closed = self._closed()
-        if closed is not None:
-            self._refuse(batch, range(count), closed)
-        else:
-            for run in self._in_time(batch, now):
-                start = self._run_at_once(batch, run, now)
-                if start < run.stop:
-                    self._admit(batch, start, run.stop, now)
-        self._tracker.deliver()
+        self._entrance.submit(batch)
 
-    def _in_time(self, batch: RequestBatch, now: float) -> Sequence[range]:
-        """The requests whose deadline has not passed; fails the others."""
-        count, deadlines = len(batch.rows), batch.deadlines
-        if deadlines is None or min(deadlines) > now:
-            return (range(count),)
-        late = [request for request in range(count) if deadlines[request] <= now]
-        error = DeadlineExceeded(
-            "the deadline had passed before the request could be queued; allow more time"
-        )
-        self._refuse(batch, late, error)
-        return runs(request for request in range(count) if deadlines[request] > now)
-
-    def _run_at_once(self, batch: RequestBatch, requests: range, now: float) -> int:
-        """Runs requests on this thread, by as many from the front as are quick enough together.
-
-        Returns the first that was not run: something waits before it, or it is no part of a batch that is quick
-        enough, or would be late.
-        """
-        start, stop, deadlines = requests.start, requests.stop, batch.deadlines
-        room = self._room_at_once(batch.precision)
-        if not room or (
-            deadlines is not None
-            and self.refusal(batch.precision, batch.priority, min(deadlines[start:stop])) is not None
-        ):
-            return start
-        starts = batch.state.starts
-        while room:
-            fit = bisect_right(starts, starts[start] + room, start + 1, stop + 1) - 1
-            if fit == start:
-                break
-            self._tracker.admitted(fit - start)
-            self._dispatcher.run_inline(self._batcher.take_at_once(batch, range(start, fit), now))
-            start = fit
-            if start == stop:
-                break
-            now, room = self._clock(), self._room_at_once(batch.precision)
-        return start
-
-    def _room_at_once(self, precision: str | None) -> int:
-        """The most rows that run at once on this thread; 0 for none."""
-        layout = self._layout
-        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
-            return 0  # a target that answers each answer with a request must not hold up the loop
-        if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
-            return 0
-        precision = precision or self._batcher.precision
-        return self._inline.room(precision, (), self._batcher.curve(precision, ()))
-
-    def _admit(self, batch: RequestBatch, start: int, stop: int, now: float) -> None:
-        """Has the requests [start, stop) wait, or refuses them."""
-        refused = self._batcher.admit(batch, start, stop, now, self._free_at, self._earliest(now))
-        admitted = stop - start
-        for requests, error in refused:
-            admitted -= len(requests)
-            self._tracker.refused(batch, requests, error)
-            self._count_refused(error, len(requests), now)
-        if admitted:
-            self._tracker.admitted(admitted)
-            if self._crew.idle or self._inline.slots or batch.deadlines is not None:
-                self._dispatcher.pump_soon()
-
-    def _refuse(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
-        self._tracker.refused(batch, requests, error)
-        self._metrics.rejected(error.code, len(requests))
+    def cancel(self, batch: RequestBatch, request: int) -> None:
+        """Ends a request of a batch without telling the target, but for `released`, which may be called before this
+        returns. Nothing happens when the request has ended, or was not submitted."""
+        self._entrance.cancel(batch, request)
 
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
     ) -> VernierError | None:
         """Why a request that has not been read yet would be refused, had it one row; None when it would be admitted.
 
-        So that reading costs nothing under overload. Whoever heeds it calls `refused`.
+        So that reading costs nothing under overload. A caller that refuses the request for it calls `refused`.
         """
-        closed = self._closed()
-        if closed is not None:
-            return closed
-        if self._crew.idle and not self._queue.requests:
-            return None  # it would start at once; the batcher says so too, but takes longer
-        now = self._clock()
-        return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
+        return self._entrance.refusal(precision, priority, deadline)
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
-        """Counts requests of `rows` rows each that were refused for what `refusal` said."""
-        if isinstance(error, QueueFull):
-            self._batcher.rate.add(count * rows)
-            self._count_refused(error, count, self._clock())
-        else:
-            self._metrics.rejected(error.code, count)
-
-    def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
-        self._metrics.rejected(error.reason, count)
-        if self._deference is not None and self._crew.busy:
-            self._deference.refused(now)
-
-    def _earliest(self, now: float) -> float:
-        return now if self._deference is None else self._deference.earliest(now)
-
-    def _closed(self) -> VernierError | None:
-        """Why nothing is admitted any more; None while something is."""
-        if self._draining:
-            return Draining(f"model '{self.name}' is being taken out of service; send the request again")
-        if self._crew.gone is not None:
-            return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
-        return None
-
-    def cancel(self, batch: RequestBatch, request: int) -> None:
-        """Ends a request of a batch without telling the target, but for `released`, which may be called before this
-        returns. Nothing happens when the request has ended, or was not submitted."""
-        if batch.state is None or batch.state.ended[request]:
-            return
-        self._batcher.withdraw(batch, request)
-        self._tracker.cancelled(batch, request)
-        self._dispatcher.show()
-        self._tracker.deliver()
+        """Counts `count` requests of `rows` rows each that were refused for what `refusal` said."""
+        self._entrance.refused(error, count, rows)
 
     async def predict(
         self,
@@ -378,14 +279,10 @@ class Scheduler:
             self.cancel(batch, 0)
             raise
 
-    def _free_at(self) -> tuple[float, ...]:
-        crew = self._crew
-        return (*([0.0] * len(crew.idle)), *[execution.ends for execution in crew.running])
-
     # --- end --------------------------------------------------------------------------------------
     async def drain(self, timeout_s: float) -> None:
         """Refuses new requests, waits for the admitted ones, fails what is left after the timeout, frees all."""
-        self._draining = True
+        self._entrance.draining = True
         ends = self._clock() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):

@@ -119,7 +119,7 @@ def poisson(rate: float, seconds: float, seed: int, **fields: float | int | None
 
 
 def _nothing(execution: Execution) -> None:
-    """Computes nothing: whoever watches times only needs no outputs."""
+    """Computes no outputs: times do not need them."""
     execution.outputs = [{}] * len(execution.parts)
 
 

@@ -206,10 +206,6 @@ class Span:
         starts: Sequence[int] = self.batch.state.starts
         return bisect_right(starts, self.first + room, self.start + 1, self.stop + 1) - 1 - self.start
 
-    def rows_of(self, request: int) -> int:
-        """Rows of one request."""
-        return self.batch.rows[request]
-
     def most_urgent(self) -> int:
         """The request with the first deadline."""
         deadlines = self.batch.deadlines

@@ -15,7 +15,15 @@ import pytest
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import Sent, busy, serving, until
 from vernier.border.batch import Answer, RequestBatch
-from vernier.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, QueueFull
+from vernier.errors import (
+    DeadlineExceeded,
+    DeviceFailed,
+    Draining,
+    EngineError,
+    NotReady,
+    QueueFull,
+    VernierError,
+)
 from vernier.serving.admission import Policy
 
 #: Rows of requests that differ in them; together a full batch.
@@ -285,6 +293,23 @@ async def test_a_lost_device_fails_all() -> None:
         scheduler.submit(sent.batch)
         await until(lambda: scheduler.inflight == 0)
         assert (sent.kinds, sent.releases) == ([DeviceFailed] * 4, 1)
+
+
+async def test_a_device_lost_to_the_first_of_a_batch_refuses_the_rest() -> None:
+    def fault(batch: np.ndarray) -> None:
+        raise DeviceFailed("gone")
+
+    async with serving(ArithmeticExecutor(fault=fault), inline=True) as scheduler:
+
+        class Meddling(Sent):
+            def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+                super().failed(batch, requests, error)
+                scheduler.cancel(batch, len(batch) - 1)
+
+        sent = Meddling(*[1] * 20)
+        scheduler.submit(sent.batch)
+        assert sent.kinds == [DeviceFailed] * 8 + [NotReady] * 12
+        assert (sent.releases, scheduler.inflight) == (1, 0)
 
 
 @pytest.mark.parametrize("rows", [1, MIXED])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.packages import ends_model
 from tests.support.scheduling import until
-from vernier.border.batch import Answer, RequestBatch
+from vernier.border.batch import Answer, RequestBatch, cut
 from vernier.engine.base import default_buckets
 from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
 from vernier.errors import VernierError
@@ -138,3 +138,40 @@ async def test_what_is_cancelled_while_it_runs_is_not_written_over(tmp_path: Pat
             await until(lambda: len(target.batches) == 1)
         assert len(others) == 3
         np.testing.assert_array_equal(ran[0]["x"], ran[1]["x"])
+
+
+@pytest.mark.parametrize("inline", [False, True])
+async def test_rows_of_a_batch_that_fill_an_execution_are_read_where_they_lie(
+    tmp_path: Path, inline: bool
+) -> None:
+    """Requests of a batch that takes several executions; a request that is run in several, too."""
+    read_in_place = OnnxRuntimeSlot.read_in_place
+    places: list[tuple[int, int]] = []
+
+    def watched(slot: OnnxRuntimeSlot, inputs: Arrays) -> None:
+        places.append((place(inputs), len(inputs["x"])))
+        read_in_place(slot, inputs)
+
+    class Kept(Released):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outputs: dict[int, Arrays] = {}
+
+        def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+            self.outputs |= zip(
+                requests, cut(answer.outputs, batch.rows[requests.start : requests.stop]), strict=True
+            )
+
+    async with images(tmp_path, inline) as scheduler:
+        rows = [1, 3, 4, 9, 2]
+        x = np.repeat(np.arange(19, dtype=np.float32)[:, None], WIDTH, axis=1)
+        target = Kept()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OnnxRuntimeSlot, "read_in_place", watched)
+            scheduler.submit(RequestBatch({"x": x}, rows, ["z"], None, 0, [0.0] * 5, None, target))
+            await until(lambda: bool(target.batches))
+        first = int(x.ctypes.data)
+        assert (first, 8) in places
+        assert all((where - first) % (4 * WIDTH) == 0 for where, _ in places)
+        for at, start in enumerate((0, 1, 4, 8, 17)):
+            np.testing.assert_array_equal(target.outputs[at]["z"], 2 * x[start : start + rows[at], :3])
