@@ -9,7 +9,7 @@
     │   ├── RequestTimeout, LoadRefused, BodyTooLarge,
     │   │   UnsupportedMediaType                                           (408, 409, 413, 415)
     │   ├── QueueFull, RateLimited                                       (429)
-    │   └── NotReady, Draining, DeadlineExceeded                         (503, 504)
+    │   └── NotReady, EngineRestarting, Draining, DeadlineExceeded       (503, 504)
     ├── Cancelled               the client went away; nobody is left to read an answer
     ├── EngineError             a runtime or device failed
     │   ├── PlanMismatch        the plan does not fit this GPU, runtime or variant
@@ -162,6 +162,12 @@ class NotReady(RequestError):
     code = "not_ready"
     http_status = 503
     grpc_status = "UNAVAILABLE"
+
+
+class EngineRestarting(NotReady):
+    """The engine process has died and is being started again: nothing was queued, so a retry is safe."""
+
+    code = "engine_restarting"
 
 
 class Draining(RequestError):

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 
 from vernier.api.models import summary
 from vernier.api.schemas import ModelList, ModelSummary, error_responses
+from vernier.border.catalogue import Catalogue
 from vernier.errors import EngineError, LoadRefused, PackageError, WrongShape
-from vernier.serving.repository import Repository
 
 router = APIRouter(prefix="/v2/repository", tags=["administration"])
 
@@ -24,7 +24,7 @@ def _version(text: str | None) -> int | None:
 
 @router.post("/index", responses=_ERRORS, summary="List the loaded models")
 async def index(request: Request) -> ModelList:
-    repository: Repository = request.app.state.repository
+    repository: Catalogue = request.app.state.repository
     return ModelList(models=[summary(model) for model in repository.models()])
 
 
@@ -33,7 +33,7 @@ async def index(request: Request) -> ModelList:
 )
 async def load(request: Request, name: str, version: str | None = None) -> ModelSummary:
     """Requests go to the old engines until the new ones have proven themselves; none is lost."""
-    repository: Repository = request.app.state.repository
+    repository: Catalogue = request.app.state.repository
     try:
         return summary(await repository.load(name, _version(version)))
     except (PackageError, EngineError) as error:
@@ -45,5 +45,5 @@ async def load(request: Request, name: str, version: str | None = None) -> Model
 )
 async def unload(request: Request, name: str, version: str | None = None) -> None:
     """Returns when what had been admitted is answered and the engines are released."""
-    repository: Repository = request.app.state.repository
+    repository: Catalogue = request.app.state.repository
     await repository.unload(name, _version(version))

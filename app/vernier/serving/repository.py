@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from vernier.engine.base import Executor
 from vernier.engine.ready import ReadyEngine
@@ -22,6 +23,7 @@ from vernier.heap import trim_heap
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import list_versions, open_package
 from vernier.package.manifest import Manifest
+from vernier.serving.description import describe
 from vernier.serving.loading import EngineLoader, LoadedEngines
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.scheduler import Scheduler
@@ -63,6 +65,10 @@ class LoadedModel:
     @property
     def precisions(self) -> tuple[str, ...]:
         return tuple(self.engines.executors)
+
+    def description(self) -> dict[str, Any]:
+        """What `GET /v1/models/{name}` answers."""
+        return describe(self.manifest, self.executors, self.engines.curves, self.precision, self.runtime)
 
 
 #: Starts a model's scheduler, and its precision monitor where there is something to watch; on the event

@@ -14,7 +14,7 @@ from tests.support.scheduling import until
 from vernier.engine.base import Executor
 from vernier.engine.ready import ReadyEngine
 from vernier.exposition import Metrics
-from vernier.main import model_settings, start_scheduler
+from vernier.composition.engine import model_settings, start_scheduler
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader

@@ -1,0 +1,127 @@
+"""What a front knows of the models that are served, in whichever process they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
+
+from vernier.border.batch import RequestBatch
+from vernier.errors import NotReady, UnknownModel, UnknownVersion, VernierError
+from vernier.metrics import ModelMetrics
+from vernier.serving.signature import Signature
+
+#: Of a version; Python refuses to read numbers of thousands of digits.
+MAX_DIGITS = 18
+
+
+class BatchScheduler(Protocol):
+    """The entrance to one model version."""
+
+    def submit(self, batch: RequestBatch) -> None:
+        """Every request of the batch ends exactly once; its target is told, perhaps before this returns."""
+
+    def cancel(self, batch: RequestBatch, index: int) -> None:
+        """Ends one request without telling; nothing happens when it has ended."""
+
+    def refusal(
+        self, precision: str | None = None, priority: int = 0, deadline: float | None = None
+    ) -> VernierError | None:
+        """Why a request of one row that has not been read yet would be refused; None when it would be admitted."""
+
+    def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
+        """Counts requests of `rows` rows each that were refused for what `refusal` said."""
+
+
+class ServedModel(Protocol):
+    """One served version of one model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def signature(self) -> Signature: ...
+
+    @property
+    def precision(self) -> str:
+        """The variant that new batches take."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The variants that are loaded."""
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def metrics(self) -> ModelMetrics: ...
+
+    @property
+    def scheduler(self) -> BatchScheduler: ...
+
+    def description(self) -> dict[str, Any]:
+        """What `GET /v1/models/{name}` answers."""
+
+
+class Catalogue(Protocol):
+    """The served models. Belongs to the event loop's thread."""
+
+    def models(self) -> list[Any]:
+        """Every served version, by name and version."""
+
+    def resolve(self, name: str | None, version: str | None) -> Any:
+        """The version asked for, or the newest. Raises UnknownModel, UnknownVersion, NotReady."""
+
+    def not_ready_reason(self) -> str | None:
+        """None when every model can execute; else a sentence."""
+
+    async def load(self, name: str, version: int | None = None) -> Any:
+        """Loads one version, the newest by default. Raises PackageError, EngineError, UnknownModel."""
+
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Takes a version, or all, out of service. Raises UnknownModel."""
+
+
+M = TypeVar("M")
+
+
+def find_model(
+    served: Mapping[str, Mapping[int, M]],
+    name: str | None,
+    version: str | None,
+    loading: Collection[str],
+    not_ready_reason: Callable[[], str | None],
+) -> M:
+    """The version asked for, or the newest.
+
+    Args:
+        served: by name and version.
+        loading: names of models that will be served once they are loaded.
+        not_ready_reason: why nothing is served, in a sentence.
+
+    Raises UnknownModel, UnknownVersion, NotReady.
+    """
+    if not served:
+        raise NotReady(not_ready_reason() or "no model is loaded yet; try again soon")
+    if name is None:
+        if len(served) != 1:
+            raise UnknownModel(f"say which model: 'model' must be one of {', '.join(sorted(served))}")
+        (name,) = served
+    versions = served.get(name)
+    if versions is None:
+        if name in loading:
+            raise NotReady(f"model '{name}' is still being loaded; try again soon")
+        raise UnknownModel(f"there is no model '{name}' here; there are {', '.join(sorted(served))}")
+    if version is None:
+        return versions[max(versions)]
+    number = int(version) if version.isascii() and version.isdigit() and len(version) <= MAX_DIGITS else -1
+    if number not in versions:
+        shown = version if len(version) <= MAX_DIGITS else f"{version[:MAX_DIGITS]}…"
+        offered = ", ".join(str(v) for v in sorted(versions))
+        raise UnknownVersion(f"model '{name}' has no version '{shown}'; it has {offered}")
+    return versions[number]
