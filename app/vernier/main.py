@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 import vernier as package
-from vernier.api.side import side_server
+from vernier.composition.operations import side_server
 from vernier.composition.engine import create_repository, start
 from vernier.composition.front import create_front
 from vernier.exposition import Metrics, register_process

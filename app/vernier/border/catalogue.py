@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from vernier.border.batch import RequestBatch
-from vernier.errors import NotReady, UnknownModel, UnknownVersion, VernierError
+from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.signature import Signature
-
-#: Of a version; Python refuses to read numbers of thousands of digits.
-MAX_DIGITS = 18
 
 
 class BatchScheduler(Protocol):
@@ -86,42 +82,3 @@ class Catalogue(Protocol):
     async def unload(self, name: str, version: int | None = None) -> None:
         """Takes a version, or all, out of service. Raises UnknownModel."""
 
-
-M = TypeVar("M")
-
-
-def find_model(
-    served: Mapping[str, Mapping[int, M]],
-    name: str | None,
-    version: str | None,
-    loading: Collection[str],
-    not_ready_reason: Callable[[], str | None],
-) -> M:
-    """The version asked for, or the newest.
-
-    Args:
-        served: by name and version.
-        loading: names of models that will be served once they are loaded.
-        not_ready_reason: why nothing is served, in a sentence.
-
-    Raises UnknownModel, UnknownVersion, NotReady.
-    """
-    if not served:
-        raise NotReady(not_ready_reason() or "no model is loaded yet; try again soon")
-    if name is None:
-        if len(served) != 1:
-            raise UnknownModel(f"say which model: 'model' must be one of {', '.join(sorted(served))}")
-        (name,) = served
-    versions = served.get(name)
-    if versions is None:
-        if name in loading:
-            raise NotReady(f"model '{name}' is still being loaded; try again soon")
-        raise UnknownModel(f"there is no model '{name}' here; there are {', '.join(sorted(served))}")
-    if version is None:
-        return versions[max(versions)]
-    number = int(version) if version.isascii() and version.isdigit() and len(version) <= MAX_DIGITS else -1
-    if number not in versions:
-        shown = version if len(version) <= MAX_DIGITS else f"{version[:MAX_DIGITS]}…"
-        offered = ", ".join(str(v) for v in sorted(versions))
-        raise UnknownVersion(f"model '{name}' has no version '{shown}'; it has {offered}")
-    return versions[number]

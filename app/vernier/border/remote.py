@@ -19,10 +19,10 @@ from typing import Any
 from vernier.border import wire
 from vernier.border.arena import Arena, ArenaReader
 from vernier.border.batch import Answer, RequestBatch, chosen
-from vernier.border.catalogue import find_model
 from vernier.border.channel import Channel
 from vernier.border.messages import read_message
 from vernier.border.placement import Placed, PlacedReader, place
+from vernier.border.resolution import find_model
 from vernier.border.running import RunningBatches
 from vernier.errors import (
     DeadlineExceeded,
@@ -195,7 +195,7 @@ class RemoteEngine:
         self._acknowledging: asyncio.TimerHandle | None = None
         self._models: dict[int, RemoteModel] = {}
         self._served: dict[str, dict[int, RemoteModel]] = {}
-        self._loading: frozenset[str] = frozenset()
+        self._awaited: dict[str, list[int]] = {}
         self._reason: str | None = "the engine process is starting"
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._expiring: asyncio.TimerHandle | None = None
@@ -504,7 +504,7 @@ class RemoteEngine:
             if self._reason is None:  # else the next engine process is only loading it
                 self._metrics.forget(name, version)
         self._models, self._served = models, served
-        self._loading = frozenset(message["loading"])
+        self._awaited = message["awaited"]
         self._reason = message["reason"]
         if self._reason is None:
             self._ready_once = True
@@ -518,7 +518,7 @@ class RemoteEngine:
         return [self._served[name][v] for name in sorted(self._served) for v in sorted(self._served[name])]
 
     def resolve(self, name: str | None, version: str | None) -> RemoteModel:
-        return find_model(self._served, name, version, self._loading, self.not_ready_reason)
+        return find_model(self._served, self._awaited, name, version, self.not_ready_reason)
 
     def not_ready_reason(self) -> str | None:
         return self._reason

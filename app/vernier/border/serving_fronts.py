@@ -212,7 +212,8 @@ class Fronts:
     Args:
         entries: describes every served version, see `RemoteModel`, as pairs of model and entry without its number.
         reason: why the service is not ready; None when it is.
-        loading: names of models that will be served once they are loaded.
+        awaited: name → versions that will be served once they are loaded.
+        starting: whether models are loaded for the first time.
         call: answers administrative calls.
 
     Attributes:
@@ -223,13 +224,13 @@ class Fronts:
         self,
         entries: Callable[[], list[tuple[ServedModel, dict[str, Any]]]],
         reason: Callable[[], str | None],
-        loading: Callable[[], list[str]],
+        awaited: Callable[[], dict[str, list[int]]],
         starting: Callable[[], bool],
         call: Call,
     ) -> None:
         self._entries = entries
         self._reason = reason
-        self._loading = loading
+        self._awaited = awaited
         self._starting = starting
         self.call = call
         self.acknowledged = asyncio.Event()
@@ -276,7 +277,7 @@ class Fronts:
         news = {
             "type": "catalogue",
             "models": models,
-            "loading": self._loading(),
+            "awaited": self._awaited(),
             "starting": self._starting(),
             "reason": self._reason(),
         }
