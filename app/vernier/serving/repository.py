@@ -100,6 +100,7 @@ class Repository:
         self._refused: dict[tuple[str, int], str] = {}
         self._loading = 0
         self._changes = asyncio.Lock()
+        self._before_retiring: Callable[[LoadedModel], Awaitable[None]] | None = None
         self._installing: set[asyncio.Task[None]] = set()
 
     # --- what requests ask ------------------------------------------------------------------------
@@ -302,8 +303,14 @@ class Repository:
                 self._metrics.forget(model.name, model.version)
             await asyncio.to_thread(trim_heap)
 
+    def before_retiring(self, call: Callable[[LoadedModel], Awaitable[None]]) -> None:
+        """Has `call` awaited for a model that has left the served ones, before it is drained."""
+        self._before_retiring = call
+
     async def _retire(self, model: LoadedModel) -> None:
         model.state = "unloading"
+        if self._before_retiring is not None:
+            await self._before_retiring(model)
         if model.monitor is not None:
             await model.monitor.close(self._drain_timeout_s)
         await model.scheduler.drain(self._drain_timeout_s)
