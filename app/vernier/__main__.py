@@ -23,7 +23,9 @@ def main() -> None:
         fronts = front_count(settings)
         if fronts:
             tls_options(settings)
-            make_guard(settings)  # what is wrong with keys and certificates is told before anything is started
+            make_guard(
+                settings
+            )  # what is wrong with keys and certificates is told before anything is started
             from vernier.processes.supervisor import supervise
 
             sys.exit(supervise(settings, fronts))

@@ -29,6 +29,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Iterator, Optional, Type
 
+MAX_SHOWN_CHARACTERS = 128
+
+
+def shown(text: str) -> str:
+    """A client's own text in quotes for a message, cut after MAX_SHOWN_CHARACTERS so that the sentence stays one."""
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        text = text[:MAX_SHOWN_CHARACTERS] + "…"
+    return f"'{text}'"
+
 
 class VernierError(Exception):
     """Root of the tree.

@@ -205,9 +205,7 @@ class _ModelFamilies:
         micro = 1e6
         values = {
             "nv_inference_request_success": answered,
-            "nv_inference_request_failure": sum(
-                n for outcome, n in ended.items() if outcome != "answered"
-            ),
+            "nv_inference_request_failure": sum(n for outcome, n in ended.items() if outcome != "answered"),
             "nv_inference_count": rows,
             "nv_inference_exec_count": sum(s.executions for s in all_serving),
             "nv_inference_request_duration_us": sum(s.request.total for s in all_serving) * micro,

@@ -64,7 +64,9 @@ class Totals:
                 for _, labels, value in samples:
                     if value:
                         family = ADMITTED.removesuffix("_total")
-                        self._add(family, "counter", "Requests taken into the queue.", ADMITTED, labels, value)
+                        self._add(
+                            family, "counter", "Requests taken into the queue.", ADMITTED, labels, value
+                        )
                         cancelled = {**labels, "outcome": "cancelled"}
                         family = ENDED.removesuffix("_total")
                         text_ended = "Admitted requests by how they ended."

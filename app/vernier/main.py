@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 import vernier as package
-from vernier.composition.operations import side_server
 from vernier.composition.engine import create_repository, start
 from vernier.composition.front import create_front
+from vernier.composition.operations import side_server
 from vernier.exposition import Metrics, register_process
 from vernier.logs import configure_logging
 from vernier.serving.lifecycle import Lifecycle

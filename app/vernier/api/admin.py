@@ -7,19 +7,21 @@ from fastapi import APIRouter, Request
 from vernier.api.models import summary
 from vernier.api.schemas import ModelList, ModelSummary, error_responses
 from vernier.border.catalogue import Catalogue
-from vernier.errors import EngineError, LoadRefused, PackageError, WrongShape
+from vernier.errors import EngineError, LoadRefused, PackageError, WrongShape, shown
+from vernier.package.integrity import read_version
 
 router = APIRouter(prefix="/v2/repository", tags=["administration"])
 
-_ERRORS = error_responses(401, 403, 404, 409)
+_ERRORS = error_responses(400, 401, 403, 404, 409)
 
 
 def _version(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise WrongShape(f"'{text}' is no version; versions are numbers such as 3")
-    return int(text)
+    version = read_version(text)
+    if version is None:
+        raise WrongShape(f"{shown(text)} is no version; versions are numbers such as 3")
+    return version
 
 
 @router.post("/index", responses=_ERRORS, summary="List the loaded models")

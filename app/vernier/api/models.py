@@ -27,7 +27,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(models=[summary(model) for model in repository.models()])
 
 
-@router.get("/{name}", responses=error_responses(404), summary="Describe one model")
+@router.get("/{name}", responses=error_responses(404, 503), summary="Describe one model")
 async def describe_model(request: Request, name: str, version: str | None = None) -> ModelDescription:
     repository: Catalogue = request.app.state.repository
     model: ServedModel = repository.resolve(name, version)

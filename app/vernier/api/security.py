@@ -104,14 +104,14 @@ class Guard:
         key = self._key_of(token)
         if key is None:
             raise Unauthorized("this key or token is not valid here; ask the service's operator for one")
-        self._spend(key)
-        if key.concurrent is None:
-            return Permit()
         running = self._running.get(key.name, 0)
-        if running >= key.concurrent:
+        if key.concurrent is not None and running >= key.concurrent:
             raise RateLimited(
                 f"'{key.name}' runs {running} requests at once already, its limit; wait for one to end", 1.0
             )
+        self._spend(key)  # last, so that a request that is refused uses up none of the rate
+        if key.concurrent is None:
+            return Permit()
         self._running[key.name] = running + 1
         return Permit(lambda: self._ended(key.name))
 

@@ -81,4 +81,3 @@ class Catalogue(Protocol):
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Takes a version, or all, out of service. Raises UnknownModel."""
-

@@ -303,5 +303,6 @@ class Fronts:
             del self._models[number]
 
     def close(self) -> None:
-        for session in list(self._sessions):
+        sessions, self._sessions = self._sessions, set()
+        for session in sessions:
             session.close()

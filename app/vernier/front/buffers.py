@@ -166,7 +166,6 @@ class BodyBufferPool:
         self.kept_bytes += nbytes
         return slab
 
-
     def _memory(self, nbytes: int) -> Array:
         """Undefined bytes: of the arena, where there are as many in one piece."""
         region = self._arena.region() if self._arena is not None and nbytes <= CHUNK_BYTES else None

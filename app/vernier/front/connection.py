@@ -20,9 +20,9 @@ from vernier.api.body import body_timed_out, disconnected_early
 from vernier.api.codecs import Body
 from vernier.api.security import Guard, Permit
 from vernier.api.service import Predictions
+from vernier.border.arena import Arena
 from vernier.errors import VernierError
 from vernier.exposition import Metrics
-from vernier.border.arena import Arena
 from vernier.front.arriving import Arriving
 from vernier.front.buffers import MOST_BEFORE, BodyBufferPool, BufferSlice
 from vernier.front.heads import END, Head, Heads

@@ -1,7 +1,7 @@
 """New connections, spread evenly over the front processes.
 
-All of them watch one listening socket. SO_REUSEPORT would spread connections by a hash, some fronts getting twice as many
-as others; here a front accepts while it holds no more than the others on average.
+All of them watch one listening socket. SO_REUSEPORT would spread connections by a hash, and some fronts would get twice
+as many as others; here a front accepts while it holds no more than the others on average.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The control socket between the supervisor and a process that it has started.
 
-    supervisor → process   hello, engine | front (somebody to talk to, with descriptors), collect, scraped, drain, stop
-    process → supervisor   ready, beat, collected, scrape, fatal
+supervisor → process   hello, engine | front (somebody to talk to, with descriptors), collect, scraped, drain, stop
+process → supervisor   ready, beat, collected, scrape, fatal
 """
 
 from __future__ import annotations

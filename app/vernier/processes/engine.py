@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 import vernier as package
+from vernier.border.catalogue import ServedModel
 from vernier.border.serving_fronts import Fronts, FrontSession
 from vernier.composition.engine import create_repository
 from vernier.errors import EngineError, LoadRefused, PackageError
@@ -18,7 +19,7 @@ from vernier.exposition import Metrics, register_process
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
 from vernier.processes.control import FATAL, Child
-from vernier.serving.repository import LoadedModel, Repository
+from vernier.serving.repository import Repository
 from vernier.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,10 @@ class Engine:
     @staticmethod
     def _join(fronts: Fronts, fds: list[int]) -> None:
         sock_fd, requests_fd, answers_fd, running_fd = fds
-        fronts.join(
-            FrontSession(fronts, socket.socket(fileno=sock_fd), requests_fd, answers_fd, running_fd)
-        )
+        fronts.join(FrontSession(fronts, socket.socket(fileno=sock_fd), requests_fd, answers_fd, running_fd))
 
     # --- what fronts are told ---------------------------------------------------------------------
-    def _entries(self) -> list[tuple[LoadedModel, dict[str, Any]]]:
+    def _entries(self) -> list[tuple[ServedModel, dict[str, Any]]]:
         repository = self._repository
         assert repository is not None
         return [

@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import vernier as package
-from vernier.composition.operations import operations_app
 from vernier.border.arena import Arena
 from vernier.border.remote import RemoteEngine
 from vernier.composition.front import create_front
+from vernier.composition.operations import operations_app
 from vernier.composition.server import operations_config, server_config
 from vernier.exposition import Metrics, register_process
 from vernier.exposition_merge import render
@@ -62,13 +62,16 @@ class Front:
         self._lifecycle: Lifecycle | None = None
         self._servers: list[FrontServer] = []
         self._draining = asyncio.Event()
+        self._waiting: list[int] = []  # an engine process that came before this was ready for it
 
     # --- the supervisor ---------------------------------------------------------------------------
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         kind = message["type"]
-        if kind == "engine" and self._engine is not None:
-            sock_fd, answers_fd, running_fd = fds
-            self._engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd)
+        if kind == "engine":
+            if self._engine is None:
+                self._waiting = fds
+            else:
+                self._attach(self._engine, fds)
             return
         for fd in fds:
             os.close(fd)
@@ -78,6 +81,11 @@ class Front:
                 future.set_result(message)
         elif kind == "drain":
             self._drain()
+
+    @staticmethod
+    def _attach(engine: RemoteEngine, fds: list[int]) -> None:
+        sock_fd, answers_fd, running_fd = fds
+        engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd)
 
     def _drain(self) -> None:
         if self._lifecycle is not None:
@@ -112,6 +120,8 @@ class Front:
         self._lifecycle = lifecycle = Lifecycle(settings.drain_delay_s)
         arena = Arena(requests_fd, os.fstat(requests_fd).st_size)
         self._engine = engine = RemoteEngine(arena, metrics, settings.queue_limit, lambda: None)
+        if self._waiting:
+            self._attach(engine, self._waiting)
         try:
             app = create_front(settings, engine, lifecycle, metrics, self._scrape)
             config = server_config(app, settings, arena)

@@ -40,7 +40,7 @@ _KEEP_S = 1.0
 NOT_STARTED = 3
 
 
-@dataclass
+@dataclass(eq=False)
 class Process:
     """A process that the supervisor has started."""
 
@@ -53,7 +53,7 @@ class Process:
     families: list[Family] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Place:
     """Where a process belongs, whichever runs there now.
 
@@ -87,7 +87,9 @@ class Supervisor:
         self._operations = operations
         self._counts = create_memfd("connections", accepting.BYTES)
         self._engine = Place("engine")
-        self._fronts = [Place(f"front-{n}", create_memfd(f"requests-{n}", ARENA_BYTES)) for n in range(fronts)]
+        self._fronts = [
+            Place(f"front-{n}", create_memfd(f"requests-{n}", ARENA_BYTES)) for n in range(fronts)
+        ]
         self._ended = Totals()
         self._collecting: dict[int, tuple[set[Process], asyncio.Event]] = {}
         self._number = 0
