@@ -81,6 +81,18 @@ def test_a_rehearsal_without_scales_is_the_model_itself() -> None:
     assert np.abs(off - exact).max() > 0.01
 
 
+def test_a_model_that_cannot_be_cut_is_calibrated_and_stays_as_it_was() -> None:
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    model = make_model(nodes, {"x": (F, ["n", 64])}, {"y": (F, ["n", 4])}, {"w": weights(64, 4)})
+    model = clean(model, {}, [])
+    before = model.SerializeToString(deterministic=True)
+    # Heavy tails: the methods disagree, so that the model's outputs decide between them.
+    x = np.random.default_rng(0).standard_t(1.5, (5000, 64)).astype(np.float32)
+    ranges = calibrate(model, quantizable_nodes(model), ArraySamples({"x": x}), "best")
+    assert ranges.scales.keys() == {"x"}
+    assert model.SerializeToString(deterministic=True) == before
+
+
 def test_damage_counts_the_worst_sample_and_what_is_not_finite() -> None:
     exact = {"y": np.random.default_rng(0).standard_normal((50, 4))}
     spread_out = {"y": exact["y"] + 0.01}
