@@ -94,7 +94,11 @@ def build(
         int | None, typer.Option(min=1, help="Use at most so many samples.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="A file that lets an interrupted calibration go on where it ended.")
+        Path | None,
+        typer.Option(
+            help="Where the build keeps the state of its calibration, to go on there when it was interrupted; "
+            "removed at the end."
+        ),
     ] = None,
     quantizer: Annotated[str, typer.Option(help=" | ".join(QUANTIZERS))] = "vernier",
     search: Annotated[

@@ -20,7 +20,7 @@ from vernier.builder.placement import quantizable_nodes
 from vernier.builder.prepare import clean
 from vernier.builder.progress import NoProgress
 from vernier.builder.rehearsal import Rehearsal, damage
-from vernier.errors import BuildError
+from vernier.errors import BuildError, ResumeError
 from vernier.tensors import Arrays
 
 
@@ -128,7 +128,7 @@ class Interrupted(ArraySamples):
 
 def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path: Path) -> None:
     model = architectures.residual_cnn()
-    nodes, state = quantizable_nodes(model), tmp_path / "state.npz"
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
     arrays = data(model, 400).take(range(400))
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, nodes, Interrupted(arrays, 250), "mse", resume=state)
@@ -140,21 +140,44 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path: Path) -> None
     assert resumed == calibrate(model, nodes, ArraySamples(arrays), "mse")
 
 
-@pytest.mark.parametrize("change", ["model", "data", "file"])
-def test_the_state_of_another_run_is_not_used(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["model", "data"])
+def test_the_state_of_another_run_is_neither_used_nor_lost(tmp_path: Path, change: str) -> None:
     model = architectures.residual_cnn()
-    nodes, state = quantizable_nodes(model), tmp_path / "state.npz"
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
     arrays = data(model, 200).take(range(200))
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, nodes, Interrupted(arrays, 150), "minmax", resume=state)
+    kept = state.read_bytes()
     if change == "model":
         model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
-    elif change == "data":
-        arrays = {"x": arrays["x"] * 2}
     else:
-        state.write_bytes(state.read_bytes()[:100])
+        arrays = {"x": arrays["x"] * 2}
+    with pytest.raises(ResumeError, match="keeps the calibration of another build"):
+        calibrate(model, nodes, ArraySamples(arrays), "minmax", resume=state)
+    assert state.read_bytes() == kept
+
+
+def test_a_damaged_state_starts_the_calibration_anew(tmp_path: Path) -> None:
+    model = architectures.residual_cnn()
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
+    arrays = data(model, 200).take(range(200))
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, nodes, Interrupted(arrays, 150), "minmax", resume=state)
+    state.write_bytes(state.read_bytes()[:100])
     resumed = calibrate(model, nodes, ArraySamples(arrays), "minmax", resume=state)
     assert resumed == calibrate(model, nodes, ArraySamples(arrays), "minmax")
+    assert not state.exists()
+
+
+def test_a_file_that_is_no_state_survives_a_calibration(tmp_path: Path) -> None:
+    model = architectures.residual_cnn()
+    evaluation = tmp_path / "e.npz"
+    np.savez(evaluation, x=np.zeros((2, 3, 8, 8), np.float32))
+    kept = evaluation.read_bytes()
+    with pytest.raises(ResumeError, match=r"e\.npz holds no calibration state"):
+        calibrate(model, quantizable_nodes(model), data(model, 20), resume=evaluation)
+    assert calibrate(model, [], data(model, 20), resume=evaluation).scales == {}
+    assert evaluation.read_bytes() == kept
 
 
 def test_a_fixed_batch_and_a_remainder_are_counted_once() -> None:
