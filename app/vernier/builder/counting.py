@@ -54,6 +54,8 @@ def count(
     if found is not None:
         state, done = _restored(found, fresh)
         progress.note(f"going on with an interrupted calibration: {done} of {len(samples)} samples are done")
+    if done == len(samples):
+        return state
     histograms, seen = state.histograms, state.seen
     left = Subset(samples, np.arange(done, len(samples))) if done else samples
     most = max(_LEAST_NUMBERS, _NUMBERS // len(samples))

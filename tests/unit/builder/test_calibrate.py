@@ -140,6 +140,25 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path: Path) -> None
     assert resumed == calibrate(model, nodes, ArraySamples(arrays), "mse")
 
 
+def test_a_calibration_interrupted_after_the_last_sample_counts_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = architectures.residual_cnn()
+    nodes, state, samples = quantizable_nodes(model), tmp_path / "state", data(model, 40)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vernier.builder.calibrate._choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, nodes, samples, "best", resume=state)
+    watched = Interrupted(samples.take(range(40)), 0)
+    assert calibrate(model, nodes, watched, "mse", resume=state) == calibrate(model, nodes, samples, "mse")
+    assert watched.handed == 0
+    assert not state.exists()
+
+
 @pytest.mark.parametrize("change", ["model", "data"])
 def test_the_state_of_another_run_is_neither_used_nor_lost(tmp_path: Path, change: str) -> None:
     model = architectures.residual_cnn()
