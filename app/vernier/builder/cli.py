@@ -120,7 +120,8 @@ def build(
         int | None, typer.Option(min=0, max=5, help="TensorRT's builder level.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="A file of tactic timings to reuse and extend.")
+        Path | None,
+        typer.Option(help="TensorRT's timing cache, read if it is there and written at the end."),
     ] = None,
     below_tensorrt_10: Annotated[
         bool, typer.Option("--below-tensorrt-10", help="Add graphs for TensorRT 8, each as large as FP32.")
