@@ -128,6 +128,7 @@ def restart(wheels: Path, arguments: Sequence[str]) -> None:
     environment = dict(os.environ)
     paths = [str(ROOT / "app"), str(site), environment.get("PYTHONPATH", "")]
     environment |= {CARRIED: str(site), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment["PYTHONUSERBASE"] = str(site)  # MOSEC looks for its program in bin/ of every known scheme
     beside = wheels.parent / "wrk"
     if (beside / "wrk").is_file() and "WRK" not in environment:
         for name in ("wrk", "wrk-program", "lib/ld-linux-x86-64.so.2"):

@@ -8,8 +8,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -154,16 +153,17 @@ def _cases(options: argparse.Namespace, size: int) -> Sequence[Case]:
 def _prepared(
     every: Sequence[Contestant], loads: Sequence[Workload], failed: dict[str, str]
 ) -> list[Contestant]:
-    """Those that could be installed; why the others could not is put into `failed`."""
+    """Those that could be installed; why the others could not is put into `failed`.
+
+    One after the other: a package holds latencies that its build measures.
+    """
     ready = []
-    with ThreadPoolExecutor(len(every)) as pool:
-        started = [(one, pool.submit(one.prepare, loads)) for one in every]
-        for one, prepared in started:
-            try:
-                prepared.result()
-                ready.append(one)
-            except InstallError as error:
-                failed[one.peer.title] = f"cannot be installed: {error}"
+    for one in every:
+        try:
+            one.prepare(loads)
+            ready.append(one)
+        except InstallError as error:
+            failed[one.peer.title] = f"cannot be installed: {error}"
     return ready
 
 
@@ -171,8 +171,8 @@ def _known(options: argparse.Namespace, run: Mapping[str, Any]) -> dict[str, Any
     """What earlier runs on this machine found best, so that a short run need not try again."""
 
     def is_same(other: Mapping[str, Any]) -> bool:
-        same: Callable[[str], bool] = lambda what: other[what] == run[what]  # noqa: E731
-        return same("machine") and same("load_cores")
+        alike = all(other["machine"][what] == run["machine"][what] for what in ("cpu", "cores"))
+        return alike and bool(other["load_cores"] == run["load_cores"])
 
     known = known_choice(merge(_read(RESULTS), _read(options.results)), is_same)
     return {name: sizes for name, sizes in known.items() if name == "mosec"}

@@ -83,11 +83,12 @@ def _machine(runs: Sequence[Run]) -> list[str]:
     lost = failures(runs)
     return [
         f"## {machine['cpu']}, {machine['cores']} processors\n",
-        f"{machine['system']}, Python {machine['python']}, {machine['threads_per_core']} processors a core; "
-        f"{last['wrk']} on {last['load_cores']} cores; {len(runs)} runs with {rounds} rounds in all, measurements of "
-        f"{last['seconds']} s; {' to '.join(sorted({dates[0], dates[-1]}))}; serving code {last['code']}. The "
-        f"hypervisor took {worst:.1%} of the processors' time in the worst measurement. Vernier refused or left "
-        f"unanswered {lost} requests in all.\n",
+        f"{machine['system']}, Python {machine['python']}, {_count(machine['threads_per_core'], 'processor')} a core; "
+        f"{last['wrk']} on {_count(last['load_cores'], 'core')}; {_count(len(runs), 'run')} with "
+        f"{_count(rounds, 'round')} in all, measurements of {last['seconds']} s; "
+        f"{' to '.join(sorted({dates[0], dates[-1]}))}; serving code {last['code']}. "
+        f"The hypervisor took {worst:.1%} of the processors' time in the worst measurement. "
+        f"Vernier refused or left unanswered {_count(lost, 'request')} in all.\n",
         "### Goals\n",
         _table(("ratio", "goal", "median", "of the rounds", ""), rows),
     ]
@@ -148,7 +149,7 @@ def _case(runs: Sequence[Run], size: int, case: Case) -> str:
         *("server", "processes", "requests/s", "of the rounds", "p50 ms", "p99 ms", "of the rounds"),
         *("cores busy", "load's cores busy", "errors", "Vernier ÷ it"),
     )
-    return f"### {case.title}, {size} {'core' if size == 1 else 'cores'}\n\n" + _table(columns, rows)
+    return f"### {case.title}, {_count(size, 'core')}\n\n" + _table(columns, rows)
 
 
 def _failed(runs: Sequence[Run]) -> str:
@@ -182,6 +183,10 @@ def _processes(runs: Sequence[Run], spot: Spot) -> str:
     """How many processes or workers were asked for; empty for who decides alone."""
     counts = sorted({int(count) for count in figures(runs, spot, "processes")} - {0})
     return " or ".join(map(str, counts))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _middle(runs: Sequence[Run], spot: Spot, figure: str) -> float:

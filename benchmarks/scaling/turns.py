@@ -33,7 +33,8 @@ class Session:
 
     @property
     def name(self) -> str:
-        return f"{self.contestant.peer.title}, {self.size} cores, {self.workload}"
+        cores = "one core" if self.size == 1 else f"{self.size} cores"
+        return f"{self.contestant.peer.title}, {cores}, {self.workload}"
 
 
 @dataclass
