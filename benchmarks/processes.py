@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -127,6 +128,8 @@ class ServerProcess:
                 self.process.kill()
                 self.process.wait()
         self._signal(signal.SIGKILL, self._pids - {self.process.pid})
+        with suppress(ProcessLookupError):  # a process that was started in place of one that ended
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self
