@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 MINUTES ?= 20
+CORES ?=
 SERVE := .venv-serve
 DEV := .venv
 ENGINES := engines
@@ -57,8 +58,8 @@ format: $(DEV)/ready ## format and mend what can be mended by itself
 bench: $(DEV)/ready engines ## requests per second and latency on this machine
 	$(DEV)/bin/python -m benchmarks.serving --engines $(ENGINES)
 
-bench-peers: $(DEV)/ready ## the service beside MOSEC, Triton, FastAPI … → benchmarks/PEERS.md (wants Debian's wrk and python3)
-	$(DEV)/bin/python -m benchmarks.peers
+bench-peers: $(DEV)/ready ## the service beside MOSEC, FastAPI … → benchmarks/PEERS.md; CORES=8: on 1 to 8 cores → SCALING.md (wants wrk)
+	$(DEV)/bin/python -m benchmarks.peers $(if $(CORES),--cores $(CORES))
 
 bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/PRECISION.md (needs torch: see there)
 	$(DEV)/bin/python -m benchmarks.precision

@@ -18,6 +18,7 @@
     ├── AccuracyError           accuracy cannot be measured: nothing to compare, shapes or labels do not fit
     ├── PackageError            an engine package is damaged, tampered with or of an unknown schema
     └── BuildError              build_engine.py cannot go on; exit code 2
+        ├── ResumeError         the file of `--resume` cannot be used
         └── GateRefused         the build ran, and the accuracy gate refused it; exit code 1
 
 Errors outside `RequestError` never reach a client in words: the API answers `internal` and logs
@@ -227,6 +228,10 @@ class BuildError(VernierError):
     """build_engine.py cannot go on. `exit_code` is what the command line ends with."""
 
     exit_code: ClassVar[int] = 2
+
+
+class ResumeError(BuildError):
+    """The file of `--resume` is not one that may be replaced, or it cannot be read or written."""
 
 
 class GateRefused(BuildError):
