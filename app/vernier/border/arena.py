@@ -94,13 +94,17 @@ class Arena:
         chunk.used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
         return chunk.array[start : start + nbytes]
 
-    def region(self) -> Array | None:
-        """A whole chunk; None when none is free."""
+    def region(self, nbytes: int) -> Array | None:
+        """The first `nbytes` of a chunk of its own; None when none is free.
+
+        It lies directly over a memoryview: arrays that are made over it refer to it, and not to what is beneath it, as
+        NumPy has it where an array lies over an array. Its reference count tells whether it is in use.
+        """
         chunk = next((c for c in self._chunks if c is not self._current and c.is_free), None)
         if chunk is None:
             return None
         chunk.used = CHUNK_BYTES
-        return np.frombuffer(chunk.array.data, np.uint8)  # over a view, which slices of it keep alive
+        return np.frombuffer(chunk.array.data[:nbytes], np.uint8)
 
     def _next(self) -> _Chunk:
         """A free chunk, always looked for from the front: what was used last is still in the caches."""

@@ -168,8 +168,10 @@ class BodyBufferPool:
 
     def _memory(self, nbytes: int) -> Array:
         """Undefined bytes: of the arena, where there are as many in one piece."""
-        region = self._arena.region() if self._arena is not None and nbytes <= CHUNK_BYTES else None
-        return _empty(nbytes) if region is None else region[:nbytes]
+        region = None
+        if self._arena is not None and nbytes <= CHUNK_BYTES:
+            region = self._arena.region(nbytes)
+        return _empty(nbytes) if region is None else region
 
 
 def _empty(nbytes: int) -> Array:
