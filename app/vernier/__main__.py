@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 from vernier.api.keyfile import make_guard
-from vernier.composition.server import tls_options
+from vernier.composition.tls import tls_options
 from vernier.logs import configure_logging
 from vernier.processes.number import front_count
 from vernier.settings import Settings, SettingsError, load_settings

@@ -14,6 +14,7 @@ from vernier.api import admin, health, models, predict
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
+from vernier.api.security import LimitCounts
 from vernier.api.service import Predictions
 from vernier.border.catalogue import Catalogue
 from vernier.exposition import Metrics
@@ -36,12 +37,14 @@ def create_front(
     metrics: Metrics,
     scrape: Scrape,
     lifespan: Lifespan | None = None,
+    counts: LimitCounts | None = None,
 ) -> FastAPI:
     """The application, not yet started. Raises SettingsError.
 
     Args:
         metrics: where responses are counted.
         scrape: of the whole service.
+        counts: of clients' limits, shared by all fronts; None for a service of one process.
     """
 
     def readiness() -> str | None:
@@ -64,7 +67,7 @@ def create_front(
     state.repository = catalogue
     state.predictions = Predictions(catalogue, lifecycle, time.monotonic, settings.default_timeout_ms)
     state.readiness = readiness
-    state.guard = guard = make_guard(settings)
+    state.guard = guard = make_guard(settings, counts)
     install_error_handlers(app)
     app.add_middleware(GuardMiddleware, guard=guard)
     for router in (predict.router, models.router, admin.router, health.router):

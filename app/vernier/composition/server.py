@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from vernier.border.arena import Arena
+from vernier.composition.tls import tls_options
 from vernier.front.connection import fast_protocol
 from vernier.front.timeouts import timeout_protocol
-from vernier.settings import Settings, SettingsError
+from vernier.settings import Settings
 
 
 def server_config(app: FastAPI, settings: Settings, arena: Arena | None = None) -> uvicorn.Config:
@@ -54,25 +54,3 @@ def protocol_of(app: FastAPI, settings: Settings, arena: Arena | None = None) ->
         return timeout_protocol(settings.body_timeout_s)
     state = app.state
     return fast_protocol(state.predictions, state.metrics, state.guard, settings, arena)
-
-
-def tls_options(settings: Settings) -> dict[str, Any]:
-    """uvicorn's options for HTTPS, and for clients that must show a certificate. Raises SettingsError."""
-    certificate, key, client_ca = (
-        settings.tls_certificate_file,
-        settings.tls_key_file,
-        settings.tls_client_ca_file,
-    )
-    if certificate is None and key is None and client_ca is None:
-        return {}
-    if certificate is None or key is None:
-        raise SettingsError("TLS needs both VERNIER_TLS_CERTIFICATE_FILE and VERNIER_TLS_KEY_FILE")
-    for path in (certificate, key, client_ca):
-        if path is not None and not path.is_file():
-            raise SettingsError(
-                f"{path} is not a file; name the PEM file of the certificate, key or authority"
-            )
-    options: dict[str, Any] = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
-    if client_ca is not None:
-        options |= {"ssl_ca_certs": str(client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return options

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.arena import Arena
+from vernier.border.limit_counts import SharedCounts
 from vernier.border.remote import RemoteEngine
 from vernier.composition.front import create_front
 from vernier.composition.operations import operations_app
@@ -110,9 +111,10 @@ class Front:
         settings = Settings.model_validate(hello["settings"])
         index: int = hello["index"]
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
-        counts_fd, requests_fd = fds[:2]
-        listeners = [socket.socket(fileno=fd) for fd in fds[2 : 2 + hello["listeners"]]]
-        operations = [socket.socket(fileno=fd) for fd in fds[2 + hello["listeners"] :]]
+        counts_fd, limits_fd, requests_fd = fds[:3]
+        sockets = [socket.socket(fileno=fd) for fd in fds[3:]]
+        listeners, operations = sockets[: hello["listeners"]], sockets[hello["listeners"] :]
+        limits = SharedCounts(limits_fd, hello["clients"], hello["fronts"], index)
         counts = ConnectionCounts(counts_fd, hello["fronts"])
         registry = CollectorRegistry()
         register_process(registry)
@@ -123,7 +125,7 @@ class Front:
         if self._waiting:
             self._attach(engine, self._waiting)
         try:
-            app = create_front(settings, engine, lifecycle, metrics, self._scrape)
+            app = create_front(settings, engine, lifecycle, metrics, self._scrape, counts=limits)
             config = server_config(app, settings, arena)
             config.load()
         except SettingsError as error:

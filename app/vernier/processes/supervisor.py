@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vernier.border import limit_counts
 from vernier.border.arena import CHUNK_BYTES, create_memfd
 from vernier.border.channel import socket_pair
 from vernier.border.running import BYTES as RUNNING_BYTES
@@ -71,6 +72,7 @@ class Supervisor:
 
     Args:
         listeners: of the service's port. operations: of the port for health and metrics, if there is one.
+        clients: names of those that have limits.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Supervisor:
         fronts: int,
         listeners: Sequence[socket.socket],
         operations: Sequence[socket.socket],
+        clients: Sequence[str],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings.model_dump(mode="json")
@@ -86,6 +89,8 @@ class Supervisor:
         self._listeners = listeners
         self._operations = operations
         self._counts = create_memfd("connections", accepting.BYTES)
+        self._clients = {name: number for number, name in enumerate(clients)}
+        self._limits = create_memfd("limits", limit_counts.bytes_for(len(clients), fronts))
         self._engine = Place("engine")
         self._fronts = [
             Place(f"front-{n}", create_memfd(f"requests-{n}", ARENA_BYTES)) for n in range(fronts)
@@ -142,9 +147,13 @@ class Supervisor:
                 "index": self._fronts.index(place),
                 "fronts": len(self._fronts),
                 "listeners": len(self._listeners),
+                "clients": self._clients,
             }
             sockets = [*self._listeners, *self._operations]
-            fds = [os.dup(fd) for fd in (self._counts, place.memory, *[s.fileno() for s in sockets])]
+            fds = [
+                os.dup(fd)
+                for fd in (self._counts, self._limits, place.memory, *[s.fileno() for s in sockets])
+            ]
         process.control.send(hello, fds)
         for other in self._fronts:
             engine, front = self._engine.running, other.running
@@ -206,6 +215,7 @@ class Supervisor:
 
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)
+        limit_counts.forget_front(self._limits, len(self._clients), len(self._fronts), index)
 
     async def _watch(self) -> None:
         """Kills processes whose loop does not turn any more."""
@@ -297,7 +307,7 @@ class Supervisor:
             for process in self._running:
                 process.process.kill()
             await self._ends(self._running, 5.0)
-            print(f"vernier: {self._fatal}", file=sys.stderr)
+            sys.stderr.write(f"vernier: {self._fatal}\n")
             return 1
         fronts = [place.running for place in self._fronts if place.running is not None]
         for process in fronts:
@@ -347,8 +357,12 @@ def listen(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def supervise(settings: Settings, fronts: int) -> int:
-    """Runs the service until it is told to stop; returns its exit code."""
+def supervise(settings: Settings, fronts: int, clients: Sequence[str]) -> int:
+    """Runs the service until it is told to stop; returns its exit code.
+
+    Args:
+        clients: names of those that have limits.
+    """
     try:
         listeners = listen(settings.host, settings.port)
         operations = [] if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
@@ -361,6 +375,6 @@ def supervise(settings: Settings, fronts: int) -> int:
     )
 
     async def run() -> int:
-        return await Supervisor(settings, fronts, listeners, operations).run()
+        return await Supervisor(settings, fronts, listeners, operations, clients).run()
 
     return asyncio.run(run())
