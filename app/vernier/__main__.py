@@ -22,13 +22,12 @@ def main() -> None:
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
         fronts = front_count(settings)
         if fronts:
-            tls_options(settings)
-            make_guard(
-                settings
-            )  # what is wrong with keys and certificates is told before anything is started
             from vernier.processes.supervisor import supervise
 
-            sys.exit(supervise(settings, fronts))
+            # what is wrong with keys and certificates is told before anything is started
+            tls_options(settings)
+            guard = make_guard(settings)
+            sys.exit(supervise(settings, fronts, [key.name for key in guard.keys]))
         serve_in_process(settings)
     except SettingsError as error:
         sys.exit(f"vernier: {error.message}")
