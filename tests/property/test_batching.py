@@ -30,7 +30,13 @@ def test_every_random_schedule_keeps_the_rules(shard: int) -> None:
         except AssertionError as error:
             raise AssertionError(f"schedule {seed}: {error}") from error
         outcomes |= {request.outcome for request in trace.requests}
-    assert outcomes == {"answered", "expired", "cancelled", "refused"}  # the schedules reach everything
+    assert outcomes == {
+        "answered",
+        "failed",
+        "expired",
+        "cancelled",
+        "refused",
+    }  # the schedules reach everything
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -69,5 +75,5 @@ def test_deadlines_are_met_in_their_order_whatever_the_order_of_arrival(order: l
     batcher = make_batcher(1, curve={1: 0.01})
     arrivals = [Arrival(0.0), *[Arrival(0.001 * i, timeout_s=1.0 + place) for i, place in enumerate(order)]]
     trace = Simulation(batcher, 1, lambda rows: 0.01).run(arrivals)
-    ran = [batch.parts[0][0].deadline for batch in trace.batches[1:]]
+    ran = [execution.deadline for execution in trace.executions[1:]]
     assert ran == sorted(d for d in ran if d is not None)

@@ -103,7 +103,14 @@ async def test_two_hundred_clients_get_each_their_own_answer(tmp_path: Path, kin
     reference = onnxruntime.InferenceSession(free.SerializeToString(), providers=["CPUExecutionProvider"])
     metrics = ModelMetrics("m", "1")
     scheduler = Scheduler(
-        "m", layout_of(kind, executor), {"fp32": executor}, "fp32", Policy(), 2, metrics, inline=inline
+        "m",
+        layout_of(kind, executor),
+        {"fp32": executor},
+        "fp32",
+        Policy(queue_limit=10**6),
+        2,
+        metrics,
+        inline=inline,
     )
     await scheduler.started()
     random = Random(kind)

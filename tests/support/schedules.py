@@ -1,30 +1,43 @@
-"""Random schedules in virtual time, and what must hold of every one of them."""
+"""Random schedules in virtual time, and what must hold of every one of them.
+
+Requests are computed, at the end of their execution: y = 2 x. Some fail whatever executes them, of some the reduced
+variant gives no finite output; and the memory of a batch is written over as soon as it is released.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from vernier.engine.base import default_buckets
+import numpy as np
+
+from vernier.border.batch import Answer, RequestBatch
+from vernier.engine.base import Slot, StageTimes, default_buckets
+from vernier.errors import EngineError
 from vernier.package.manifest import SequenceDim
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
 from vernier.serving.batching import Decide, decide
-from vernier.serving.execution import Batch
+from vernier.serving.execution import REFERENCE, Execution
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import QUEUED, RUNNING, PendingRequest, RequestGroup
-from vernier.serving.simulate import Arrival, Simulation, Trace
-from vernier.tensors import TensorSpec
+from vernier.serving.simulate import Arrival, SimulatedRequest, Simulation, Trace
+from vernier.tensors import Arrays, TensorSpec
 
 LENGTHS = [4, 16, 64]
 PRECISIONS = ("fp32", "int8")
-#: By a request's id: the first row and the number of rows of each execution.
-Computed = dict[int, list[tuple[int, int]]]
+#: The numbers of a request's rows, from its own number on; no request has more rows.
+ROWS = 64
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A model, a load and a machine."""
+    """A model, a load and a machine.
+
+    Attributes:
+        bad, spoiled: numbers of the requests that fail, and of those whose outputs the reduced variant spoils.
+    """
 
     largest: int
     exact: bool
@@ -37,7 +50,11 @@ class Schedule:
     known_curve: bool
     arrivals: tuple[Arrival, ...]
     seed: int = 0
-    grouped: bool = False
+    joined: bool = False
+    bad: frozenset[int] = frozenset()
+    spoiled: frozenset[int] = frozenset()
+    in_place: bool = False
+    fresh: bool = True
 
 
 def make_batcher(
@@ -80,15 +97,16 @@ def random_schedule(random: Random) -> Schedule:
     sequence = random.random() < 0.25
     at = 0.0
     arrivals: list[Arrival] = []
-    grouped = random.random() < 0.5
+    joined = random.random() < 0.5
+    full_s = fixed_s + largest * row_s
     for _ in range(random.randint(1, 40)):
         at += 0.0 if random.random() < 0.2 else min(random.expovariate(rate), 100 / rate)
-        arrival = _random_arrival(random, at, largest, fixed_s + largest * row_s, sequence)
+        arrival = _random_arrival(random, at, largest, full_s, sequence)
         arrivals.append(arrival)
-        for _ in range(random.choice([0, 0, 1, 5, 20]) if grouped else 0):
-            cancelled = random.choice([None] * 6 + [random.random() * 3 * (fixed_s + largest * row_s)])
-            rows = random.choice([arrival.rows, random.randint(1, largest)])
-            arrivals.append(replace(arrival, cancel_after_s=cancelled, rows=rows))
+        for _ in range(random.choice([0, 0, 1, 5, 20]) if joined else 0):
+            arrivals.append(_joining(random, arrival, largest, full_s))
+    faulty = random.random() < 0.3
+    numbers = range(len(arrivals))
     return Schedule(
         largest,
         random.random() < 0.5,
@@ -97,7 +115,7 @@ def random_schedule(random: Random) -> Schedule:
         Policy(
             random.choice([0.0, 0.001, 0.01]),
             random.choice([None, None, 0.002, 0.02]),
-            random.choice([2, 1000, 1000]),
+            random.choice([2, 20, 1000, 1000]),
             random.choice([0.005, 1.0]),
         ),
         fixed_s,
@@ -106,7 +124,11 @@ def random_schedule(random: Random) -> Schedule:
         random.random() < 0.7,
         tuple(arrivals),
         random.randrange(2**31),
-        grouped,
+        joined,
+        frozenset(n for n in numbers if faulty and random.random() < 0.05),
+        frozenset(n for n in numbers if faulty and random.random() < 0.1),
+        random.random() < 0.5,
+        random.random() < 0.5,
     )
 
 
@@ -122,6 +144,208 @@ def _random_arrival(random: Random, at: float, largest: int, full_s: float, sequ
     )
 
 
+def _joining(random: Random, first: Arrival, largest: int, full_s: float) -> Arrival:
+    """A request of the same batch: its rows, the time it leaves and mostly its deadline are its own."""
+    timeout_s = first.timeout_s
+    if timeout_s is not None:
+        timeout_s *= random.choice([1.0, 1.0, 1.02, 0.5 + random.random()])
+    return replace(
+        first,
+        rows=random.choice([first.rows, random.randint(1, largest), random.randint(1, 2 * largest)]),
+        timeout_s=timeout_s,
+        cancel_after_s=random.choice([None] * 6 + [random.random() * 3 * full_s]),
+    )
+
+
+class DoublingSlot(Slot):
+    """y = 2 x of the first of each row's numbers; the rows tell whose they are."""
+
+    def __init__(self, schedule: Schedule, precision: str) -> None:
+        self.reads_in_place = schedule.in_place
+        self.fresh_outputs = schedule.fresh
+        self._bad = schedule.bad
+        self._spoiled = schedule.spoiled if precision != REFERENCE else frozenset()
+        self._x: np.ndarray = np.zeros(0)
+        self._memory = np.zeros(1024, np.float32)
+
+    def stage(self, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        self._x = np.full(shapes["x"], -5.0, np.float32)
+        return {"x": self._x}
+
+    def read_in_place(self, inputs: Arrays) -> None:
+        self._x = inputs["x"]
+
+    def run(self) -> Arrays:
+        rows = self._x.reshape(len(self._x), -1)[:, 0]
+        assert (rows >= 0).all(), "the memory of a released batch was read"
+        whose = {int(number) // ROWS for number in rows}
+        if whose & self._bad:
+            raise EngineError("bad request")
+        y = self._memory[: len(rows)]
+        y[:] = 2 * rows
+        if whose & self._spoiled:
+            y[[int(number) // ROWS in self._spoiled for number in rows]] = np.nan
+        return {"y": y.copy() if self.fresh_outputs else y}
+
+    @property
+    def last_times(self) -> StageTimes:
+        return StageTimes()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class Observed:
+    """What happened in a run, and what must hold whenever it happens.
+
+    Attributes:
+        computed: by a request's number: first row and rows of each execution.
+        disturbed: numbers of requests that were in an execution that failed, or were spoiled in one.
+        released: by a batch's identity, how often.
+    """
+
+    schedule: Schedule
+    simulation: Simulation | None = None
+    computed: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    disturbed: set[int] = field(default_factory=set)
+    released: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    made: int = 0
+
+    def make_inputs(self, arrivals: Sequence[Arrival]) -> Arrays:
+        numbers = []
+        for arrival in arrivals:
+            numbers += range(ROWS * self.made, ROWS * self.made + arrival.rows)
+            self.made += 1
+        x = np.array(numbers, np.float32)
+        if self.schedule.sequence:
+            x = np.repeat(x[:, None], arrivals[0].length, axis=1)
+        return {"x": x}
+
+    def compute(self, execution: Execution) -> None:
+        execution.execute(DoublingSlot(self.schedule, execution.precision))
+        members = [number for part in execution.parts for number in self._numbers(part.batch, part.span)]
+        if execution.error is not None:
+            assert set(members) & self.schedule.bad, execution.error
+            self.disturbed.update(members)
+        elif execution.precision != REFERENCE:
+            self.disturbed.update(set(members) & self.schedule.spoiled)
+
+    @staticmethod
+    def _numbers(batch: RequestBatch, requests: Sequence[int]) -> list[int]:
+        """The numbers of some of the requests of a batch."""
+        start, stop = requests.start, requests.stop  # type: ignore[attr-defined]
+        return [request.number for request in batch.tokens[start:stop]]
+
+    def answer(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        expected = [
+            2.0 * (ROWS * number + row)
+            for number, index in zip(self._numbers(batch, requests), requests, strict=True)
+            for row in range(batch.rows[index])
+        ]
+        assert answer.outputs["y"].tolist() == expected, "an answer holds other rows than its requests'"
+        if answer.precision != REFERENCE:
+            assert not set(self._numbers(batch, requests)) & self.schedule.spoiled
+
+    def release(self, batch: RequestBatch) -> None:
+        assert self.simulation is not None
+        reading = [part.batch for execution in self.simulation.running for part in execution.parts]
+        assert batch not in reading, "a batch was released while an execution read it"
+        assert all(request.outcome for request in batch.tokens), (
+            "a batch was released before its requests ended"
+        )
+        assert not batch.state.waiting
+        self.released[id(batch)] += 1
+        batch.inputs["x"][...] = -1.0
+
+    def dispatch(self, now: float, simulation: Simulation, execution: Execution) -> None:
+        """What must hold of an execution when it begins."""
+        layout = simulation.batcher.layout
+        assert 1 <= execution.rows <= execution.bucket <= layout.largest
+        assert execution.rows == sum(part.rows for part in execution.parts)
+        exact = simulation.batcher.curve(execution.precision, execution.shape).exact
+        assert execution.bucket == execution.rows if exact else execution.bucket in layout.buckets
+        latest_due: dict[int, float] = {}
+        alone = False
+        for batch, span, start, rows in execution.parts:
+            starts = batch.state.starts
+            for index in range(span.start, span.stop):
+                request: SimulatedRequest = batch.tokens[index]
+                assert request.outcome is None, "an ended request was executed"
+                assert batch.deadlines is None or batch.deadlines[index] > now, (
+                    "an expired request was executed"
+                )
+                first = max(starts[index], start)
+                count = min(starts[index + 1], start + rows) - first
+                if count < batch.rows[index]:
+                    assert batch.rows[index] > layout.largest, "a request that fits was split"
+                    assert len(span) == 1
+                self.computed[request.number].append((first - starts[index], count))
+            assert starts[span.start] <= start < start + rows <= starts[span.stop]
+            assert span.retry in (None, REFERENCE)
+            assert (span.retry or batch.precision or "int8", batch.state.shape) == (
+                execution.precision,
+                execution.shape,
+            )
+            alone = alone or span.alone
+            latest_due[span.priority] = max(span.due, latest_due.get(span.priority, 0.0))
+        assert not alone or execution.requests == 1, "a request that must run alone had company"
+        for lane in simulation.batcher.queue.lanes.values():
+            if lane.key == (execution.precision, execution.shape, alone):
+                for priority, level in lane.levels.items():
+                    for waiting in level:
+                        assert waiting.due >= latest_due.get(priority, 0.0), (
+                            "an earlier deadline was passed over"
+                        )
+
+    def step(self, now: float, simulation: Simulation) -> None:
+        """A slot is never idle while a request has waited its `max_queue_delay_s`; and all counts are right."""
+        batcher = simulation.batcher
+        queue = batcher.queue
+        spans = list(queue)
+        assert queue.requests == sum(lane.requests for lane in queue.lanes.values()) == sum(map(len, spans))
+        assert queue.rows == sum(lane.rows for lane in queue.lanes.values())
+        assert queue.rows == sum(span.rows - span.taken for span in spans)
+        for span in spans:
+            assert len(span.batch.state.living(span.start, span.stop)) == 1, "an ended request waits"
+            assert span in span.batch.state.waiting
+        if not self.disturbed:  # what is computed anew may wait whatever waits
+            assert queue.rows <= batcher.policy.queue_limit or queue.requests == 1
+        if simulation.idle:
+            for lane in queue.lanes.values():
+                held_back = now - lane.oldest()
+                assert held_back < batcher.policy.max_queue_delay_s, (
+                    "a slot idles while a request has waited long enough"
+                )
+
+    def end(self, simulation: Simulation, trace: Trace) -> None:
+        """Everything ended once, and was computed once unless there was a reason to compute it anew."""
+        queue = simulation.batcher.queue
+        assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
+        assert simulation.running == []
+        totals = simulation.metrics.totals()
+        assert totals.pop("admitted") == sum(totals.values())
+        assert simulation.tracker.inflight == 0
+        assert [self.released[id(batch)] for batch in trace.batches] == [1] * len(trace.batches)
+        for number, request in enumerate(trace.requests):
+            outcome, rows = request.outcome, sorted(self.computed.get(number, []))
+            assert outcome in ("answered", "failed", "expired", "cancelled", "refused")
+            assert outcome != "failed" or number in self.schedule.bad, "a good request failed"
+            assert outcome != "answered" or number not in self.schedule.bad
+            if number not in self.disturbed:
+                ends = [start + count for start, count in rows]
+                assert [start for start, _ in rows] == [0, *ends][: len(rows)], (
+                    "rows were computed twice or skipped"
+                )
+                assert outcome != "answered" or ends[-1] == request.arrival.rows
+            timeout_s = request.arrival.timeout_s
+            if outcome == "answered" and timeout_s is not None:
+                assert request.ended_at <= request.arrival.at + timeout_s
+            if outcome == "refused":
+                assert rows == []
+                assert request.retry_after_s >= 0
+
+
 def play(schedule: Schedule) -> Trace:
     """Runs a schedule and asserts, at every step, what must hold of the policy; returns what happened."""
     noise = Random(schedule.seed)
@@ -134,88 +358,19 @@ def play(schedule: Schedule) -> Trace:
         stretch = 1 + schedule.noise * (2 * noise.random() - 1)
         return (schedule.fixed_s + rows * schedule.row_s) * stretch
 
-    computed: Computed = {}
-
-    def on_dispatch(now: float, simulation: Simulation, batch: Batch) -> None:
-        _may_run(now, simulation, batch)
-        for request, start, rows in _requests(batch):
-            computed.setdefault(id(request), []).append((start, rows))
-
-    simulation = Simulation(
+    observed = Observed(schedule)
+    simulation = observed.simulation = Simulation(
         batcher,
         schedule.slots,
         service,
-        grouped=schedule.grouped,
-        watch=_nothing_is_held_back,
-        on_dispatch=on_dispatch,
+        joined=schedule.joined,
+        make_inputs=observed.make_inputs,
+        compute=observed.compute,
+        watch=observed.step,
+        on_dispatch=observed.dispatch,
+        on_answer=observed.answer,
+        on_release=observed.release,
     )
     trace = simulation.run(schedule.arrivals)
-    _everything_ended_once(simulation, trace, computed)
+    observed.end(simulation, trace)
     return trace
-
-
-def _requests(batch: Batch) -> list[tuple[PendingRequest, int, int]]:
-    """Those of a batch that leaves, each for itself, with the first of its rows in it and how many they are."""
-    found: list[tuple[PendingRequest, int, int]] = []
-    for request, start, rows, _ in batch.parts:
-        if isinstance(request, RequestGroup):
-            assert (start, rows) == (0, request.rows)
-            assert None not in request.requests, "one that has left was executed"
-            assert sum(request.each) == rows
-            members = zip(request.requests, request.each, strict=True)
-            found += [(one, 0, own) for one, own in members if one is not None]
-        else:
-            found.append((request, start, rows))
-    return found
-
-
-def _may_run(now: float, simulation: Simulation, batch: Batch) -> None:
-    """What must hold of a batch at the moment when it leaves."""
-    layout = simulation.batcher.layout
-    assert 1 <= batch.rows <= batch.bucket <= layout.largest
-    assert batch.rows == sum(rows for _, _, rows, _ in batch.parts)
-    exact = simulation.batcher.curve(batch.precision, batch.shape).exact
-    assert batch.bucket == batch.rows if exact else batch.bucket in layout.buckets
-    latest_due: dict[int, float] = {}
-    for request, _, _ in _requests(batch):
-        assert request.outcome is None, "an ended request was executed"  # type: ignore[attr-defined]
-    for request, start, rows, _ in batch.parts:
-        assert request.state in (QUEUED, RUNNING)
-        assert request.deadline is None or request.deadline > now, "an expired request was executed"
-        assert 0 <= start < start + rows <= request.rows
-        assert rows == request.rows or request.rows > layout.largest, "a request that fits was split"
-        assert (request.precision or "int8", request.shape) == (batch.precision, batch.shape)
-        latest_due[request.priority] = max(request.due, latest_due.get(request.priority, 0.0))
-    for lane in simulation.batcher.queue.lanes.values():
-        if (lane.precision, lane.shape) == (batch.precision, batch.shape):
-            for priority, level in lane.levels.items():
-                for waiting in level:
-                    assert waiting.due >= latest_due.get(priority, 0.0), "an earlier deadline was passed over"
-
-
-def _nothing_is_held_back(now: float, simulation: Simulation) -> None:
-    """A slot is never idle while a request has waited its `max_queue_delay_s`."""
-    queue = simulation.batcher.queue
-    assert queue.requests == sum(lane.requests for lane in queue.lanes.values())
-    assert queue.requests <= simulation.batcher.policy.queue_limit
-    if simulation.idle:
-        held_back = simulation.batcher.policy.max_queue_delay_s
-        for lane in queue.lanes.values():
-            assert now < lane.oldest() + held_back, "a slot idles while a request has waited long enough"
-
-
-def _everything_ended_once(simulation: Simulation, trace: Trace, computed: Computed) -> None:
-    queue = simulation.batcher.queue
-    assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
-    assert simulation.running == []
-    for request in trace.requests:
-        rows = sorted(computed.get(id(request), []))
-        assert request.outcome in ("answered", "expired", "cancelled", "refused")
-        ends = [start + count for start, count in rows]
-        assert [start for start, _ in rows] == [0, *ends][: len(rows)], "rows were computed twice or skipped"
-        if request.outcome == "answered":
-            assert ends[-1] == request.rows
-            assert request.deadline is None or request.ended_at <= request.deadline
-        if request.outcome == "refused":
-            assert rows == []
-            assert request.retry_after_s >= 0

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from tests.support.engines import ArithmeticExecutor
+from vernier.border.batch import Answer, RequestBatch, cut
 from vernier.engine.base import Executor, default_buckets
 from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.deference import Deference
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import Answer, PendingRequest
 from vernier.serving.scheduler import Scheduler
 from vernier.serving.sharing import Device
 
@@ -31,22 +31,81 @@ def z_of(inputs: dict[str, np.ndarray], precision: str = "fp32") -> np.ndarray:
     return z
 
 
-class Recorded(PendingRequest):
-    """Remembers how often and with what it ended."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ends: list[tuple[Answer | None, VernierError | None]] = []
-
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        self.ends.append((answer, error))
+End = Answer | VernierError
 
 
-async def busy(scheduler: Scheduler, executor: ArithmeticExecutor) -> Recorded:
+class Sent:
+    """The target of a batch, which remembers what it was told.
+
+    Args:
+        each: rows of each request; their numbers begin at 0, 100, 200 … in their order, or at `start` and so on.
+
+    Attributes:
+        ends: of each request, what it ended with, its own rows of an answer.
+        answers: how many requests each answer was for.
+        releases: how often the batch was released.
+    """
+
+    def __init__(
+        self,
+        *each: int,
+        start: float = 0.0,
+        outputs: Sequence[str] = ("y", "z"),
+        precision: str | None = None,
+        priority: int = 0,
+        deadlines: Sequence[float] | None = None,
+    ) -> None:
+        each = each or (1,)
+        self.inputs = [x(rows, start + 100.0 * at) for at, rows in enumerate(each)]
+        together = {"x": np.concatenate([inputs["x"] for inputs in self.inputs])}
+        arrivals = [0.0] * len(each)
+        self.batch = RequestBatch(together, each, outputs, precision, priority, arrivals, deadlines, self)
+        self.ends: list[list[End]] = [[] for _ in each]
+        self.answers: list[int] = []
+        self.releases = 0
+
+    def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        assert (batch, self.releases) == (self.batch, 0)
+        self.answers.append(len(requests))
+        rows = [batch.rows[at] for at in requests]
+        assert {len(array) for array in answer.outputs.values()} == {sum(rows)}
+        for at, outputs in zip(requests, cut(answer.outputs, rows), strict=True):
+            self.ends[at].append(replace(answer, outputs=outputs))
+
+    def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        assert (batch, self.releases) == (self.batch, 0)
+        for at in requests:
+            self.ends[at].append(error)
+
+    def released(self, batch: RequestBatch) -> None:
+        assert batch is self.batch
+        self.releases += 1
+
+    @property
+    def kinds(self) -> list[type[End] | None]:
+        """What each request ended with; None for one that did not, or was cancelled. Each ended once at most."""
+        assert max(map(len, self.ends)) <= 1
+        return [type(ends[0]) if ends else None for ends in self.ends]
+
+    def answer(self, at: int = 0) -> Answer:
+        """The answer to a request, which must have one, and the right one."""
+        (answer,) = self.ends[at]
+        assert isinstance(answer, Answer)
+        if "y" in answer.outputs:
+            np.testing.assert_array_equal(answer.outputs["y"], 2 * self.inputs[at]["x"])
+        return answer
+
+    def error(self, at: int = 0) -> VernierError:
+        (error,) = self.ends[at]
+        assert isinstance(error, VernierError)
+        return error
+
+
+async def busy(scheduler: Scheduler, executor: ArithmeticExecutor) -> Sent:
     """A request that keeps the only worker until the executor's gate is set."""
     executor.gate.clear()
-    running = Recorded(x(), 1)
-    scheduler.submit(running)
+    running = Sent()
+    scheduler.submit(running.batch)
     await until(lambda: len(executor.ran) == 1)
     return running
 

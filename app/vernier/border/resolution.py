@@ -39,7 +39,7 @@ def find_model(
             raise NotReady(f"model '{name}' is still loading; send the request again soon")
         return versions[max(versions)]
     number = read_version(version)
-    if versions is not None and number in versions:
+    if versions is not None and number is not None and number in versions:
         return versions[number]
     coming = awaited.get(name, ())
     if number in coming:

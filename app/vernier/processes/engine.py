@@ -1,4 +1,4 @@
-"""The engine process: models, admission, queue, batching, workers, precision monitor, devices; no sockets of clients."""
+"""The engine process: models, admission, queue, batching, workers, monitor and devices; no sockets of clients."""
 
 from __future__ import annotations
 

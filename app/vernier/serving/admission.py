@@ -1,11 +1,12 @@
 """Who is let into the queue: the bound on what waits, and the prediction of when an answer would come.
 
-What a refusal stands on is not changed by refusing, so requests that differ in their numbers and rows only are decided
-on together: who has as many rows as one that was refused just before is refused with it.
+What a refusal stands on is not changed by refusing, so requests of one batch are decided on together, with the same
+outcome as if they came one by one: of those with equal rows, the ones in front are let in.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from vernier.errors import QueueFull
 from vernier.serving.batching import Forecast, Limits
 from vernier.serving.latency import ArrivalRate, LatencyCurve, Margin
 from vernier.serving.request_queue import RequestQueue
+from vernier.serving.span import runs
 
 #: Rows per second that fill every batch.
 _CROWD = 1e12
@@ -28,7 +30,7 @@ class Policy:
 
     Attributes:
         max_queue_delay_s, objective_s: see `vernier.serving.batching.Limits`.
-        queue_limit: the most requests that wait.
+        queue_limit: the most rows that wait; a request of more rows is let in where nothing waits.
         age_s: how much longer waiting outweighs one step of priority; also the patience of a request
             that has neither deadline nor objective.
     """
@@ -50,10 +52,12 @@ class Asked(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """promised: by the number of each that is let in, when it is to be answered by; None where nothing was predicted.
-    refusal: of the first of the others, for all of them; None when there are none."""
+    """admitted: the numbers of those that are let in, as runs. promised: by the number of each, by when it should be
+    answered; None where nothing was predicted, or instead of all where nothing was predicted for any. refusal: of the
+    first of the others, for all of them; None when there are none."""
 
-    promised: dict[int, float | None]
+    admitted: Sequence[range]
+    promised: Sequence[float | None] | None
     refusal: QueueFull | None
 
 
@@ -89,55 +93,119 @@ class Admission:
         return self._decide(asked, curve, now, free_at).refusal
 
     def _decide(self, asked: Asked, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
-        rows = asked.rows
-        room = max(0, min(len(rows), self._policy.queue_limit - self._queue.requests))
-        if asked.deadline is not None or self._policy.objective_s is not None:
-            return self._promise(asked, room, curve, now, free_at)
-        full = None if room == len(rows) else self._full(room, sum(rows[:room]), curve, now, free_at())
-        return Verdict(dict.fromkeys(range(room)), full)
+        rows, objective_s = asked.rows, self._policy.objective_s
+        count, equal = len(rows), rows.count(rows[0]) == len(rows)
+        fit = self._fit(rows[0], count) if equal else count
+        if asked.deadline is None and objective_s is None:
+            if equal or self._queue.rows + sum(rows) <= self._policy.queue_limit:
+                full = None
+                if fit < count:
+                    full = self._full(fit, fit * rows[0], curve, now, free_at())
+                return Verdict((range(fit),) if fit else (), None, full)
+            return self._each(asked, None, curve, now, free_at)
+        ends = (
+            asked.deadline,
+            None if objective_s is None else asked.earliest + objective_s,
+        )
+        limit = min([end for end in ends if end is not None])
+        if equal:
+            return self._equal(asked, fit, limit, curve, now, free_at)
+        return self._each(asked, limit, curve, now, free_at)
 
-    def _promise(self, asked: Asked, room: int, curve: LatencyCurve, now: float, free_at: FreeAt) -> Verdict:
-        """Lets in up to `room`, but none that should finish too late, unless it would start at once.
+    def _fit(self, rows: int, count: int) -> int:
+        """How many of `count` requests of so many rows each may wait."""
+        waiting, limit = self._queue.rows, self._policy.queue_limit
+        return min(count, max((limit - waiting) // rows, 0 if waiting else 1))
+
+    def _equal(
+        self, asked: Asked, fit: int, limit: float, curve: LatencyCurve, now: float, free_at: FreeAt
+    ) -> Verdict:
+        """Lets in up to `fit` requests of equal rows, but none that should finish after `limit`, unless it would start
+        at once.
 
         When nothing stands before it, trying costs nobody anything, and a prediction that has become
         too high corrects itself instead of refusing everything for ever.
         """
-        each, priority, deadline, earliest = asked
-        objective_s, limits, rate = self._policy.objective_s, self._limits, self.rate.per_second(now)
-        before = self._queue.rows_ahead(priority)
-        ends = [
-            at for at in (deadline, None if objective_s is None else earliest + objective_s) if at is not None
-        ]
-        limit = min(ends)
+        rows, count, rate = asked.rows[0], len(asked.rows), self.rate.per_second(now)
+        before = self._queue.rows_ahead(asked.priority)
+        free: tuple[float, ...] = ()
+        certain = 0  # those in front that need no prediction
+        if self._policy.objective_s is None:
+            certain = self._in_time_for_sure(rows, fit, curve, now, limit)
+        if certain < fit:
+            free = free_at()
+            if not certain and not before and not (free and min(free) > now):
+                certain = 1
+        refusal: QueueFull | None = None
+        end = fit
+        if certain < fit:
+            forecast = Forecast(free, now, curve, rate, self._limits)
+            end = self._first_late(forecast, rows, before, range(certain, fit), limit)
+            if end < fit:
+                ahead = before + end * rows
+                crowded = Forecast(free, now, curve, _CROWD, self._limits).finish(rows, ahead)
+                refusal = self._too_late(forecast.finish(rows, ahead), crowded, limit, now)
+        if refusal is None and fit < count:
+            refusal = self._full(fit, fit * rows, curve, now, free or free_at())
+        promised = [None] * certain + [limit] * (end - certain) if end > certain else None
+        return Verdict((range(end),) if end else (), promised, refusal)
+
+    def _first_late(self, forecast: Forecast, rows: int, before: int, asked: range, limit: float) -> int:
+        """The first of these requests that should finish after `limit`; `asked.stop` when none should."""
+        margin = self.margin.seconds
+        at = asked.start
+        while at < asked.stop:
+            # Of those whose last rows are in the same batch each finishes no sooner than the one before it.
+            end = min(asked.stop, forecast.last_with(rows, before, at) + 1)
+            if forecast.finish(rows, before + (end - 1) * rows) + margin > limit:
+                return at + bisect_left(
+                    range(at, end - 1),
+                    True,
+                    key=lambda number: forecast.finish(rows, before + number * rows) + margin > limit,
+                )
+            at = end
+        return at
+
+    def _each(
+        self, asked: Asked, limit: float | None, curve: LatencyCurve, now: float, free_at: FreeAt
+    ) -> Verdict:
+        """The same for requests of different rows, one after the other. limit: None where nothing is predicted."""
+        objective_s = self._policy.objective_s
+        rate = 0.0 if limit is None else self.rate.per_second(now)
+        waiting, before = self._queue.rows, self._queue.rows_ahead(asked.priority)
+        free: tuple[float, ...] = ()
         forecast: Forecast | None = None
         refusal: QueueFull | None = None
-        free: tuple[float, ...] = ()
-        promised: dict[int, float | None] = {}
+        promised: list[float | None] = [None] * len(asked.rows)
+        admitted: list[int] = []
         entering = 0
-        late: set[int] = set()  # rows of those that would finish too late, after those that were let in
-        for at, rows in enumerate(each):
-            if len(promised) == room:
-                refusal = refusal or self._full(room, entering, curve, now, free or free_at())
-                break
-            if rows in late:
+        hopeless: set[int] = set()  # rows of those that were refused after the last one that was let in
+        for number, rows in enumerate(asked.rows):
+            if rows in hopeless:
                 continue
-            ahead, waits = before + entering, False
-            if objective_s is not None or not self._in_time_for_sure(entering + rows, curve, now, limit):
+            if waiting + entering + rows > self._policy.queue_limit and waiting + entering:
+                hopeless.add(rows)
+                refusal = refusal or self._full(len(admitted), entering, curve, now, free or free_at())
+                continue
+            if limit is not None and (
+                objective_s is not None or not self._in_time_for_sure(entering + rows, 1, curve, now, limit)
+            ):
                 free = free or free_at()
-                waits = bool(ahead or (free and min(free) > now))
-            if waits:
-                forecast = forecast or Forecast(free, now, curve, rate, limits)
-                finish = forecast.finish(rows, ahead)
-                if finish + self.margin.seconds > limit:
-                    late.add(rows)
-                    if refusal is None:
-                        crowded = Forecast(free, now, curve, _CROWD, limits).finish(rows, ahead)
-                        refusal = self._too_late(finish, crowded, limit, now)
-                    continue
-            promised[at] = limit if waits else None
-            late.clear()
+                ahead = before + entering
+                if ahead or (free and min(free) > now):
+                    forecast = forecast or Forecast(free, now, curve, rate, self._limits)
+                    finish = forecast.finish(rows, ahead)
+                    if finish + self.margin.seconds > limit:
+                        hopeless.add(rows)
+                        if refusal is None:
+                            crowded = Forecast(free, now, curve, _CROWD, self._limits).finish(rows, ahead)
+                            refusal = self._too_late(finish, crowded, limit, now)
+                        continue
+                    promised[number] = limit
+            admitted.append(number)
+            hopeless.clear()
             entering += rows
-        return Verdict(promised, refusal)
+        return Verdict(runs(admitted), promised if any(promised) else None, refusal)
 
     def _too_late(self, finish: float, crowded: float, limit: float, now: float) -> QueueFull:
         """Who comes back comes with others, and a tenth later, or it would stand on the edge again."""
@@ -156,20 +224,23 @@ class Admission:
         waiting = self._queue.rows + rows
         drained = Forecast(free, now, curve, 0.0, self._limits).finish(1, waiting)
         return QueueFull(
-            f"{self._queue.requests + entering} requests wait already; retry after the given time",
+            f"{self._queue.requests + entering} requests of {waiting} rows wait already; retry after the given time",
             drained - now,
         )
 
-    def _in_time_for_sure(self, rows: int, curve: LatencyCurve, now: float, deadline: float) -> bool:
-        """The quick answer for deadlines that are far away: one slot alone would meet this one.
+    def _in_time_for_sure(
+        self, rows: int, count: int, curve: LatencyCurve, now: float, deadline: float
+    ) -> int:
+        """The quick answer for deadlines that are far away: how many of `count` requests of so many rows each, from the
+        front, one slot alone would answer in time."""
 
-        Args:
-            rows: its own and those that come in with it.
-        """
-        # What runs, full batches before it, one for the remainder, and its own.
-        batches = 3 + (self._queue.rows + rows) // self._limits.max_rows
-        return now + batches * curve.worst_s <= deadline
+        def late(number: int) -> bool:
+            # What runs, full batches before it, one for the remainder, and its own.
+            batches = 3 + (self._queue.rows + number * rows) // self._limits.max_rows
+            return now + batches * curve.worst_s > deadline
 
-    def answered(self, promised: float, arrived: float, now: float) -> None:
-        """Learns from an answer whether it was right to let its request in."""
-        self.margin.observe(now > promised, promised - arrived)
+        return count if not late(count) else bisect_left(range(1, count), True, key=late)
+
+    def answered(self, promised: float, arrived: float, now: float, count: int) -> None:
+        """Learns from answers to `count` requests whether it was right to let them in."""
+        self.margin.observe(now > promised, promised - arrived, count)

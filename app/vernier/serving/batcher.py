@@ -7,9 +7,10 @@ is decided about requests (who runs with whom, when, who is dropped) is decided 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from vernier.border.batch import RequestBatch
 from vernier.errors import QueueFull
 from vernier.serving.admission import Admission, Asked, FreeAt, Policy
 from vernier.serving.batching import (
@@ -23,14 +24,17 @@ from vernier.serving.batching import (
     batch_cap,
     decide,
 )
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
-from vernier.serving.padding import BatchLayout, Gather, ShapeKey
-from vernier.serving.request import ENDED, QUEUED, RUNNING, PendingRequest, RequestGroup, start_again
+from vernier.serving.padding import BatchLayout, ShapeKey
 from vernier.serving.request_queue import Lane, RequestQueue
+from vernier.serving.span import Part, Span, alike, runs
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
 _MOST_CURVES = 64
+
+#: Requests of one batch, by their numbers.
+Numbers = tuple[RequestBatch, Sequence[int]]
 
 
 class Choice(NamedTuple):
@@ -40,6 +44,13 @@ class Choice(NamedTuple):
     rows: int
     reason: str
     inline: bool
+
+
+class Refused(NamedTuple):
+    """Requests of a batch, by their numbers, that were not admitted, and why."""
+
+    requests: Sequence[int]
+    error: QueueFull
 
 
 InlineRows = Callable[[Lane, float], int]
@@ -68,7 +79,7 @@ class Batcher:
         self.layout = layout
         self.policy = policy
         self.precision = precision
-        self.queue = RequestQueue(policy.age_s)
+        self.queue = RequestQueue(policy.age_s, layout.largest)
         self.limits = Limits(layout.largest, policy.max_queue_delay_s, policy.objective_s)
         self.admission = Admission(policy, self.limits, self.queue)
         self.rate = self.admission.rate
@@ -83,6 +94,11 @@ class Batcher:
         for key in [key for key in self._curves if key[0] == precision]:
             del self._curves[key]
         self._curves[precision, None] = LatencyCurve(self.layout.buckets, exact, seconds)
+
+    @property
+    def precisions(self) -> set[str]:
+        """The variants that executions may take."""
+        return {precision for precision, _ in self._curves}
 
     def curve(self, precision: str, shape: ShapeKey) -> LatencyCurve:
         """The latency curve of a lane."""
@@ -99,37 +115,47 @@ class Batcher:
 
     # --- in ---------------------------------------------------------------------------------------
     def admit(
-        self, request: PendingRequest, now: float, free_at: FreeAt, earliest: float | None = None
-    ) -> QueueFull | None:
-        """Puts a request into the queue, or as many of a group as may wait: the others are not in it any more.
+        self, batch: RequestBatch, start: int, stop: int, now: float, free_at: FreeAt, earliest: float
+    ) -> list[Refused]:
+        """Puts as many of the requests [start, stop) of a batch into the queue as may wait; none is late by now.
 
         Args:
             free_at: when each slot should be free.
-            earliest: when it may have arrived, if that was before now.
+            earliest: when they may have arrived.
 
-        Returns why it was not admitted, or others of the group were not: too many wait, or they could not be
-        answered in time. None when all were. It is not raised: its traceback would keep the request.
+        Returns the others, and why: too many wait, or they could not be answered in time.
         """
-        group = request if isinstance(request, RequestGroup) else None
-        each = (request.rows,) if group is None else group.each
-        precision = request.precision or self.precision
-        shape = self.layout.shape_key(request.inputs)
-        since = now if earliest is None else earliest
-        asked = Asked(each, request.priority, request.deadline, since)
-        promised, refusal = self.admission.judge(asked, self.curve(precision, shape), now, free_at)
-        if group is not None:
+        state = batch.state
+        precision = batch.precision or self.precision
+        state.shape = self.layout.shape_key(batch.inputs)
+        curve = self.curve(precision, state.shape)
+        refused: list[Refused] = []
+        for first, end in alike(batch, start, stop, self.layout.largest, now):
+            deadline = None if batch.deadlines is None else min(batch.deadlines[first:end])
+            asked = Asked(batch.rows[first:end], batch.priority, deadline, earliest)
+            admitted, promised, refusal = self.admission.judge(asked, curve, now, free_at)
+            for run in admitted:
+                requests = range(first + run.start, first + run.stop)
+                if promised is not None:
+                    state.promise(requests, promised[run.start : run.stop])
+                self._push(self._span(batch, requests, now + self._patience_s))
             if refusal is not None:
-                group.keep(tuple(promised))
-            group.promises = list(promised.values())
-        if promised:
-            request.arrived = now
-            request.due = now + self._patience_s if request.deadline is None else request.deadline
-            request.shape = shape
-            *_, request.promised = promised.values()  # of a group: None only where none of them has one
-            if group is None and request.rows > self.layout.largest:
-                request.gather = Gather(request.rows)
-            self.queue.push(request, (precision, shape, False))
-        return refusal
+                let_in = {first + number for run in admitted for number in run}
+                others = (
+                    [number for number in range(first, end) if number not in let_in]
+                    if let_in
+                    else range(first, end)
+                )
+                refused.append(Refused(others, refusal))
+        return refused
+
+    def _span(self, batch: RequestBatch, requests: range, due: float) -> Span:
+        return Span(batch, requests.start, requests.stop, due, self.layout.largest)
+
+    def _push(self, span: Span) -> None:
+        batch = span.batch
+        precision = span.retry or batch.precision or self.precision
+        self.queue.push(span, (precision, batch.state.shape, span.alone))
 
     def refusal(
         self,
@@ -147,51 +173,85 @@ class Batcher:
         asked = Asked((1,), priority, deadline, now if earliest is None else earliest)
         return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
 
-    def answered(self, request: PendingRequest, now: float) -> None:
-        """Learns from an answer whether its prediction was right, if there was one."""
-        for promised in request.promises if isinstance(request, RequestGroup) else (request.promised,):
-            if promised is not None:
-                self.admission.answered(promised, request.arrived, now)
+    def learn(self, promised: Iterable[tuple[float, float, int]], now: float) -> None:
+        """Learns from answers whether their predictions were right; see `Results.take_promised`."""
+        for time, arrived, count in promised:
+            self.admission.answered(time, arrived, now, count)
 
-    def again(self, request: PendingRequest, now: float) -> None:
-        """Puts back a request that must be computed anew; it keeps its arrival and its due time."""
-        if request.state == QUEUED:  # part of a split request waits still
-            self.queue.remove(request, ENDED)
-        start_again(request)
-        if request.rows > self.layout.largest:
-            request.gather = Gather(request.rows)
-        precision = request.rescue or request.precision or self.precision
-        self.queue.push(request, (precision, request.shape, request.alone))
+    def again(
+        self,
+        span: Span,
+        batch: RequestBatch,
+        requests: range,
+        *,
+        alone: bool = False,
+        retry: str | None = None,
+    ) -> None:
+        """Puts back requests of a span that ran, to be computed anew; they keep their arrival and due time."""
+        made = self._span(batch, requests, span.due)
+        made.alone = span.alone or alone
+        made.retry = span.retry or retry
+        self._push(made)
 
     # --- out --------------------------------------------------------------------------------------
-    def single_out(self, request: PendingRequest) -> None:
-        """Makes a request that is in a group one of its own, and with it all of the group if that waits."""
-        group = request.group
-        if group is not None and group.state == QUEUED:
-            self.queue.dissolve(group)
-        elif group is not None and group.state == RUNNING:
-            group.release(request)
+    def withdraw(self, batch: RequestBatch, request: int) -> None:
+        """Takes a request out of the queue, if it waits there; what runs of it counts no more."""
+        for span in batch.state.waiting:
+            if span.start <= request < span.stop:
+                if span.gather is not None:
+                    span.gather.abandoned = True
+                self.queue.withdraw(span, request)
+                return
 
-    def discard(self, request: PendingRequest) -> None:
-        """Ends a request wherever it stands; what runs of it is computed for nobody."""
-        if request.state == QUEUED:
-            self.queue.remove(request, ENDED)
-        request.state = ENDED
+    def abandon(self, span: Span) -> None:
+        """The request of a span that runs is not computed further, if it is one that is run in several executions:
+        what waits of it leaves the queue, and what runs of it counts no more. Nothing happens to other spans."""
+        if span.gather is not None:
+            span.gather.abandoned = True
+            if span.level is not None:
+                self.queue.remove(span)
 
-    def overdue(self, now: float) -> list[PendingRequest]:
-        """Waiting requests whose deadline has come."""
-        found = self.queue.overdue(now)
-        groups = [request for request in found if isinstance(request, RequestGroup)]
-        for group in groups:
-            if group.state == QUEUED:  # one that came back to its lane is met twice there
-                self.queue.dissolve(group)
-        return self.queue.overdue(now) if groups else found
+    def clear(self) -> list[Numbers]:
+        """Takes everything out of the queue."""
+        taken: list[Numbers] = []
+        for span in list(self.queue):
+            taken.append((span.batch, range(span.start, span.stop)))
+            self._remove(span)
+        return taken
+
+    def overdue(self, now: float) -> list[Numbers]:
+        """Takes the waiting requests whose deadline has come out of the queue."""
+        late: list[Numbers] = []
+        for span in self.queue.overdue(now):
+            batch, deadlines, requests = span.batch, span.batch.deadlines, range(span.start, span.stop)
+            assert deadlines is not None
+            if max(deadlines[span.start : span.stop]) <= now:
+                late.append((batch, requests))
+                self._remove(span)
+                continue
+            gone = [request for request in requests if deadlines[request] <= now]
+            if gone:
+                late.append((batch, gone))
+            self._push_anew(span, runs(request for request in requests if deadlines[request] > now))
+        return late
+
+    def _push_anew(self, span: Span, kept: Iterable[range]) -> None:
+        """These requests of a waiting span leave their place, and wait where they would as newcomers of their age."""
+        made = [span.part(run.start, run.stop, self.layout.largest) for run in kept]
+        self.queue.remove(span)
+        for part in made:
+            self._push(part)
+
+    def _remove(self, span: Span) -> None:
+        if span.gather is not None:
+            span.gather.abandoned = True
+        self.queue.remove(span)
 
     def choose(
         self,
         now: float,
         slots: Callable[[], Slots],
-        late: list[PendingRequest],
+        late: list[Numbers],
         inline_rows: InlineRows | None = None,
     ) -> tuple[Choice | None, float | None]:
         """What should run next, if anything should run now.
@@ -207,9 +267,7 @@ class Batcher:
         wake: float | None = None
         known: Slots | None = None
         for lane in self.queue.by_urgency(now):
-            while (request := self._hopeless(lane, now)) is not None:
-                self.queue.remove(request, RUNNING)
-                late.append(request)
+            self._drop_hopeless(lane, now, late)
             if inline_rows is not None:
                 rows = inline_rows(lane, now)
                 if rows and self._head_rows(lane, now) <= rows:
@@ -222,32 +280,31 @@ class Batcher:
                 wake = decision.until if wake is None else min(wake, decision.until)
         return None, wake
 
-    def _hopeless(self, lane: Lane, now: float) -> PendingRequest | None:
-        """The lane's next request if it cannot meet its deadline any more and others wait behind it."""
-        if lane.requests < 2:
-            return None
-        head = self.queue.head(lane, now)
-        if head.deadline is None or head.taken:
-            return None
-        late = now + self.curve(lane.precision, lane.shape).seconds(self._needs(head)) > head.deadline
-        if late and isinstance(head, RequestGroup):
-            self.queue.dissolve(head)
-            return self._hopeless(lane, now)
-        return head if late else None
+    def _drop_hopeless(self, lane: Lane, now: float, late: list[Numbers]) -> None:
+        """Takes out what would go first but cannot meet its deadline any more, while others wait behind it."""
+        curve = self.curve(lane.precision, lane.shape)
+        while lane.requests > 1:
+            head = self.queue.head(lane, now)
+            if head.deadline is None or head.taken:
+                return
+            batch, request = head.batch, head.most_urgent()
+            rows = min(batch.rows[request], self.layout.largest)
+            if now + curve.seconds(rows) <= head.deadline:
+                return
+            self.withdraw(batch, request)
+            late.append((batch, (request,)))
 
-    def _needs(self, request: PendingRequest) -> int:
-        """Rows that a request needs in one execution; of a group, the first of its requests."""
-        if isinstance(request, RequestGroup):
-            return request.each[0]
-        return min(request.rows - request.taken, self.layout.largest)
+    def _needs(self, span: Span) -> int:
+        """Rows that the first request of a span needs in one execution."""
+        return min(span.batch.rows[span.start] - span.taken, self.layout.largest)
 
     def _decide_lane(self, lane: Lane, now: float, slots: Slots) -> Decision:
         if lane.alone:
             return Dispatch(self.layout.largest, IDLE)
         head = self.queue.head(lane, now)
-        due: float | None = head.due
-        if head.deadline is None and self.policy.objective_s is None:
-            due = None
+        due = head.deadline
+        if due is None and self.policy.objective_s is not None:
+            due = head.due
         waiting = Waiting(lane.rows, self._needs(head), lane.oldest(), due)
         curve = self.curve(lane.precision, lane.shape)
         return self._decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
@@ -266,28 +323,41 @@ class Batcher:
         lane = choice.lane
         return self.curve(lane.precision, lane.shape).seconds(min(choice.rows, lane.rows))
 
-    def take(self, choice: Choice, now: float) -> Batch:
+    def take(self, choice: Choice, now: float) -> Execution:
         """Takes the chosen requests out of the queue."""
         lane, room, reason, _ = choice
-        parts = self.queue.take(lane, room, self.layout.largest, now)
+        return self._execution(lane.precision, lane.shape, self.queue.take(lane, room, now), reason, now)
+
+    def take_at_once(self, batch: RequestBatch, requests: range, now: float) -> Execution:
+        """Requests that have not been queued, as an execution: they have not more rows than the largest."""
+        state = batch.state
+        state.shape = self.layout.shape_key(batch.inputs)
+        span = self._span(batch, requests, now + self._patience_s)
+        self.rate.add(span.rows)
+        parts = [Part(batch, span, span.first, span.rows)]
+        return self._execution(batch.precision or self.precision, state.shape, parts, IDLE, now)
+
+    def _execution(
+        self, precision: str, shape: ShapeKey, parts: list[Part], reason: str, now: float
+    ) -> Execution:
         rows = 0
         for part in parts:
-            rows += part[2]
-        curve = self.curve(lane.precision, lane.shape)
-        return Batch(self.layout, lane, parts, rows, curve.bucket(rows), reason, curve.seconds(rows), now)
+            rows += part.rows
+        curve = self.curve(precision, shape)
+        return Execution(
+            self.layout, precision, shape, parts, rows, curve.bucket(rows), reason, curve.seconds(rows), now
+        )
 
-    def ran(self, batch: Batch, seconds: float) -> None:
-        """Learns how long a slot was taken by a batch."""
-        self.curve(batch.precision, batch.shape).observe(batch.rows, seconds)
+    def ran(self, execution: Execution, seconds: float) -> None:
+        """Learns how long a slot was taken by an execution."""
+        self.curve(execution.precision, execution.shape).observe(execution.rows, seconds)
 
     # --- variants ---------------------------------------------------------------------------------
     def set_precision(self, precision: str) -> None:
-        """New batches take this variant; requests that demanded one keep theirs."""
+        """New executions take this variant; requests that demanded one keep theirs."""
         self.precision = precision
-        for request in list(self.queue):
-            lane = request.lane
-            assert lane is not None
-            free = request.precision is None and request.rescue is None
-            if free and lane.precision != precision and not request.taken:
-                self.queue.remove(request, ENDED)
-                self.queue.push(request, (precision, request.shape, request.alone))
+        for span in list(self.queue):
+            assert span.lane is not None
+            free = span.batch.precision is None and span.retry is None
+            if free and span.lane.precision != precision and not span.taken:
+                self._push_anew(span, [range(span.start, span.stop)])

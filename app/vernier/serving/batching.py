@@ -244,3 +244,11 @@ class Forecast:
         start = free[batches % len(free)] + batches // len(free) * self._full_s
         company = ahead + rows - batches * cap + int(self._rate * (start - now))
         return start + (self._full_s if company >= cap else self._curve.pessimistic(company))
+
+    def last_with(self, rows: int, before: int, number: int) -> int:
+        """Of requests of `rows` rows each behind `before` rows, the last one whose last row is in the same batch as the
+        last row of the request with this number; that request itself while nothing is known."""
+        if not self._free:
+            return number
+        batches = (before + (number + 1) * rows - 1) // self._cap
+        return ((batches + 1) * self._cap - before) // rows - 1

@@ -1,28 +1,27 @@
 """Dispatch: what the batcher chooses goes to the workers, or runs here, and what comes back is booked and told.
 
-    pump: Batcher.choose → Batch → worker (or inline) → settle → done
+    pump: Batcher.choose → Execution → worker (or inline) → Results.settle → RequestTracker.deliver
 
 A pump runs after the loop has read everything that had arrived, so requests of one moment meet in one
-batch. A worker wakes the loop once for each batch; the freed slot gets its next batch before the
+execution. A worker wakes the loop once for each execution; the freed slot gets its next one before the
 answers are delivered, so that it does not idle while responses are written.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from vernier.errors import DeviceFailed, EngineError
 from vernier.metrics import ModelMetrics
-from vernier.serving.batcher import Batcher
+from vernier.serving.batcher import Batcher, Numbers
 from vernier.serving.batching import Slots
 from vernier.serving.deference import Deference
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 from vernier.serving.inline import PLACE as INLINE_PLACE
 from vernier.serving.inline import Inline
-from vernier.serving.ledger import Ledger
-from vernier.serving.request import PendingRequest
 from vernier.serving.request_queue import Lane
+from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
 from vernier.serving.sharing import Device
 from vernier.serving.workers import Crew, Listener
@@ -49,7 +48,7 @@ class Dispatcher:
     def __init__(
         self,
         batcher: Batcher,
-        ledger: Ledger,
+        tracker: RequestTracker,
         results: Results,
         inline: Inline,
         hire: Callable[[Listener], Crew],
@@ -60,7 +59,7 @@ class Dispatcher:
     ) -> None:
         self._batcher = batcher
         self._queue = batcher.queue
-        self._ledger = ledger
+        self._tracker = tracker
         self._results = results
         self._inline = inline
         self._metrics = metrics
@@ -92,14 +91,14 @@ class Dispatcher:
         self._pump_due = False
         now = self._clock()
         batcher, crew, device = self._batcher, self.crew, self._device
-        for request in batcher.overdue(now) if self._queue.requests else ():
-            self._ledger.expired(request)
+        for batch, requests in batcher.overdue(now) if self._queue.requests else ():
+            self._tracker.expired(batch, requests)
         for running in crew.running:
             if running.deadline is not None and running.deadline <= now:
                 self._results.overdue(running, now)
         turn_ends = now + _INLINE_TURN_S
         inline_rows = self._inline_rows if self._inline.slots else None
-        late: list[PendingRequest] = []
+        late: list[Numbers] = []
         wake: float | None = None
         while True:
             choice = None
@@ -110,42 +109,41 @@ class Dispatcher:
                     device.nothing_to_run(self)
                 break
             if choice.inline:
-                self._run_inline(batcher.take(choice, now))
+                self.run_inline(batcher.take(choice, now))
                 now = self._clock()
                 if now >= turn_ends:
                     self.pump_soon()
                     break
             elif device is None or device.may_run(self):
-                batch = batcher.take(choice, now)
+                execution = batcher.take(choice, now)
                 if device is not None:
-                    device.started(self, batch.predicted_s)
-                crew.run(batch)
+                    device.started(self, execution.predicted_s)
+                crew.run(execution)
             else:
                 break
-        for request in late:
-            self._ledger.expired(request)
+        for batch, requests in late:
+            self._tracker.expired(batch, requests)
         self._set_timer(now, wake)
         self.show()
-        self._ledger.deliver()
+        self._tracker.deliver()
         if promised := self._results.take_promised():
             self._loop.call_soon(self._learn, promised)  # once their answers have been written
 
-    def _learn(self, promised: Sequence[PendingRequest]) -> None:
-        now = self._clock()
-        for request in promised:
-            self._batcher.answered(request, now)
+    def _learn(self, promised: list[tuple[float, float, int]]) -> None:
+        self._batcher.learn(promised, self._clock())
 
-    def _run_inline(self, batch: Batch) -> None:
-        batch.execute(self._inline.slots[batch.precision])
-        self._inline.ran(batch)
-        self._settle(batch, self._clock())
+    def run_inline(self, execution: Execution) -> None:
+        """Runs it at once on this thread, and books what came of it."""
+        execution.execute(self._inline.slots[execution.precision])
+        self._inline.ran(execution)
+        self._settle(execution, self._clock())
 
-    def _settle(self, batch: Batch, now: float) -> None:
-        if batch.error is not None:
-            if isinstance(batch.error, DeviceFailed) and batch.place == INLINE_PLACE:
+    def _settle(self, execution: Execution, now: float) -> None:
+        if execution.error is not None:
+            if isinstance(execution.error, DeviceFailed) and execution.place == INLINE_PLACE:
                 self._inline.close()
-            self.crew.failed_execution(batch.error, batch.place)
-        if self._results.settle(batch, now):
+            self.crew.failed_execution(execution.error, execution.place)
+        if self._results.settle(execution, now):
             self.pump_soon()
 
     def _inline_rows(self, lane: Lane, now: float) -> int:
@@ -157,17 +155,17 @@ class Dispatcher:
 
     def _slots(self) -> Slots:
         crew = self.crew
-        next_free = min([batch.ends for batch in crew.running], default=None)
+        next_free = min([execution.ends for execution in crew.running], default=None)
         return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), next_free)
 
     # --- out --------------------------------------------------------------------------------------
-    def batch_finished(self, batch: Batch) -> None:
+    def execution_finished(self, execution: Execution) -> None:
         now = self._clock()
-        seconds = now - batch.dispatched
-        self._batcher.ran(batch, seconds)
+        seconds = now - execution.dispatched
+        self._batcher.ran(execution, seconds)
         if self._device is not None:
-            self._device.ended(self, batch.predicted_s, seconds)
-        self._settle(batch, now)
+            self._device.ended(self, execution.predicted_s, seconds)
+        self._settle(execution, now)
         if self._defers() and not self._batcher.fills_batch(self.crew.size):
             self.pump_soon()  # the loop is about to read requests that have waited for it, and can fill the batch
         else:
@@ -176,27 +174,27 @@ class Dispatcher:
     def _defers(self) -> bool:
         return self._deference is not None and self._deference.active
 
-    def batch_lost(self, batch: Batch, error: EngineError) -> None:
+    def execution_lost(self, execution: Execution, error: EngineError) -> None:
         if self._device is not None:
-            self._device.ended(self, batch.predicted_s, self._clock() - batch.dispatched)
-        self._results.lost(batch, error)
+            self._device.ended(self, execution.predicted_s, self._clock() - execution.dispatched)
+        self._results.lost(execution, error)
         self.show()
-        self._ledger.deliver()
+        self._tracker.deliver()
 
     def device_lost(self, error: EngineError) -> None:
-        for request in list(self._queue):
-            self._ledger.failed(request, error)
+        for batch, requests in self._batcher.clear():
+            self._tracker.failed(batch, requests, error)
         self.show()
-        self._ledger.deliver()
+        self._tracker.deliver()
 
     # --- time -------------------------------------------------------------------------------------
     def _set_timer(self, now: float, wake: float | None) -> None:
         """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
         if wake is None and not self._queue.requests and not self.crew.busy:
             return
-        times = [batch.deadline for batch in self.crew.running]
+        times = [execution.deadline for execution in self.crew.running]
         if self._queue.requests:
-            times.append(self._queue.next_deadline())
+            times.append(self._queue.next_due())
         times.append(wake)
         at = min((t for t in times if t is not None), default=None)
         if at is None or (self._timer is not None and self._timer_at <= at):
@@ -218,7 +216,7 @@ class Dispatcher:
         """Brings the gauges up to date."""
         crew, metrics = self.crew, self._metrics
         metrics.set_queue_depth(self._queue.requests)
-        metrics.set_inflight(self._ledger.inflight)
+        metrics.set_inflight(self._tracker.inflight)
         slots = (len(crew.idle), len(crew.busy))
         if slots != self._shown:
             self._shown = slots

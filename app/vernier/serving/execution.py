@@ -1,35 +1,34 @@
-"""One batch on one slot: stage, run, take apart. Runs on whichever thread owns the slot."""
+"""One execution on one slot: stage, run, take apart. Runs on whichever thread owns the slot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 from vernier.engine.base import Slot, StageTimes
 from vernier.errors import EngineError, VernierError
-from vernier.serving.padding import BatchLayout, Part
-from vernier.serving.request import ENDED, RequestGroup
-from vernier.serving.request_queue import Lane
+from vernier.serving.padding import BatchLayout, ShapeKey
+from vernier.serving.span import Part
 from vernier.tensors import Array, Arrays, is_finite
 
-#: The variant that is never rescued: what it answers is the model's answer, finite or not.
+#: The variant that is never retried: what it answers is the model's answer, finite or not.
 REFERENCE = "fp32"
 
 
-class Batch:
-    """What one execution computes, and afterwards what came of it.
+class Execution:
+    """What is computed together, and afterwards what came of it. From when it is made it reads its batches' inputs.
 
     Attributes:
         parts: whose rows, in order.
         place: number of the device that it runs on, of those that the executors span.
-        precision, shape: of the lane that they waited in.
+        precision, shape: of the lane that its requests waited in.
         rows, bucket: useful rows, and rows after padding.
         reason: why it was dispatched.
         deadline: when the first of its requests will be given up.
         predicted_s: by the latency curve, when it was dispatched.
         dispatched: when, on the scheduler's clock.
-        outputs: each part's own outputs, once it ran; None for a part that needs rescue.
-        unsound: by its place, the outputs of a group of which some are not finite.
+        outputs: each part's own outputs, once it ran.
+        nonfinite: by the number of a part, its requests whose outputs are not finite and must not be answered.
         error: why there are no outputs.
         times: by stage. compute_s: all of it, staging and taking apart included.
         elements: input elements sent, and computed after padding.
@@ -43,6 +42,7 @@ class Batch:
         "elements",
         "error",
         "layout",
+        "nonfinite",
         "outputs",
         "parts",
         "place",
@@ -52,14 +52,14 @@ class Batch:
         "rows",
         "shape",
         "times",
-        "unsound",
     )
 
     def __init__(
         self,
         layout: BatchLayout,
-        lane: Lane,
-        parts: list[Part],
+        precision: str,
+        shape: ShapeKey,
+        parts: Sequence[Part],
         rows: int,
         bucket: int,
         reason: str,
@@ -67,8 +67,8 @@ class Batch:
         dispatched: float,
     ) -> None:
         self.layout = layout
-        self.precision = lane.precision
-        self.shape = lane.shape
+        self.precision = precision
+        self.shape = shape
         self.parts = parts
         self.place = 0
         self.rows = rows
@@ -76,12 +76,14 @@ class Batch:
         self.reason = reason
         self.predicted_s = predicted_s
         self.dispatched = dispatched
-        self.outputs: list[Arrays | None] = []
-        self.unsound: dict[int, Arrays] = {}
+        self.outputs: Sequence[Arrays] = ()
+        self.nonfinite: dict[int, list[int]] = {}
         self.error: VernierError | None = None
         self.times = StageTimes()
         self.compute_s = 0.0
         self.elements = (0, 0)
+        for part in parts:
+            part.batch.state.readers += 1
         self.deadline: float | None = None
         self.find_deadline()
 
@@ -90,28 +92,24 @@ class Batch:
         """When it should have run, on the scheduler's clock."""
         return self.dispatched + self.predicted_s
 
+    @property
+    def requests(self) -> int:
+        """How many requests it has rows of, ended ones among them."""
+        return sum([part.span.stop - part.span.start for part in self.parts])
+
     def find_deadline(self) -> None:
-        """The earliest deadline of what is still wanted; see `deadline`."""
+        """The earliest deadline of requests that have not ended; see `deadline`."""
         earliest: float | None = None
-        for request, _, _, _ in self.parts:
-            due = request.deadline
-            if due is not None and request.state != ENDED and (earliest is None or due < earliest):
-                earliest = due
+        for batch, span, _, _ in self.parts:
+            deadlines = batch.deadlines
+            if deadlines is not None:
+                for run in batch.state.living(span.start, span.stop):
+                    first = min(deadlines[run.start : run.stop])
+                    earliest = first if earliest is None else min(first, earliest)
         self.deadline = earliest
 
-    def each(self) -> list[Part]:
-        """Its parts, with the requests of a group each for itself from now on. Not while it runs."""
-        parts: list[Part] = []
-        for part in self.parts:
-            group = part[0]
-            if isinstance(group, RequestGroup) and group.state != ENDED:
-                parts += [(one, 0, one.rows, one.attempt) for one in group.dissolve()]
-            else:
-                parts.append(part)
-        return parts
-
     def execute(self, slot: Slot, clock: Callable[[], float] = perf_counter) -> None:
-        """Runs the batch. Never raises for what an engine or a request does: see `error`."""
+        """Runs it. Never raises for what an engine or a request does: see `error`."""
         began = clock()
         try:
             self._execute(slot)
@@ -133,23 +131,33 @@ class Batch:
         results = slot.run()
         self.times = slot.last_times
         self.elements = layout.elements(parts, self.rows, self.bucket, self.shape)
-        taken: list[Arrays | None] = [*layout.take_apart(results, parts, slot.fresh_outputs)]
+        outputs = layout.take_apart(results, parts, slot.fresh_outputs)
         if self.precision != REFERENCE and not finite(results, self.rows if layout.kind != "none" else None):
-            for at, mine in enumerate(taken):
-                if mine is not None and not finite(mine):
-                    taken[at] = None
-                    if isinstance(parts[at][0], RequestGroup):
-                        self.unsound[at] = mine
-        for (request, start, _, attempt), mine in zip(parts, taken, strict=True):
-            gather = request.gather
-            if (
-                gather is not None
-                and mine is not None
-                and request.state != ENDED
-                and request.attempt == attempt
-            ):
-                gather.put(start, mine)
-        self.outputs = taken
+            self._find_nonfinite(outputs)
+        for at, (_, span, start, _) in enumerate(parts):
+            gather = span.gather
+            if gather is not None and not gather.abandoned and at not in self.nonfinite:
+                gather.put(start - span.first, outputs[at])
+        self.outputs = outputs
+
+    def _find_nonfinite(self, outputs: Sequence[Arrays]) -> None:
+        for at, ((batch, span, first, _), own) in enumerate(zip(self.parts, outputs, strict=True)):
+            if finite(own):
+                continue
+            if len(span) == 1:
+                self.nonfinite[at] = [span.start]
+                continue
+            starts = batch.state.starts
+            self.nonfinite[at] = [
+                request
+                for request in range(span.start, span.stop)
+                if not finite(rows_of(own, starts[request] - first, starts[request + 1] - first))
+            ]
+
+
+def rows_of(arrays: Arrays, start: int, stop: int) -> Arrays:
+    """The rows [start, stop) of each array."""
+    return {name: array[start:stop] for name, array in arrays.items()}
 
 
 def finite(outputs: Mapping[str, Array], rows: int | None = None) -> bool:

@@ -7,7 +7,7 @@ the hand-over costs more than the loop is held up for. Both are measured, here a
 from __future__ import annotations
 
 from vernier.engine.base import Slot
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
 from vernier.serving.padding import ShapeKey
 
@@ -73,11 +73,12 @@ class Inline:
         self._tried[key] = now
         return 1
 
-    def ran(self, batch: Batch) -> None:
+    def ran(self, execution: Execution) -> None:
         """Learns from the first executions, and then from some."""
         self._runs += 1
         if self._runs < _LEARN_FIRST or not self._runs % _LEARN_EACH:
-            self._curves[batch.precision, batch.shape].observe(batch.rows, batch.compute_s)
+            curve = self._curves[execution.precision, execution.shape]
+            curve.observe(execution.rows, execution.compute_s)
 
     def use(self, precision: str, slot: Slot) -> None:
         """Takes a slot that is not used elsewhere."""

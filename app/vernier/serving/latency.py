@@ -216,9 +216,9 @@ class Margin:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def observe(self, too_late: bool, allowed_s: float) -> None:
-        """An answer, when it was allowed to take `allowed_s` in all."""
-        step = _MARGIN_STEP * allowed_s
+    def observe(self, too_late: bool, allowed_s: float, count: int = 1) -> None:
+        """`count` answers one after the other, when each was allowed to take `allowed_s` in all."""
+        step = _MARGIN_STEP * allowed_s * count
         if too_late:
             self.seconds = min(self.seconds + (_ONE_IN - 1) * step, allowed_s / 2)
         else:

@@ -1,4 +1,4 @@
-"""How requests are laid side by side in a batch, and how its outputs are taken apart again.
+"""How requests are laid below each other in an execution, and how its outputs are taken apart again.
 
 Rows are padded to a batch bucket by repeating the first row, which is valid input by construction;
 what the slot's memory held before (a length beyond this batch's bucket, say) need not be. Named
@@ -8,7 +8,6 @@ and outputs are cropped back to what the request had.
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from vernier.engine.base import default_buckets
 from vernier.package.manifest import Manifest, SequenceDim
-from vernier.serving.request import PendingRequest
+from vernier.serving.span import Part
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
 #: Outputs of a batch up to this size are copied together.
@@ -25,28 +24,6 @@ _SMALL_BYTES = 65536
 
 ShapeKey = tuple[int, ...]
 Shapes = dict[str, tuple[int, ...]]
-
-
-#: (request, first row, rows, attempt): rows of a request as one execution computes them. A plain tuple, because
-#: there is one for every request of every batch.
-Part = tuple[PendingRequest, int, int, int]
-
-
-class Gather:
-    """Where the executions of a split request put their rows; any thread may call it."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._lock = threading.Lock()
-        self.arrays: Arrays = {}
-
-    def put(self, start: int, outputs: Arrays) -> None:
-        for name, part in outputs.items():
-            with self._lock:
-                whole = self.arrays.get(name)
-                if whole is None:
-                    whole = self.arrays[name] = np.empty((self._rows, *part.shape[1:]), part.dtype)
-            whole[start : start + part.shape[0]] = part
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,7 @@ class BatchLayout:
         buckets: allowed batch sizes, ascending.
         dims: named dimensions of the inputs besides the batch; a request's shape key holds one size for each.
         typical: the shape key that engines are tuned for.
+        outputs: names of all outputs.
     """
 
     def __init__(
@@ -93,7 +71,7 @@ class BatchLayout:
             next((e.name, axis) for e in self._inputs for axis, dim in e.named if dim == index)
             for index in range(len(self.dims))
         ]
-        self._outputs = tuple(spec.name for spec in outputs)
+        self.outputs = tuple(spec.name for spec in outputs)
         self._crops = {spec.name: crops for spec in outputs if (crops := self._crops_of(spec))}
         self._row_elements = sum(
             int(np.prod([d for d in spec.shape[1:] if isinstance(d, int)])) for spec in inputs
@@ -202,11 +180,13 @@ class BatchLayout:
 
     # --- there and back ---------------------------------------------------------------------------
     def in_place(self, key: ShapeKey, parts: Sequence[Part], bucket: int) -> Arrays | None:
-        """The inputs of a batch that is one whole request, where they can be read as they lie; else None."""
-        request, _, count, _ = parts[0]
-        if len(parts) > 1 or count != request.rows:
+        """The inputs of an execution where they can be read as they lie: rows of one batch that fill it; else None."""
+        if len(parts) > 1:
             return None
-        inputs = request.inputs
+        batch, _, start, rows = parts[0]
+        inputs = batch.inputs
+        if self.kind != "none" and rows < batch.state.starts[-1]:
+            inputs = {name: _rows(array, start, rows) for name, array in inputs.items()}
         for name, shape in self.shapes(key, bucket).items():
             array = inputs[name]
             flags = array.flags
@@ -217,26 +197,20 @@ class BatchLayout:
     def fill(self, views: Arrays, parts: Sequence[Part], rows: int, bucket: int) -> None:
         """Copies the parts, one below the other, into the staging views, and pads them."""
         if self.kind == "none":
-            for name, array in parts[0][0].inputs.items():
+            for name, array in parts[0].batch.inputs.items():
                 views[name][...] = array
             return
         for entry in self._inputs:
-            view = views[entry.name]
+            name, view = entry.name, views[entry.name]
             if entry.padded:
                 self._fill_padded(entry, view, parts)
             elif len(parts) == 1:
-                request, start, count, _ = parts[0]
-                array = request.inputs[entry.name]
-                view[:rows] = array if count == request.rows else array[start : start + count]
+                batch, _, start, count = parts[0]
+                view[:rows] = _rows(batch.inputs[name], start, count)
             else:
                 # One call for all parts: two thirds of the time that one assignment for each takes.
                 np.concatenate(
-                    [
-                        request.inputs[entry.name]
-                        if count == request.rows
-                        else request.inputs[entry.name][start : start + count]
-                        for request, start, count, _ in parts
-                    ],
+                    [_rows(batch.inputs[name], start, count) for batch, _, start, count in parts],
                     out=view[:rows],
                 )
             if bucket > rows:
@@ -244,8 +218,8 @@ class BatchLayout:
 
     def _fill_padded(self, entry: _Input, view: Array, parts: Sequence[Part]) -> None:
         at = 0
-        for request, start, count, _ in parts:
-            array = request.inputs[entry.name]
+        for batch, _, start, count in parts:
+            array = batch.inputs[entry.name]
             target = view[at : at + count]
             inner = (slice(None), *[slice(n) for n in array.shape[1:]])
             if array.shape[1:] != view.shape[1:]:
@@ -256,40 +230,34 @@ class BatchLayout:
     def take_apart(self, outputs: Arrays, parts: Sequence[Part], fresh: bool) -> list[Arrays]:
         """Each part's own outputs, cropped. `fresh`: the arrays may be kept, else they are copied."""
         if self.kind == "none":
-            return [self._of_one(outputs, parts[0][0], fresh)]
+            own = {name: outputs[name] for name in parts[0].batch.outputs}
+            return [own if fresh else {name: array.copy() for name, array in own.items()}]
         large = () if fresh else [n for n, array in outputs.items() if array.nbytes > _SMALL_BYTES]
         if not fresh:
             # One copy for all is cheapest, but an answer that waits for a slow reader would keep all of it.
             outputs = {n: array if n in large else array.copy() for n, array in outputs.items()}
         taken = []
         at = 0
-        for request, _, rows, _ in parts:
+        for batch, _, _, rows in parts:
             end = at + rows
-            mine = {name: outputs[name][at:end] for name in request.outputs or self._outputs}
+            own = {name: outputs[name][at:end] for name in batch.outputs}
             if self._crops:
-                self._crop(mine, request)
+                self._crop(own, batch.inputs)
             for name in large:
-                if name in mine:
-                    mine[name] = mine[name].copy()
-            taken.append(mine)
+                if name in own:
+                    own[name] = own[name].copy()
+            taken.append(own)
             at = end
         return taken
 
-    def _of_one(self, outputs: Arrays, request: PendingRequest, fresh: bool) -> Arrays:
-        mine = self._chosen(outputs, request)
-        return mine if fresh else {name: array.copy() for name, array in mine.items()}
-
-    def _chosen(self, outputs: Arrays, request: PendingRequest) -> Arrays:
-        return {name: outputs[name] for name in request.outputs or self._outputs}
-
-    def _crop(self, mine: Arrays, request: PendingRequest) -> None:
-        sizes = self.sizes(request.inputs)
+    def _crop(self, own: Arrays, inputs: Arrays) -> None:
+        sizes = self.sizes(inputs)
         for name, crops in self._crops.items():
-            if name in mine:
-                index = [slice(None)] * mine[name].ndim
+            if name in own:
+                index = [slice(None)] * own[name].ndim
                 for axis, dim in crops:
                     index[axis] = slice(sizes[dim])
-                mine[name] = mine[name][tuple(index)]
+                own[name] = own[name][tuple(index)]
 
     # --- what padding costs -----------------------------------------------------------------------
     def elements(self, parts: Sequence[Part], rows: int, bucket: int, key: ShapeKey) -> tuple[int, int]:
@@ -298,8 +266,13 @@ class BatchLayout:
             return rows * self._row_elements, bucket * self._row_elements
         computed = sum(int(np.prod(shape)) for shape in self.shapes(key, bucket).values())
         sent = 0
-        for request, _, count, _ in parts:
+        for batch, _, _, count in parts:
             for entry in self._inputs:
-                array = request.inputs[entry.name]
+                array = batch.inputs[entry.name]
                 sent += array.size // max(1, array.shape[0]) * count if array.ndim else 1
         return sent, computed
+
+
+def _rows(array: Array, start: int, count: int) -> Array:
+    """These rows; the array itself where they are all of them."""
+    return array if count == len(array) else array[start : start + count]

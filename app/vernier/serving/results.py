@@ -1,24 +1,22 @@
-"""What becomes of the requests of a batch that has run: answers, second attempts, failures."""
+"""What becomes of the requests of an execution that has run: answers, second attempts, failures."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from random import Random
+from collections.abc import Sequence
+from dataclasses import replace
 
+from vernier.border.batch import Answer
 from vernier.errors import DeviceFailed, EngineError, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
-from vernier.serving.execution import REFERENCE, Batch, finite
-from vernier.serving.ledger import Ledger
-from vernier.serving.padding import Part
-from vernier.serving.request import ENDED, Answer, JoinedRequests, PendingRequest, RequestGroup, cut
+from vernier.serving.execution import REFERENCE, Execution, rows_of
+from vernier.serving.request_tracker import RequestTracker
+from vernier.serving.span import Part, runs
+from vernier.serving.tap import AnswerTap, Shown
 from vernier.tensors import Arrays
 
 logger = logging.getLogger(__name__)
-
-#: Gets inputs, outputs and precision of a sampled answered request, on the loop's thread: it must only enqueue.
-Tap = Callable[[Arrays, Arrays, str], None]
 
 
 class Results:
@@ -26,226 +24,213 @@ class Results:
 
     Args:
         runtimes: precision → runtime, for the metrics; changes with the loaded variants.
+
+    Attributes:
+        tap: is shown a share of the answered requests.
     """
 
     def __init__(
         self,
         name: str,
         batcher: Batcher,
-        ledger: Ledger,
+        tracker: RequestTracker,
         metrics: ModelMetrics,
         runtimes: dict[str, str],
     ) -> None:
+        self.tap = AnswerTap()
         self._name = name
         self._batcher = batcher
-        self._ledger = ledger
+        self._tracker = tracker
         self._metrics = metrics
         self._runtimes = runtimes
-        self._tap: Tap | None = None
-        self._tap_share = 0.0
-        self._tap_quiet_s = float("inf")
-        self._tap_owed = 0.0
-        self._shown = 0.0
-        self._random = Random(0)
-        self._promised: list[PendingRequest] = []
+        self._promised: list[tuple[float, float, int]] = []
 
-    def set_tap(self, tap: Tap | None, share: float, quiet_s: float) -> None:
-        """See `Scheduler.set_tap`."""
-        self._tap, self._tap_share, self._tap_quiet_s, self._tap_owed = tap, share, quiet_s, 0.0
+    def settle(self, execution: Execution, now: float) -> bool:
+        """Books what came of an execution; True when requests of it went back to the queue."""
+        error = execution.error
+        again = self._ran(execution, now) if error is None else self._failed(execution, error)
+        self._has_read(execution)
+        return again
 
-    def settle(self, batch: Batch, now: float) -> bool:
-        """Books what came of a batch; True when requests of it went back to the queue."""
-        if batch.error is not None:
-            return self._failed(batch, batch.error, now)
-        answers: list[tuple[PendingRequest, Answer]] = []
-        late: list[PendingRequest] = []
-        rescued: list[PendingRequest] = []
-        dispatched, precision = batch.dispatched, batch.precision
-        compute_s, rows = batch.compute_s, batch.rows
+    def _has_read(self, execution: Execution) -> None:
+        for part in execution.parts:
+            self._tracker.has_read(part.batch)
+
+    # --- it has outputs ---------------------------------------------------------------------------
+    def _ran(self, execution: Execution, now: float) -> bool:
         queue_s: list[float] = []
-        answered = 0
-        for (request, _, count, attempt), outputs in _each(batch, now):
-            if request.state == ENDED or request.attempt != attempt:
+        shown: list[Shown] = []
+        nonfinite: list[tuple[Part, Sequence[int]]] = []
+        for at, part in enumerate(execution.parts):
+            span = part.span
+            spoiled: Sequence[int] = execution.nonfinite.get(at, ())
+            answer = self._answer(execution, part, execution.outputs[at], bool(spoiled))
+            if answer is None:
                 continue
-            if outputs is None:
-                rescued.append(request)
-                continue
-            waited = dispatched - request.arrived
-            answer = Answer(outputs, precision, waited, compute_s, rows)
-            if request.gather is not None and not _gathered(request, count, answer):
-                continue
-            queue_s += [waited] * request.count
-            if request.promised is not None:
-                self._promised.append(request)
-            if request.deadline is not None and now > request.deadline:
-                late.append(request)
+            if spoiled or part.batch.deadlines is not None:
+                good, late, spoiled = _told_apart(part, spoiled, now)
+                if spoiled:
+                    nonfinite.append((part, spoiled))
+                if late:
+                    self._tracker.expired(part.batch, late)
+                    for run in runs(late):
+                        self._book(part, run, answer.queue_s, queue_s)
             else:
-                answers.append((request, answer))
-                answered += request.count
-        self._ledger.answered(answers)
-        for request in late:
-            self._ledger.expired(request)
-        self._count(batch, queue_s)
-        if self._tap is not None and answered:
-            chosen = self._chosen(answered, now)
-            if chosen:
-                self._show_all(answers, chosen)
-        return self._rescue(rescued, precision, now) if rescued else False
+                good = part.batch.state.living(span.start, span.stop)
+            for run in good:
+                own = (
+                    answer
+                    if len(run) == len(span)
+                    else replace(answer, outputs=_of(part, run, answer.outputs))
+                )
+                self._tracker.answered(part.batch, run, own)
+                self._book(part, run, answer.queue_s, queue_s)
+                if self.tap.wanted:
+                    shown.append((part.batch, run, own.outputs))
+        self._count(execution, queue_s)
+        if shown:
+            self.tap.show(shown, execution.precision, now)
+        return self._retry(nonfinite, execution.precision) if nonfinite else False
 
-    def _show_all(self, answers: Sequence[tuple[PendingRequest, Answer]], chosen: Sequence[int]) -> None:
-        """Shows the tap those of the answered requests that have these numbers."""
-        assert self._tap is not None
-        numbers = sorted(chosen, reverse=True)
-        first = 0
-        for request, answer in answers:
-            after = first + request.count
-            while numbers and numbers[-1] < after:
-                at = numbers.pop() - first
-                if isinstance(request, RequestGroup):
-                    self._show_one(request, request.places()[at], answer.outputs, answer.precision)
-                else:
-                    self._tap(request.inputs, answer.outputs, answer.precision)
-            first = after
+    def _book(self, part: Part, requests: range, waited: float, queue_s: list[float]) -> None:
+        """Requests have been answered, or were too late."""
+        queue_s += [waited] * len(requests)
+        state = part.batch.state
+        if state.promised is not None:
+            for time, count in state.promises(requests):
+                self._promised.append((time, state.arrived, count))
 
-    def _show_one(self, joined: JoinedRequests, at: int, outputs: Arrays, precision: str) -> None:
-        """Shows the tap one of joined requests."""
-        assert self._tap is not None
-        mine = joined.rows_of(at)
-        # copied: what the tap keeps must not keep the memory of all of them
-        inputs = {name: array[mine].copy() for name, array in joined.inputs.items()}
-        self._tap(inputs, {name: array[mine] for name, array in outputs.items()}, precision)
+    def _answer(self, execution: Execution, part: Part, outputs: Arrays, spoiled: bool) -> Answer | None:
+        """The answer to all requests of a part; None when there is none (yet), or it is not wanted any more."""
+        span = part.span
+        answer = Answer(
+            outputs,
+            execution.precision,
+            execution.dispatched - span.arrived,
+            execution.compute_s,
+            execution.rows,
+        )
+        gather = span.gather
+        if gather is None:
+            return answer
+        if gather.abandoned or part.batch.state.ended[span.start]:
+            return None
+        if spoiled:
+            return answer
+        if not gather.add(part.rows, execution.compute_s, execution.rows):
+            return None
+        answer.outputs = gather.arrays
+        answer.compute_s = gather.compute_s
+        answer.batch_size = gather.batch_size
+        return answer
 
-    def take_promised(self) -> list[PendingRequest]:
-        """Requests answered since the last time for which there was a prediction."""
+    def _count(self, execution: Execution, queue_s: Sequence[float]) -> None:
+        """queue_s: how long each request waited that the execution answers."""
+        self._metrics.batch_done(
+            execution.precision,
+            self._runtimes[execution.precision],
+            execution.rows,
+            execution.bucket,
+            len(queue_s),
+            execution.reason,
+            queue_s,
+            execution.times,
+            execution.predicted_s,
+        )
+        self._metrics.padding(*execution.elements)
+
+    def _retry(self, nonfinite: list[tuple[Part, Sequence[int]]], precision: str) -> bool:
+        """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
+        again = REFERENCE in self._runtimes
+        for (batch, span, _, _), requests in nonfinite:
+            self._metrics.nonfinite_outputs(precision, len(requests))
+            self._batcher.abandon(span)
+            if again:
+                for run in runs(requests):
+                    self._batcher.again(span, batch, run, retry=REFERENCE)
+            else:
+                error = EngineError(
+                    f"the {precision} variant gave a non-finite output, and no {REFERENCE} one is loaded"
+                )
+                self._tracker.failed(batch, requests, error)
+        return again
+
+    def take_promised(self) -> list[tuple[float, float, int]]:
+        """Of the requests answered since the last time whose answer was predicted: by when they were to be answered,
+        when they arrived, and how many they were."""
         promised = self._promised
         if promised:
             self._promised = []
         return promised
 
-    def settle_joined(self, batch: Batch, joined: JoinedRequests, now: float) -> Answer | None:
-        """Books a batch of these only; None, with nothing booked, when it must be computed request by request."""
-        outputs = batch.outputs[0] if batch.error is None else None
-        if outputs is None:
-            return None
-        precision, rows = batch.precision, batch.rows
-        count = len(joined.each)
-        self._ledger.passed(count)
-        self._count(batch, [0.0] * count)
-        if self._tap is not None:
-            for at in self._chosen(count, now):
-                self._show_one(joined, at, outputs, precision)
-        return Answer(outputs, precision, 0.0, batch.compute_s, rows)
-
-    def _count(self, batch: Batch, queue_s: Sequence[float]) -> None:
-        """queue_s: how long each request waited that the batch answers."""
-        self._metrics.batch_done(
-            batch.precision,
-            self._runtimes[batch.precision],
-            batch.rows,
-            batch.bucket,
-            len(queue_s),
-            batch.reason,
-            queue_s,
-            batch.times,
-            batch.predicted_s,
-        )
-        self._metrics.padding(*batch.elements)
-
-    def _rescue(self, requests: list[PendingRequest], precision: str, now: float) -> bool:
-        """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
-        again = False
-        self._metrics.nonfinite_outputs(precision, len(requests))
-        for request in requests:
-            if REFERENCE in self._runtimes:
-                request.rescue = REFERENCE
-                self._batcher.again(request, now)
-                again = True
-            else:
-                self._ledger.failed(
-                    request,
-                    EngineError(
-                        f"the {precision} variant gave a non-finite output, and no {REFERENCE} one is loaded"
-                    ),
-                )
-        return again
-
-    def _failed(self, batch: Batch, error: VernierError, now: float) -> bool:
-        """Runs the requests of a failed batch again, each alone: one bad request must not fail the others."""
-        asked = [part[0] for part in batch.parts]
-        count = sum(len(one.each) if isinstance(one, RequestGroup) else 1 for one in asked)
-        alone = count == 1 or isinstance(error, DeviceFailed)
+    # --- it has none ------------------------------------------------------------------------------
+    def _failed(self, execution: Execution, error: VernierError) -> bool:
+        """Runs the requests of a failed execution again, each alone: one bad request must not fail the others."""
+        count = execution.requests
+        final = count == 1 or isinstance(error, DeviceFailed)
         logger.error(
             "batch failed",
-            extra={"model": self._name, "precision": batch.precision, "requests": count},
+            extra={"model": self._name, "precision": execution.precision, "requests": count},
             exc_info=error,
         )
         again = False
-        for request, _, _, attempt in batch.parts if alone else batch.each():
-            if request.state == ENDED or request.attempt != attempt:
+        for batch, span, _, _ in execution.parts:
+            if span.gather is not None and span.gather.abandoned:
                 continue
-            if alone or request.alone:
-                self._ledger.failed(request, error)
-            else:
-                request.alone = True
-                self._batcher.again(request, now)
-                again = True
+            self._batcher.abandon(span)
+            for run in batch.state.living(span.start, span.stop):
+                if final or span.alone:
+                    self._tracker.failed(batch, run, error)
+                else:
+                    again = True
+                    for request in run:
+                        self._batcher.again(span, batch, range(request, request + 1), alone=True)
         return again
 
-    def lost(self, batch: Batch, error: EngineError) -> None:
+    def lost(self, execution: Execution, error: EngineError) -> None:
         """The worker died: what it held fails, and is not tried again, since it may have been the cause."""
-        for request, _, _, attempt in batch.parts:
-            if request.attempt == attempt:
-                self._ledger.failed(request, error)
+        self.give_up(execution, error)
+        self._has_read(execution)
 
-    def overdue(self, batch: Batch, now: float) -> None:
-        """Gives up the requests of a running batch whose deadline has come."""
-        for request, _, _, attempt in batch.parts:
-            if request.attempt == attempt and request.deadline is not None and request.deadline <= now:
-                late = request.release_overdue(now) if isinstance(request, RequestGroup) else [request]
-                for one in late:
-                    self._ledger.expired(one)
-        batch.find_deadline()
+    def give_up(self, execution: Execution, error: VernierError) -> None:
+        """Fails the requests of an execution that still runs."""
+        for batch, span, _, _ in execution.parts:
+            if span.gather is not None and span.gather.abandoned:
+                continue
+            self._batcher.abandon(span)
+            for run in batch.state.living(span.start, span.stop):
+                self._tracker.failed(batch, run, error)
 
-    def _chosen(self, count: int, now: float) -> Sequence[int]:
-        """Which of `count` answers the tap is shown: its share, at random, in one step for all of them."""
-        self._tap_owed += self._tap_share * count
-        shown = min(int(self._tap_owed), count)
-        self._tap_owed -= shown
-        if not shown and now - self._shown >= self._tap_quiet_s:
-            shown = 1
-        if not shown:
-            return ()
-        self._shown = now
-        return range(count) if shown == count else self._random.sample(range(count), shown)
-
-
-def _each(batch: Batch, now: float) -> Iterator[tuple[Part, Arrays | None]]:
-    """The parts with their outputs; the requests of a group each for itself where not all of them have an answer."""
-    for at, (part, outputs) in enumerate(zip(batch.parts, batch.outputs, strict=True)):
-        group = part[0]
-        if (
-            not isinstance(group, RequestGroup)
-            or group.state == ENDED
-            or (outputs is not None and (group.deadline is None or now <= group.deadline))
-        ):
-            yield part, outputs
-            continue
-        sound = batch.precision == REFERENCE or outputs is not None
-        places = group.places()
-        arrays = list(cut(batch.unsound[at] if outputs is None else outputs, group.each))
-        for place, request in zip(places, group.dissolve(), strict=True):
-            mine = arrays[place]
-            yield (request, 0, request.rows, request.attempt), mine if sound or finite(mine) else None
+    def overdue(self, execution: Execution, now: float) -> None:
+        """Gives up the requests of a running execution whose deadline has come."""
+        for batch, span, _, _ in execution.parts:
+            deadlines = batch.deadlines
+            if deadlines is not None:
+                living = batch.state.living(span.start, span.stop)
+                late = [request for run in living for request in run if deadlines[request] <= now]
+                if late:
+                    self._batcher.abandon(span)
+                    self._tracker.expired(batch, late)
+        execution.find_deadline()
 
 
-def _gathered(request: PendingRequest, count: int, answer: Answer) -> bool:
-    """Adds one execution of a split request; True, with `answer` completed, when it was the last."""
-    request.unanswered -= count
-    request.compute_s = max(request.compute_s, answer.compute_s)
-    request.batch_size = max(request.batch_size, answer.batch_size)
-    if request.unanswered or request.gather is None:
-        return False
-    answer.outputs = request.gather.arrays
-    answer.compute_s = request.compute_s
-    answer.batch_size = request.batch_size
-    return True
+def _told_apart(
+    part: Part, spoiled: Sequence[int], now: float
+) -> tuple[Sequence[range], Sequence[int], Sequence[int]]:
+    """Those of a part's requests that have not ended: the good ones, as runs, those that are too late, and those whose
+    outputs are spoiled."""
+    batch, span, _, _ = part
+    good = batch.state.living(span.start, span.stop)
+    deadlines = batch.deadlines
+    if not spoiled and (deadlines is None or min(deadlines[span.start : span.stop]) >= now):
+        return good, (), ()
+    living = [request for run in good for request in run]
+    anew = [request for request in living if request in spoiled]
+    late = [] if deadlines is None else [r for r in living if deadlines[r] < now and r not in anew]
+    return runs(r for r in living if r not in anew and r not in late), late, anew
+
+
+def _of(part: Part, requests: range, outputs: Arrays) -> Arrays:
+    """What some requests of a part have of its outputs."""
+    starts = part.batch.state.starts
+    return rows_of(outputs, starts[requests.start] - part.start, starts[requests.stop] - part.start)

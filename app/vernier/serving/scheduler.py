@@ -1,41 +1,40 @@
 """The shell around the batching policy: one per loaded model version, all of its state on the loop's thread.
 
-    submit → Batcher.admit → queue → Dispatcher → done
+    submit → Batcher.admit → queue → Dispatcher → RequestTracker → the batch's target
 
-Here are the entrance, the variants, and start and end; what runs when is the dispatcher's. Every admitted request
-ends exactly once: answered, failed, expired or cancelled.
+Here are the entrance, the variants, and start and end; what runs when is the dispatcher's. Every request ends exactly
+once: refused, or when it was admitted answered, failed, expired or cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
+from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
-from vernier.errors import Draining, NotReady, QueueFull, VernierError
+from vernier.errors import DeadlineExceeded, Draining, NotReady, QueueFull, VernierError
 from vernier.metrics import ModelMetrics
-from vernier.serving import batch_adapter
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
-from vernier.serving.batching import IDLE
 from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
-from vernier.serving.execution import Batch
 from vernier.serving.inline import Inline
-from vernier.serving.ledger import Ledger
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import AwaitedRequest, JoinedRequests, PendingRequest, RequestGroup
-from vernier.serving.request_queue import Lane
-from vernier.serving.results import Results, Tap
+from vernier.serving.request_tracker import RequestTracker
+from vernier.serving.results import Results
 from vernier.serving.sharing import Device
+from vernier.serving.span import BatchState, runs
+from vernier.serving.tap import Tap
 from vernier.serving.warmup import probe, warm_up
 from vernier.serving.workers import Crew, Curves, Listener
 from vernier.tensors import Arrays
 
-__all__ = ["Answer", "PendingRequest", "Policy", "Scheduler", "Tap"]
+__all__ = ["Answer", "Policy", "Scheduler", "Tap"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +83,8 @@ class Scheduler:
         exact = {p: executor.exact_batch for p, executor in executors.items()}
         self._batcher = Batcher(layout, exact, precision, policy, curves)
         self._queue = self._batcher.queue
-        self._ledger = Ledger(self._batcher, metrics, loop.call_exception_handler)
-        self._results = Results(name, self._batcher, self._ledger, metrics, self._runtimes)
+        self._tracker = RequestTracker(metrics, loop.call_exception_handler)
+        self._results = Results(name, self._batcher, self._tracker, metrics, self._runtimes)
         self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
@@ -98,7 +97,7 @@ class Scheduler:
 
         self._dispatcher = Dispatcher(
             self._batcher,
-            self._ledger,
+            self._tracker,
             self._results,
             self._inline,
             hire,
@@ -157,6 +156,11 @@ class Scheduler:
         return self._batcher.precision
 
     @property
+    def outputs(self) -> Sequence[str]:
+        """Names of all outputs of the model."""
+        return self._layout.outputs
+
+    @property
     def fault(self) -> str | None:
         """Why this model should get no traffic, in words; None when all is well."""
         return self._crew.fault
@@ -164,7 +168,7 @@ class Scheduler:
     @property
     def inflight(self) -> int:
         """Requests that were admitted and have not ended."""
-        return self._ledger.inflight
+        return self._tracker.inflight
 
     @property
     def queued(self) -> int:
@@ -198,47 +202,96 @@ class Scheduler:
             self._metrics.precision_active(precision, executor.runtime)
 
     def set_tap(self, tap: Tap | None, share: float = 0.0, quiet_s: float = float("inf")) -> None:
-        """Shows `tap` a random share of the answered requests, and one whenever it saw none for `quiet_s`."""
-        self._results.set_tap(tap, share, quiet_s)
+        """Shows `tap` a random share of the answered requests, and one whenever it saw none for `quiet_s`; what it gets
+        are copies."""
+        self._results.tap.set(tap, share, quiet_s)
 
     # --- in ---------------------------------------------------------------------------------------
-    @property
-    def largest_grouped(self) -> int:
-        """The most rows of a request that can be in a group; 0 for none."""
-        return self._layout.largest if self._layout.kind == "dynamic" else 0
-
     def submit(self, batch: RequestBatch) -> None:
-        """See vernier.border."""
-        batch_adapter.submit(self, batch)
+        """Takes a batch of at least one request; its target is told how each ends, of some perhaps before this returns.
 
-    def cancel(self, batch: RequestBatch, index: int) -> None:
-        batch_adapter.cancel(self, batch, index)
-
-    def admit(self, request: PendingRequest) -> VernierError | None:
-        """Admits the request, whose `done` will then be called once, unless it is cancelled.
-
-        Of a group those that can be are admitted; the others are not in it any more.
-
-        Returns Draining, NotReady or QueueFull when it was not queued, or others of the group were not.
+        In this order: nothing is admitted while the model is taken out of service, or when it cannot run any more
+        (Draining, NotReady); requests whose deadline has passed fail (DeadlineExceeded); requests in front run at once
+        on this thread, where that is quick and nothing waits before them; of the others those are queued that may
+        wait, the rest is refused (QueueFull).
         """
-        group = request if isinstance(request, RequestGroup) else None
-        count = request.count
-        if self._draining or self._crew.gone is not None:
-            if group is not None:
-                group.keep(())
-            fault = self._closed()
-            self.refused(fault, count)
-            return fault
         now = self._clock()
-        refusal = self._batcher.admit(request, now, self._free_at, self._earliest(now))
-        admitted = 0 if refusal is not None and group is None else request.count
+        count = len(batch.rows)
+        batch.state = BatchState(batch.rows, now)
+        closed = self._closed()
+        if closed is not None:
+            self._refuse(batch, range(count), closed)
+        else:
+            for run in self._in_time(batch, now):
+                start = self._run_at_once(batch, run, now)
+                if start < run.stop:
+                    self._admit(batch, start, run.stop, now)
+        self._tracker.deliver()
+
+    def _in_time(self, batch: RequestBatch, now: float) -> Sequence[range]:
+        """The requests whose deadline has not passed; fails the others."""
+        count, deadlines = len(batch.rows), batch.deadlines
+        if deadlines is None or min(deadlines) > now:
+            return (range(count),)
+        late = [request for request in range(count) if deadlines[request] <= now]
+        error = DeadlineExceeded(
+            "the deadline had passed before the request could be queued; allow more time"
+        )
+        self._refuse(batch, late, error)
+        return runs(request for request in range(count) if deadlines[request] > now)
+
+    def _run_at_once(self, batch: RequestBatch, requests: range, now: float) -> int:
+        """Runs requests on this thread, by as many from the front as are quick enough together.
+
+        Returns the first that was not run: something waits before it, or it is no part of a batch that is quick
+        enough, or would be late.
+        """
+        start, stop, deadlines = requests.start, requests.stop, batch.deadlines
+        room = self._room_at_once(batch.precision)
+        if not room or (
+            deadlines is not None
+            and self.refusal(batch.precision, batch.priority, min(deadlines[start:stop])) is not None
+        ):
+            return start
+        starts = batch.state.starts
+        while room:
+            fit = bisect_right(starts, starts[start] + room, start + 1, stop + 1) - 1
+            if fit == start:
+                break
+            self._tracker.admitted(fit - start)
+            self._dispatcher.run_inline(self._batcher.take_at_once(batch, range(start, fit), now))
+            start = fit
+            if start == stop:
+                break
+            now, room = self._clock(), self._room_at_once(batch.precision)
+        return start
+
+    def _room_at_once(self, precision: str | None) -> int:
+        """The most rows that run at once on this thread; 0 for none."""
+        layout = self._layout
+        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
+            return 0  # a target that answers each answer with a request must not hold up the loop
+        if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
+            return 0
+        precision = precision or self._batcher.precision
+        return self._inline.room(precision, (), self._batcher.curve(precision, ()))
+
+    def _admit(self, batch: RequestBatch, start: int, stop: int, now: float) -> None:
+        """Has the requests [start, stop) wait, or refuses them."""
+        refused = self._batcher.admit(batch, start, stop, now, self._free_at, self._earliest(now))
+        admitted = stop - start
+        for requests, error in refused:
+            admitted -= len(requests)
+            self._tracker.refused(batch, requests, error)
+            self._count_refused(error, len(requests), now)
         if admitted:
-            self._ledger.admitted(admitted)
-            if self._crew.idle or self._inline.slots or request.deadline is not None:
+            self._tracker.admitted(admitted)
+            if self._crew.idle or self._inline.slots or batch.deadlines is not None:
                 self._dispatcher.pump_soon()
-        if refusal is not None:
-            self._count_refused(refusal, count - admitted, now)
-        return refusal
+
+    def _refuse(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        self._tracker.refused(batch, requests, error)
+        self._metrics.rejected(error.code, len(requests))
 
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
@@ -247,8 +300,9 @@ class Scheduler:
 
         So that reading costs nothing under overload. Whoever heeds it calls `refused`.
         """
-        if self._draining or self._crew.gone is not None:
-            return self._closed()
+        closed = self._closed()
+        if closed is not None:
+            return closed
         if self._crew.idle and not self._queue.requests:
             return None  # it would start at once; the batcher says so too, but takes longer
         now = self._clock()
@@ -270,48 +324,23 @@ class Scheduler:
     def _earliest(self, now: float) -> float:
         return now if self._deference is None else self._deference.earliest(now)
 
-    def _closed(self) -> VernierError:
-        """Why nothing is admitted any more."""
+    def _closed(self) -> VernierError | None:
+        """Why nothing is admitted any more; None while something is."""
         if self._draining:
             return Draining(f"model '{self.name}' is being taken out of service; send the request again")
-        return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
+        if self._crew.gone is not None:
+            return NotReady(f"model '{self.name}' cannot run any more; send the request to another instance")
+        return None
 
-    def room_for_joined(self, precision: str | None = None) -> int:
-        """The most rows that `run_joined` takes now; 0 for none."""
-        layout = self._layout
-        if self._queue.requests or self._draining or self._crew.gone is not None:
-            return 0
-        if layout.kind != "dynamic" or layout.dims:
-            return 0
-        precision = precision or self._batcher.precision
-        return self._inline.room(precision, (), self._batcher.curve(precision, ()))
-
-    def run_joined(self, joined: JoinedRequests) -> Answer | None:
-        """Runs requests that are joined into one of all their rows at once on this thread.
-
-        None, with nothing done or counted, when that cannot be: something waits before them, they are no batch
-        that is quick enough, or what came of it must be looked at request by request. Then submit each.
-        """
-        layout, rows = self._layout, joined.rows
-        if rows > self.room_for_joined(joined.precision):
-            return None
-        precision = joined.precision or self._batcher.precision
-        lane = Lane((precision, (), False))
-        curve = self._batcher.curve(precision, lane.shape)
-        now, bucket, seconds = self._clock(), curve.bucket(rows), curve.seconds(rows)
-        batch = Batch(layout, lane, [(joined, 0, rows, 0)], rows, bucket, IDLE, seconds, now)
-        batch.execute(self._inline.slots[precision])
-        answer = self._results.settle_joined(batch, joined, now)
-        if answer is not None:
-            self._inline.ran(batch)
-            self._batcher.rate.add(rows)
-        return answer
-
-    def _cancel(self, request: PendingRequest) -> None:
-        """Ends the request without an answer; `done` is not called. Nothing happens when it has ended."""
-        self._batcher.single_out(request)
-        if self._ledger.cancelled(request):
-            self._dispatcher.show()
+    def cancel(self, batch: RequestBatch, request: int) -> None:
+        """Ends a request of a batch without telling the target, but for `released`, which may be called before this
+        returns. Nothing happens when the request has ended, or was not submitted."""
+        if batch.state is None or batch.state.ended[request]:
+            return
+        self._batcher.withdraw(batch, request)
+        self._tracker.cancelled(batch, request)
+        self._dispatcher.show()
+        self._tracker.deliver()
 
     async def predict(
         self,
@@ -323,20 +352,35 @@ class Scheduler:
         priority: int = 0,
         deadline: float | None = None,
     ) -> Answer:
-        """`submit` for coroutines; cancelling the task cancels the request. Raises what it ended with."""
-        request = AwaitedRequest(inputs, rows, outputs, precision, priority, deadline)
-        error = self.admit(request)
-        if error is not None:
-            raise error
+        """`submit` of one request for coroutines; cancelling the task cancels the request. Raises what it ended with.
+
+        Args:
+            outputs: names of the wanted ones; None for all.
+        """
+        awaited = AwaitedAnswer()
+        batch = RequestBatch(
+            inputs,
+            (rows,),
+            self._layout.outputs if outputs is None else outputs,
+            precision,
+            priority,
+            (self._clock(),),
+            None if deadline is None else (deadline,),
+            awaited,
+        )
+        self.submit(batch)
         try:
-            return await request.future
+            await asyncio.sleep(
+                0
+            )  # the answer may be there already: without it calls in a row would keep the loop
+            return await awaited.future
         except asyncio.CancelledError:
-            self._cancel(request)
+            self.cancel(batch, 0)
             raise
 
     def _free_at(self) -> tuple[float, ...]:
         crew = self._crew
-        return (*([0.0] * len(crew.idle)), *[batch.ends for batch in crew.running])
+        return (*([0.0] * len(crew.idle)), *[execution.ends for execution in crew.running])
 
     # --- end --------------------------------------------------------------------------------------
     async def drain(self, timeout_s: float) -> None:
@@ -345,7 +389,7 @@ class Scheduler:
         ends = self._clock() + timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                await self._ledger.empty.wait()
+                await self._tracker.empty.wait()
         except TimeoutError:
             self._fail_rest()
         await self._crew.close(max(0.1, ends - self._clock()))
@@ -358,6 +402,8 @@ class Scheduler:
     def _fail_rest(self) -> None:
         logger.error("drain ran out of time", extra={"model": self.name, "inflight": self.inflight})
         error = Draining("the service stopped before the request could run; send it to another instance")
-        for request in [*self._queue, *[part[0] for batch in self._crew.running for part in batch.parts]]:
-            self._ledger.failed(request, error)
-        self._ledger.deliver()
+        for batch, requests in self._batcher.clear():
+            self._tracker.failed(batch, requests, error)
+        for execution in self._crew.running:
+            self._results.give_up(execution, error)
+        self._tracker.deliver()

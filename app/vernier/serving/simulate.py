@@ -1,26 +1,34 @@
-"""The batcher in virtual time: what a policy would do with a load, in milliseconds of real time.
+"""The batching policy in virtual time: whole loads in a fraction of a second, exactly repeatable.
 
-Drives the very Batcher that the scheduler drives, so that tests of it are tests of production's decisions.
-Used by the property tests, and to compare policies (`fixed_delay` is the usual one) on equal load.
+The queue, the estimates, the policy and the books are those of the service; only slots and clients are simulated.
+Useful to compare policies, to size a deployment from a latency curve, and to test what would take hours.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from random import Random
+from typing import Any
 
 import numpy as np
 
-from vernier.errors import VernierError
-from vernier.serving.batcher import Batcher
+from vernier.border.batch import Answer, RequestBatch
+from vernier.errors import DeadlineExceeded, QueueFull, VernierError
+from vernier.metrics import ModelMetrics
+from vernier.serving.batcher import Batcher, Numbers
 from vernier.serving.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
-from vernier.serving.request import ENDED, Answer, PendingRequest, RequestGroup
+from vernier.serving.request_tracker import RequestTracker
+from vernier.serving.results import Results
+from vernier.serving.span import BatchState
 from vernier.tensors import Arrays
+
+#: The only runtime there is.
+_RUNTIME = "simulated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +44,32 @@ class Arrival:
     precision: str | None = None
 
 
-class SimulatedRequest(PendingRequest):
+class SimulatedRequest:
     """Remembers what happened to it.
 
     Attributes:
-        outcome: `answered`, `expired`, `cancelled`, `refused`, or None while it is under way.
+        number: in order of arrival.
+        batch, index: where it came.
+        outcome: `answered`, `failed`, `expired`, `cancelled`, `refused`, or None while it is under way.
         ended_at: when.
         retry_after_s: of a refused one.
     """
 
-    __slots__ = ("arrival", "ended_at", "outcome", "retry_after_s")
+    __slots__ = ("arrival", "batch", "ended_at", "index", "number", "outcome", "retry_after_s")
 
-    def __init__(self, arrival: Arrival, inputs: Arrays) -> None:
-        deadline = None if arrival.timeout_s is None else arrival.at + arrival.timeout_s
-        super().__init__(inputs, arrival.rows, None, arrival.precision, arrival.priority, deadline)
+    def __init__(self, arrival: Arrival, number: int) -> None:
         self.arrival = arrival
+        self.number = number
+        self.batch: RequestBatch | None = None
+        self.index = 0
         self.outcome: str | None = None
         self.ended_at = 0.0
         self.retry_after_s = 0.0
 
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        """Nobody waits for an answer in virtual time."""
+    def end(self, outcome: str, now: float) -> None:
+        """Raises AssertionError when it has ended before."""
+        assert self.outcome is None, f"a request was {self.outcome}, and then {outcome}"
+        self.outcome, self.ended_at = outcome, now
 
     @property
     def latency_s(self) -> float:
@@ -68,7 +81,8 @@ class Trace:
     """Everything that happened, in order."""
 
     requests: list[SimulatedRequest] = field(default_factory=list)
-    batches: list[Batch] = field(default_factory=list)
+    batches: list[RequestBatch] = field(default_factory=list)
+    executions: list[Execution] = field(default_factory=list)
 
     def of(self, outcome: str) -> list[SimulatedRequest]:
         return [request for request in self.requests if request.outcome == outcome]
@@ -76,22 +90,6 @@ class Trace:
     def latencies(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Seconds of every answered request, ascending."""
         return np.sort(np.array([request.latency_s for request in self.of("answered")]))
-
-
-def group_of(requests: Sequence[PendingRequest]) -> RequestGroup:
-    """Requests that are alike but for their numbers and rows, as a group."""
-    first = requests[0]
-    inputs = {name: np.concatenate([r.inputs[name] for r in requests]) for name in first.inputs}
-    deadlines = [r.deadline for r in requests if r.deadline is not None] or None
-    return RequestGroup(
-        requests,
-        inputs,
-        [request.rows for request in requests],
-        first.outputs,
-        first.precision,
-        first.priority,
-        deadlines,
-    )
 
 
 def fixed_delay(delay_s: float) -> Callable[..., Decision]:
@@ -120,15 +118,23 @@ def poisson(rate: float, seconds: float, seed: int, **fields: float | int | None
         yield Arrival(at, **fields)  # type: ignore[arg-type]
 
 
+def _nothing(execution: Execution) -> None:
+    """Computes nothing: whoever watches times only needs no outputs."""
+    execution.outputs = [{}] * len(execution.parts)
+
+
 class Simulation:
-    """One run.
+    """One run. It is the target of its batches.
 
     Args:
         slots: how many.
-        service: rows of a batch after padding → seconds that a slot is taken.
+        service: rows of an execution after padding → seconds that a slot is taken.
         input_name: of the single input; its arrays are [rows] or, with lengths, [rows, length].
-        grouped: requests that come at one moment and differ in nothing but when they are cancelled come as a group.
+        joined: requests that come at one moment and are alike come as one batch.
+        make_inputs: of requests of a batch, in order; zeros when it is not given.
+        compute: at the end of an execution, computes its outputs or sets its error.
         watch: called after every step with (now, self): for assertions in between.
+        on_dispatch, on_answer, on_release: called when it happens, for assertions.
     """
 
     def __init__(
@@ -138,21 +144,34 @@ class Simulation:
         service: Callable[[int], float],
         *,
         input_name: str = "x",
-        grouped: bool = False,
+        joined: bool = False,
+        make_inputs: Callable[[Sequence[Arrival]], Arrays] | None = None,
+        compute: Callable[[Execution], None] = _nothing,
         watch: Callable[[float, Simulation], None] | None = None,
-        on_dispatch: Callable[[float, Simulation, Batch], None] | None = None,
+        on_dispatch: Callable[[float, Simulation, Execution], None] | None = None,
+        on_answer: Callable[[RequestBatch, range, Answer], None] | None = None,
+        on_release: Callable[[RequestBatch], None] | None = None,
     ) -> None:
         self.batcher = batcher
         self.idle = slots
-        self.running: list[Batch] = []
+        self.now = 0.0
+        self.running: list[Execution] = []
         self.trace = Trace()
+        self.metrics = ModelMetrics("simulated", "1")
+        self.tracker = RequestTracker(self.metrics, _raise)
+        runtimes = dict.fromkeys(batcher.precisions, _RUNTIME)
+        self.results = Results("simulated", batcher, self.tracker, self.metrics, runtimes)
         self._slots = slots
         self._service = service
         self._input = input_name
-        self._grouped = grouped
+        self._joined = joined
+        self._make_inputs = make_inputs or self._zeros
+        self._compute = compute
         self._watch = watch
         self._on_dispatch = on_dispatch
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._on_answer = on_answer
+        self._on_release = on_release
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = count()
         self._wakes: set[float] = set()
         self._arrays: dict[tuple[int, ...], Arrays] = {}
@@ -163,104 +182,161 @@ class Simulation:
         upcoming = next(coming, None)
         while upcoming is not None or self._events:
             if upcoming is not None and (not self._events or upcoming.at <= self._events[0][0]):
-                now = upcoming.at
+                self.now = upcoming.at
                 together = [upcoming]
                 upcoming = next(coming, None)
                 while upcoming is not None and self._joins(together[0], upcoming):
                     together.append(upcoming)
                     upcoming = next(coming, None)
-                self._arrive(together, now)
+                self._arrive(together)
             else:
-                now, _, call = heapq.heappop(self._events)
-                call(now)
+                self.now, _, call = heapq.heappop(self._events)
+                call()
+            self.tracker.deliver()
             next_at = upcoming.at if upcoming is not None else None
-            if (self._events and self._events[0][0] == now) or next_at == now:
+            if (self._events and self._events[0][0] == self.now) or next_at == self.now:
                 continue  # what happens at one moment is decided on together
-            self._pump(now)
+            self._pump()
             if self._watch is not None:
-                self._watch(now, self)
+                self._watch(self.now, self)
         return self.trace
 
-    def _at(self, time: float, call: Callable[[float], None]) -> None:
+    def _at(self, time: float, call: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time, next(self._ticket), call))
 
+    # --- clients ----------------------------------------------------------------------------------
     def _joins(self, first: Arrival, other: Arrival) -> bool:
-        alike = replace(other, cancel_after_s=first.cancel_after_s, rows=first.rows) == first
-        return self._grouped and alike and max(first.rows, other.rows) <= self.batcher.layout.largest
+        return (
+            self._joined
+            and all(
+                getattr(first, name) == getattr(other, name)
+                for name in ("at", "priority", "length", "precision")
+            )
+            and (first.timeout_s is None) == (other.timeout_s is None)
+        )
 
-    def _arrive(self, together: Sequence[Arrival], now: float) -> None:
-        requests = [SimulatedRequest(arrival, self._inputs_of(arrival)) for arrival in together]
-        self.trace.requests.extend(requests)
-        first = requests[0]
-        asked = group_of(requests) if len(requests) > 1 else first
-        refusal = self.batcher.admit(asked, now, self._free_at)
+    def _arrive(self, together: Sequence[Arrival]) -> None:
+        now, first = self.now, together[0]
+        requests = [SimulatedRequest(a, len(self.trace.requests) + at) for at, a in enumerate(together)]
+        deadlines = [now + arrival.timeout_s for arrival in together if arrival.timeout_s is not None]
+        batch = RequestBatch(
+            self._make_inputs(together),
+            [arrival.rows for arrival in together],
+            self.batcher.layout.outputs,
+            first.precision,
+            first.priority,
+            [now] * len(together),
+            deadlines or None,
+            self,
+            requests,
+        )
+        self.trace.requests += requests
+        self.trace.batches.append(batch)
+        for index, request in enumerate(requests):
+            request.batch, request.index = batch, index
+        batch.state = BatchState(batch.rows, now)
+        refused = self.batcher.admit(batch, 0, len(requests), now, self._free_at, now)
+        for numbers, error in refused:
+            self.tracker.refused(batch, numbers, error)
+        self.tracker.admitted(len(requests) - sum(len(numbers) for numbers, _ in refused))
         for request in requests:
-            if refusal is not None and (asked is first or request.group is not asked):
-                request.outcome, request.ended_at = "refused", now
-                request.retry_after_s = refusal.retry_after_s
-                continue
             if request.arrival.cancel_after_s is not None:
-                self._at(now + request.arrival.cancel_after_s, self._ender(request, "cancelled"))
-            if request.deadline is not None:
-                # The scheduler's timer gives up what runs, too.
-                self._at(request.deadline, self._ender(request, "expired"))
+                self._at(now + request.arrival.cancel_after_s, self._canceller(request))
+        for deadline in set(deadlines):
+            self._at(deadline, _wake)  # as the scheduler's timer does
 
-    def _inputs_of(self, arrival: Arrival) -> Arrays:
-        shape = (arrival.rows, arrival.length) if self.batcher.layout.dims else (arrival.rows,)
+    def _zeros(self, arrivals: Sequence[Arrival]) -> Arrays:
+        rows = sum(arrival.rows for arrival in arrivals)
+        shape = (rows, arrivals[0].length) if self.batcher.layout.dims else (rows,)
         inputs = self._arrays.get(shape)
         if inputs is None:
             inputs = self._arrays[shape] = {self._input: np.zeros(shape, np.float32)}
         return inputs
 
-    def _ender(self, request: SimulatedRequest, outcome: str) -> Callable[[float], None]:
-        return lambda now: self._end(request, outcome, now)
+    def _canceller(self, request: SimulatedRequest) -> Callable[[], None]:
+        def cancel() -> None:
+            batch, index = request.batch, request.index
+            assert batch is not None
+            if not batch.state.ended[index]:
+                request.end("cancelled", self.now)
+                self.batcher.withdraw(batch, index)
+                self.tracker.cancelled(batch, index)
 
+        return cancel
+
+    # --- the target -------------------------------------------------------------------------------
+    def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        for index in requests:
+            batch.tokens[index].end("answered", self.now)
+        if self._on_answer is not None:
+            self._on_answer(batch, requests, answer)
+
+    def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        for index in requests:
+            request: SimulatedRequest = batch.tokens[index]
+            if isinstance(error, QueueFull):
+                request.end("refused", self.now)
+                request.retry_after_s = error.retry_after_s
+            else:
+                request.end("expired" if isinstance(error, DeadlineExceeded) else "failed", self.now)
+
+    def released(self, batch: RequestBatch) -> None:
+        if self._on_release is not None:
+            self._on_release(batch)
+
+    # --- slots ------------------------------------------------------------------------------------
     def _free_at(self) -> tuple[float, ...]:
-        return (*([0.0] * self.idle), *[batch.ends for batch in self.running])
+        return (*([0.0] * self.idle), *[execution.ends for execution in self.running])
 
     def _state(self) -> Slots:
-        return Slots(self.idle, self._slots, min([batch.ends for batch in self.running], default=None))
+        ends = [execution.ends for execution in self.running]
+        return Slots(self.idle, self._slots, min(ends, default=None))
 
-    def _end(self, request: SimulatedRequest, outcome: str, now: float) -> None:
-        if request.outcome is None:
-            request.outcome, request.ended_at = outcome, now
-            self.batcher.single_out(request)
-            self.batcher.discard(request)
-
-    def _pump(self, now: float) -> None:
-        batcher = self.batcher
-        for request in batcher.overdue(now):
-            self._end(request, "expired", now)  # type: ignore[arg-type]
-        late: list[PendingRequest] = []
+    def _pump(self) -> None:
+        now, batcher = self.now, self.batcher
+        for batch, requests in batcher.overdue(now):
+            self.tracker.expired(batch, requests)
+        for execution in self.running:
+            if execution.deadline is not None and execution.deadline <= now:
+                self.results.overdue(execution, now)
+        late: list[Numbers] = []
         while True:
             choice, wake = batcher.choose(now, self._state, late)
             if choice is None:
                 break
-            batch = batcher.take(choice, now)
+            execution = batcher.take(choice, now)
             self.idle -= 1
-            self.running.append(batch)
-            self.trace.batches.append(batch)
+            self.running.append(execution)
+            self.trace.executions.append(execution)
             if self._on_dispatch is not None:
-                self._on_dispatch(now, self, batch)
-            self._at(now + self._service(batch.bucket), self._finisher(batch))
-        for request in late:
-            self._end(request, "expired", now)  # type: ignore[arg-type]
+                self._on_dispatch(now, self, execution)
+            self._at(now + self._service(execution.bucket), self._finisher(execution))
+        for batch, requests in late:
+            self.tracker.expired(batch, requests)
         if wake is not None and wake not in self._wakes:
             self._wakes.add(wake)
-            self._at(max(wake, now), lambda t: self._wakes.discard(wake))
+            self._at(max(wake, now), lambda: self._wakes.discard(wake))
+        self.tracker.deliver()
 
-    def _finisher(self, batch: Batch) -> Callable[[float], None]:
-        def finish(now: float) -> None:
+    def _finisher(self, execution: Execution) -> Callable[[], None]:
+        def finish() -> None:
+            now = self.now
+            self._compute(execution)
             self.idle += 1
-            self.running.remove(batch)
-            self.batcher.ran(batch, now - batch.dispatched)
-            for request, _, rows, _ in batch.each():
-                request.unanswered -= rows
-                if not request.unanswered and request.state != ENDED:
-                    self.batcher.answered(request, now)
-                    self._end(request, "answered", now)  # type: ignore[arg-type]
+            self.running.remove(execution)
+            self.batcher.ran(execution, now - execution.dispatched)
+            self.results.settle(execution, now)
+            self.batcher.learn(self.results.take_promised(), now)
 
         return finish
+
+
+def _wake() -> None:
+    """The pump follows."""
+
+
+def _raise(context: dict[str, Any]) -> None:
+    raise context["exception"]
 
 
 def percentile(

@@ -22,7 +22,7 @@ from vernier.engine.base import Executor
 from vernier.engine.pool import Slots, Worker, close_slot, open_slot, replace_slot, swap_slot
 from vernier.errors import DeviceFailed, EngineError, VernierError
 from vernier.serving.calls import Calls
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class Listener(Protocol):
     def worker_idle(self) -> None:
         """There is an idle worker that was not there before."""
 
-    def batch_finished(self, batch: Batch) -> None:
-        """A batch has outputs or an error, and its worker is idle again."""
+    def execution_finished(self, execution: Execution) -> None:
+        """It has outputs or an error, and its worker is idle again."""
 
-    def batch_lost(self, batch: Batch, error: EngineError) -> None:
-        """The worker died with this batch."""
+    def execution_lost(self, execution: Execution, error: EngineError) -> None:
+        """The worker died while it ran this."""
 
     def device_lost(self, error: EngineError) -> None:
         """Nothing can run any more until the process restarts."""
@@ -71,7 +71,7 @@ class Crew:
     ) -> None:
         self.size = size
         self.idle: list[Worker] = []  # the last one to finish runs next: its caches are warm
-        self.busy: dict[Worker, Batch | None] = {}  # None: a probe
+        self.busy: dict[Worker, Execution | None] = {}  # None: a probe
         self.curves: Curves = {}
         self._name = name
         self._executors = dict(executors)
@@ -110,9 +110,9 @@ class Crew:
         return self._lost
 
     @property
-    def running(self) -> list[Batch]:
+    def running(self) -> list[Execution]:
         """What the busy workers run, probes apart."""
-        return [batch for batch in self.busy.values() if batch is not None]
+        return [execution for execution in self.busy.values() if execution is not None]
 
     @property
     def failed(self) -> int:
@@ -132,15 +132,15 @@ class Crew:
             raise EngineError(self._lost or self._dying or "no slot could be opened")
 
     # --- work -------------------------------------------------------------------------------------
-    def run(self, batch: Batch) -> None:
-        """Gives the batch to an idle worker; there must be one."""
+    def run(self, execution: Execution) -> None:
+        """Gives it to an idle worker; there must be one."""
         worker = self._next()
-        self.busy[worker] = batch
-        batch.place = self._place[worker]
+        self.busy[worker] = execution
+        execution.place = self._place[worker]
 
         def job(slots: Slots) -> None:
-            batch.execute(slots[batch.precision])
-            self._calls.post(self._finished, worker, batch)
+            execution.execute(slots[execution.precision])
+            self._calls.post(self._finished, worker, execution)
 
         worker.submit(job)
 
@@ -160,14 +160,14 @@ class Crew:
         else:
             self.idle.append(worker)
 
-    def _finished(self, worker: Worker, batch: Batch) -> None:
+    def _finished(self, worker: Worker, execution: Execution) -> None:
         del self.busy[worker]
-        if isinstance(batch.error, DeviceFailed):
-            self._lose(batch.place, batch.error)
+        if isinstance(execution.error, DeviceFailed):
+            self._lose(execution.place, execution.error)
         self._rest(worker)
-        if batch.error is None:
+        if execution.error is None:
             self._healthy()
-        self._listener.batch_finished(batch)
+        self._listener.execution_finished(execution)
 
     def failed_execution(self, error: VernierError, place: int = 0) -> None:
         """An execution failed on its own account: its request ran alone, or will be tried alone."""
@@ -254,7 +254,7 @@ class Crew:
         was_open = worker in self.idle or worker in self.busy
         if worker in self.idle:
             self.idle.remove(worker)
-        batch = self.busy.pop(worker, None)
+        execution = self.busy.pop(worker, None)
         place = self._place.pop(worker)
         self._calls.ended(worker)
         if error is None:
@@ -262,14 +262,16 @@ class Crew:
         if not was_open:
             self._opening -= 1
             self._opened.set()
-        if self._closing:
-            return
-        self._deaths += 1
         reason = (
             f"a worker died ({_describe(error)})"
             if was_open
             else f"a slot cannot be opened ({_describe(error)})"
         )
+        if self._closing:
+            if execution is not None:
+                self._listener.execution_lost(execution, EngineError(f"{reason} while it ran the batch"))
+            return
+        self._deaths += 1
         logger.error("worker died", extra={"model": self._name, "error": _describe(error)}, exc_info=error)
         self._dying = reason
         if isinstance(error, DeviceFailed):
@@ -279,8 +281,8 @@ class Crew:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         elif not self.idle and not self.busy and not self._opening:
             self._give_up(EngineError(f"every slot has failed; the last one: {reason}"))
-        if batch is not None:
-            self._listener.batch_lost(batch, EngineError(f"{reason} while it ran the batch"))
+        if execution is not None:
+            self._listener.execution_lost(execution, EngineError(f"{reason} while it ran the batch"))
         self._listener.worker_idle()
 
     def _lose(self, place: int, error: VernierError) -> None:

@@ -15,8 +15,8 @@ from time import monotonic, sleep
 
 import numpy as np
 
-from vernier.errors import RequestError, VernierError
-from vernier.serving.request import Answer, PendingRequest
+from vernier.border.batch import Answer, RequestBatch
+from vernier.errors import VernierError
 from vernier.serving.scheduler import Scheduler
 from vernier.tensors import Arrays
 
@@ -48,34 +48,32 @@ class Outcome:
         return float(self.latencies_s[rank]) if 0 <= rank < len(self.latencies_s) else float("inf")
 
 
-class _Tally:
-    """Who is still under way. `over` is set when all of `left` have ended."""
+class _Load:
+    """The target of all requests of a load; the token of each is when it was due.
+
+    Attributes:
+        living: the batches of one request that are under way.
+        over: set when all of `left` requests have ended.
+    """
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.latencies: list[float] = []
-        self.living: set[_Timed] = set()
+        self.living: set[RequestBatch] = set()
         self.over = asyncio.Event()
 
-    def ended(self) -> None:
+    def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        now = monotonic()
+        self.latencies += [now - batch.tokens[at] for at in requests]
+
+    def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        """It was not answered within any objective."""
+
+    def released(self, batch: RequestBatch) -> None:
+        self.living.discard(batch)
         self.left -= 1
         if not self.left:
             self.over.set()
-
-
-class _Timed(PendingRequest):
-    __slots__ = ("at", "tally")
-
-    def __init__(self, inputs: Arrays, rows: int, at: float, tally: _Tally) -> None:
-        super().__init__(inputs, rows)
-        self.at = at
-        self.tally = tally
-
-    def done(self, answer: Answer | None, error: VernierError | None) -> None:
-        if answer is not None:
-            self.tally.latencies.append(monotonic() - self.at)
-        self.tally.living.discard(self)
-        self.tally.ended()
 
 
 async def offer(
@@ -92,20 +90,18 @@ async def offer(
     count = max(1, round(rate * seconds))
     due = np.cumsum(rng.exponential(1.0 / rate, count))
     picks = rng.integers(0, len(requests), count)
-    tally = _Tally(count)
+    load = _Load(count)
+    outputs = scheduler.outputs
     loop = asyncio.get_running_loop()
     began = monotonic() + 0.01
     stop = threading.Event()
 
     def submit(first: int, end: int) -> None:
         for i in range(first, end):
-            request = _Timed(requests[picks[i]], rows, began + float(due[i]), tally)
-            try:
-                scheduler.submit(request)
-            except RequestError:
-                tally.ended()  # refused at once, so not answered within any objective
-            else:
-                tally.living.add(request)
+            at = began + float(due[i])
+            batch = RequestBatch(requests[picks[i]], (rows,), outputs, None, 0, (at,), None, load, (at,))
+            load.living.add(batch)
+            scheduler.submit(batch)
 
     def watch() -> None:
         at = 0
@@ -122,12 +118,12 @@ async def offer(
     thread.start()
     try:
         async with asyncio.timeout(float(due[-1]) + _PATIENCE_S):
-            await tally.over.wait()
+            await load.over.wait()
     except TimeoutError:
         pass
     finally:
         stop.set()
         await asyncio.to_thread(thread.join)
-        for request in list(tally.living):
-            scheduler.cancel(request)
-    return Outcome(count, np.sort(np.array(tally.latencies)))
+        for batch in list(load.living):
+            scheduler.cancel(batch, 0)
+    return Outcome(count, np.sort(np.array(load.latencies)))

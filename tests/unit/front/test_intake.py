@@ -21,13 +21,12 @@ from uvicorn.server import ServerState
 
 from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
+from vernier.errors import QueueFull
 from vernier.front import response_heads
 from vernier.front.connection import FastProtocol, fast_protocol
-from vernier.errors import QueueFull
 from vernier.main import create_app
-from vernier.serving.execution import Batch
+from vernier.serving.execution import Execution
 from vernier.serving.inline import Inline
-from vernier.serving.request import RequestGroup
 from vernier.settings import Settings
 
 MANY = 5
@@ -453,9 +452,9 @@ class Held:
         self.service = service
         self.rows: list[int] = []
         self._gate = threading.Event()
-        execute = Batch.execute
+        execute = Execution.execute
 
-        def held(batch: Batch, *rest: Any) -> None:
+        def held(batch: Execution, *rest: Any) -> None:
             self.rows.append(batch.rows)
             assert self._gate.wait(20)
             execute(batch, *rest)
@@ -471,7 +470,7 @@ class Held:
         connections = [await self.service.known() for _ in range(MANY)]
         self._ask_all(connections, timeout_ms, each)
         await until(lambda: all(wire.sent for _, wire in connections))  # so their template is known
-        self._monkeypatch.setattr(Batch, "execute", self._held)
+        self._monkeypatch.setattr(Execution, "execute", self._held)
         first.data_received(predict(9.0, 0.0, 0.0, 0.0))
         await until(lambda: self.rows == [1])
         self._ask_all(connections, timeout_ms, each)
@@ -518,8 +517,8 @@ async def test_those_that_wait_together_are_computed_and_answered_together(
     held: Held, timeout_ms: float | None, each: Sequence[int]
 ) -> None:
     connections = await held.ask(timeout_ms, each)
-    (group,) = held.scheduler._queue
-    assert isinstance(group, RequestGroup)
+    (span,) = held.scheduler._queue
+    assert len(span) == MANY
     held.let_go()
     await until(lambda: all(wire.sent for _, wire in connections))
     for number, (_, wire) in enumerate(connections):
@@ -550,13 +549,13 @@ async def test_one_that_goes_away_while_it_is_computed_costs_the_others_nothing(
     held: Held, monkeypatch: pytest.MonkeyPatch, each: Sequence[int]
 ) -> None:
     connections = await held.ask(each=each)
-    execute, gate = Batch.execute, threading.Event()
+    execute, gate = Execution.execute, threading.Event()
 
-    def slow(batch: Batch, *rest: Any) -> None:
+    def slow(batch: Execution, *rest: Any) -> None:
         execute(batch, *rest)
         assert gate.wait(20)
 
-    monkeypatch.setattr(Batch, "execute", slow)
+    monkeypatch.setattr(Execution, "execute", slow)
     held.let_go()
     await until(lambda: held.rows == [1, sum(each)])
     for at in (0, 3):
@@ -613,10 +612,9 @@ async def test_nobody_keeps_what_was_asked_together(held: Held) -> None:
     gc.disable()
     try:
         connections = await held.ask()
-        (group,) = held.scheduler._queue
-        assert isinstance(group, RequestGroup)
-        numbers = ref(group.inputs["x"])
-        del group
+        (span,) = held.scheduler._queue
+        numbers = ref(span.batch.inputs["x"])
+        del span
         held.let_go()
         await until(lambda: all(wire.sent for _, wire in connections))
         await until(lambda: held.scheduler.inflight == 0)

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import serving, until, x
+from tests.support.scheduling import Sent, serving, until
 from tests.support.threads import NO_SLICES, Idler
 from vernier.errors import QueueFull
 from vernier.serving.admission import Policy
 from vernier.serving.deference import Deference
-from vernier.serving.request import AwaitedRequest
 from vernier.serving.scheduler import Scheduler
 from vernier.serving.timeslice import set_time_slice
 
@@ -176,9 +175,9 @@ async def test_a_scheduler_defers_when_it_refuses_while_a_worker_computes() -> N
     policy = Policy(queue_limit=1)
     async with serving(executor, policy=policy, largest=1, deference=deference) as scheduler:
         executor.gate.clear()
-        scheduler.submit(AwaitedRequest(x(), 1))
+        scheduler.submit(Sent().batch)
         await until(lambda: scheduler.queued == 0)
-        scheduler.submit(AwaitedRequest(x(), 1))
+        scheduler.submit(Sent().batch)
         assert not deference.active
         refused(scheduler)
         assert deference.active
@@ -205,8 +204,9 @@ def stand_still(event: threading.Event) -> None:
 
 
 def refused(scheduler: Scheduler) -> None:
-    with pytest.raises(QueueFull):
-        scheduler.submit(AwaitedRequest(x(), 1))
+    sent = Sent()
+    scheduler.submit(sent.batch)
+    assert sent.kinds == [QueueFull]
 
 
 @pytest.mark.parametrize("defers", [True, False])
@@ -218,18 +218,18 @@ async def test_while_it_defers_a_batch_waits_for_what_the_loop_is_about_to_read(
     policy = Policy(max_queue_delay_s=0.0)
     async with serving(executor, policy=policy, largest=4, deference=deference) as scheduler:
         executor.gate.clear()
-        first, queued, unread = [AwaitedRequest(x(), 1) for _ in range(3)]
-        scheduler.submit(first)
+        first, queued, unread = [Sent() for _ in range(3)]
+        scheduler.submit(first.batch)
         await until(lambda: scheduler.queued == 0)
-        scheduler.submit(queued)
+        scheduler.submit(queued.batch)
         if defers:
             deference.refused(1.0)
         loop = asyncio.get_running_loop()
         finished = news_of(loop, monkeypatch)
         executor.gate.set()
         stand_still(finished)
-        loop.call_soon(scheduler.submit, unread)
-        await asyncio.gather(first.future, queued.future, unread.future)
+        loop.call_soon(scheduler.submit, unread.batch)
+        await until(lambda: bool(first.releases and queued.releases and unread.releases))
         assert [len(batch) for batch in executor.ran] == ([1, 2] if defers else [1, 1, 1])
     await until(lambda: not deference.active)
 
@@ -238,13 +238,13 @@ async def test_while_it_defers_a_full_batch_waits_for_nothing() -> None:
     executor, deference = ArithmeticExecutor(), Deference()
     async with serving(executor, largest=2, deference=deference) as scheduler:
         executor.gate.clear()
-        first, *queued = [AwaitedRequest(x(), 1) for _ in range(4)]
-        scheduler.submit(first)
+        first, *queued = [Sent() for _ in range(4)]
+        scheduler.submit(first.batch)
         await until(lambda: scheduler.queued == 0)
         for request in queued:
-            scheduler.submit(request)
+            scheduler.submit(request.batch)
         deference.refused(1.0)
         executor.gate.set()
-        await asyncio.gather(first.future, *(request.future for request in queued))
+        await until(lambda: all(request.releases for request in (first, *queued)))
         assert [len(batch) for batch in executor.ran] == [1, 2, 1]
     await until(lambda: not deference.active)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import pytest
 
 from tests.support.packages import ends_model
 from tests.support.scheduling import until
-from vernier.front.buffers import BodyBufferPool
+from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import default_buckets
 from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
+from vernier.errors import VernierError
+from vernier.front.buffers import BodyBufferPool
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import AwaitedRequest
 from vernier.serving.scheduler import Scheduler
 from vernier.tensors import Arrays
 
@@ -50,6 +51,22 @@ def received(memory: BodyBufferPool, number: float) -> Arrays:
     room = memory.take(0, 4 * WIDTH, several=False).view
     np.frombuffer(room, np.float32)[:] = number
     return {"x": np.ndarray((1, WIDTH), np.float32, room.toreadonly())}
+
+
+class Released:
+    """A target that knows what has been released."""
+
+    def __init__(self) -> None:
+        self.batches: list[RequestBatch] = []
+
+    def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        raise AssertionError("a cancelled request was answered")
+
+    def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        raise AssertionError("a cancelled request failed")
+
+    def released(self, batch: RequestBatch) -> None:
+        self.batches.append(batch)
 
 
 def place(inputs: Arrays) -> int:
@@ -108,13 +125,16 @@ async def test_what_is_cancelled_while_it_runs_is_not_written_over(tmp_path: Pat
         began, go_on = threading.Event(), threading.Event()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(OnnxRuntimeSlot, "read_in_place", watched)
-            request = AwaitedRequest(received(memory, 5.0), 1)
-            scheduler.submit(request)
+            target = Released()
+            batch = RequestBatch(received(memory, 5.0), [1], ["z"], None, 0, [0.0], None, target)
+            scheduler.submit(batch)
             await asyncio.to_thread(began.wait, 20)
-            scheduler.cancel(request)
-            del request
+            scheduler.cancel(batch, 0)
+            assert target.batches == []
+            del batch
             others = [received(memory, 6.0) for _ in range(3)]
             go_on.set()
             await until(lambda: len(ran) == 2)
+            await until(lambda: len(target.batches) == 1)
         assert len(others) == 3
         np.testing.assert_array_equal(ran[0]["x"], ran[1]["x"])

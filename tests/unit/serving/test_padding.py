@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.scheduling import Sent
 from tests.support.specs import make_manifest
+from vernier.border.batch import RequestBatch
 from vernier.package.manifest import SequenceDim
-from vernier.serving.padding import BatchLayout, Gather, Part
-from vernier.serving.request import Answer, PendingRequest
+from vernier.serving.padding import BatchLayout
+from vernier.serving.span import BatchState, Part, Span
 from vernier.tensors import Array, Arrays, TensorSpec
 
 SPEECH = BatchLayout(
@@ -38,33 +40,45 @@ def simple(columns: int) -> BatchLayout:
     )
 
 
-def test_one_whole_request_can_be_read_as_it_lies() -> None:
+def test_rows_of_one_batch_that_fill_an_execution_can_be_read_as_they_lie() -> None:
     layout = simple(2)
     x = np.arange(16, dtype=np.float32).reshape(8, 2)
-    inputs = {"x": x}
-    assert layout.in_place((), [part(inputs, 8)], 8) is inputs
-    assert layout.in_place((), [part(inputs, 8)], 64) is None, "rows must be added"
-    assert layout.in_place((), [part(inputs, 8, 2, 4)], 4) is None, "some of its rows"
-    assert layout.in_place((), [part({"x": x[:4]}, 4), part({"x": x[4:]}, 4)], 8) is None
-    assert layout.in_place((), [part({"x": np.asfortranarray(x)}, 8)], 8) is None
+
+    def read(*parts: Part, bucket: int = 8) -> Array | None:
+        found = layout.in_place((), parts, bucket)
+        return None if found is None else found["x"]
+
+    whole = read(part({"x": x}, 8))
+    assert whole is x
+    some = read(part({"x": x}, 8, 2, 4), bucket=4)
+    assert some is not None
+    assert np.shares_memory(some, x)
+    np.testing.assert_array_equal(some, x[2:6])
+    assert read(part({"x": x}, 8), bucket=64) is None, "rows must be added"
+    assert read(part({"x": x[:4]}, 4), part({"x": x[4:]}, 4)) is None, "two batches"
+    assert read(part({"x": np.asfortranarray(x)}, 8)) is None
     odd = np.ndarray((8, 2), np.float32, b"\0" * 65, 1)
-    assert layout.in_place((), [part({"x": odd}, 8)], 8) is None, "not aligned"
+    assert read(part({"x": odd}, 8)) is None, "not aligned"
 
 
 @pytest.mark.parametrize(("frames", "fits"), [(16, True), (10, False)])
 def test_a_request_that_must_be_padded_cannot(frames: int, fits: bool) -> None:
     inputs = clip(4, frames)
     found = SPEECH.in_place(SPEECH.shape_key(inputs), [part(inputs, 4)], 4)
-    assert (found is inputs) == fits
+    assert fits == (found is not None and all(found[name] is inputs[name] for name in inputs))
 
 
-class Held(PendingRequest):
-    def done(self, answer: Answer | None, error: Exception | None) -> None:
-        """Nobody waits."""
-
-
-def part(inputs: Arrays, rows: int, start: int = 0, count: int | None = None, **fields: Any) -> Part:
-    return (Held(inputs, rows, **fields), start, rows if count is None else count, 0)
+def part(
+    inputs: Arrays,
+    rows: int,
+    start: int = 0,
+    count: int | None = None,
+    outputs: Sequence[str] = ("y",),
+) -> Part:
+    """Some rows of a batch of one request."""
+    batch = RequestBatch(inputs, [rows], outputs, None, 0, [0.0], None, Sent())
+    batch.state = BatchState(batch.rows, 0.0)
+    return Part(batch, Span(batch, 0, 1, 0.0, 64), start, rows if count is None else count)
 
 
 def clip(rows: int, frames: int, seed: int = 0) -> Arrays:
@@ -114,7 +128,7 @@ def test_padding_rows_are_copies_of_a_valid_one() -> None:
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_outputs_are_cropped_to_what_each_clip_had(fresh: bool) -> None:
-    parts = [part(clip(1, 3), 1), part(clip(2, 9), 2, outputs=["labels"])]
+    parts = [part(clip(1, 3), 1, outputs=["labels", "score"]), part(clip(2, 9), 2, outputs=["labels"])]
     labels = np.arange(4 * 16 * 3, dtype=np.float32).reshape(4, 16, 3)
     outputs = {"labels": labels, "score": np.arange(4.0, dtype=np.float32).reshape(4, 1)}
     first, second = SPEECH.take_apart(outputs, parts, fresh)
@@ -146,14 +160,6 @@ def test_what_goes_in_comes_out_in_the_same_rows(sizes: list[int], padding: int,
     views = staged(layout, parts, rows, rows + padding)
     for array, mine in zip(arrays, layout.take_apart({"y": views["x"]}, parts, fresh), strict=True):
         np.testing.assert_array_equal(mine["y"], array)
-
-
-def test_the_rows_of_a_split_request_come_together_from_any_order() -> None:
-    whole = np.arange(20.0, dtype=np.float32).reshape(10, 2)
-    gather = Gather(10)
-    for start, end in ((7, 10), (0, 4), (4, 7)):
-        gather.put(start, {"y": whole[start:end]})
-    np.testing.assert_array_equal(gather.arrays["y"], whole)
 
 
 def test_a_part_of_a_request_is_staged_as_its_rows() -> None:

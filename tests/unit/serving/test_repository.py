@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.support.packages import write_package
+from tests.support.scheduling import until
 from vernier.errors import NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
 from vernier.exposition import Metrics
 from vernier.main import model_settings, start_scheduler
@@ -22,8 +24,6 @@ from vernier.serving.repository import Repository
 from vernier.serving.scheduler import Scheduler
 from vernier.serving.sharing import Device
 from vernier.settings import Settings
-from tests.support.packages import write_package
-from tests.support.scheduling import until
 
 #: Python's int() raises ValueError for these.
 LONG = "1" * 5000

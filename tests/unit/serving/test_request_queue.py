@@ -5,195 +5,193 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-import numpy as np
 import pytest
 
-from vernier.serving.request import ENDED, QUEUED, RUNNING, Answer, PendingRequest, RequestGroup
+from tests.support.scheduling import Sent
+from vernier.border.batch import RequestBatch
 from vernier.serving.request_queue import RequestQueue
-from vernier.serving.simulate import group_of
+from vernier.serving.span import BatchState, Part, Span
 
 LANE = ("fp32", (), False)
+#: Rows of the largest execution; single requests of more rows are split.
+LARGEST = 8
 
 
-class Waiting(PendingRequest):
-    def done(self, answer: Answer | None, error: Exception | None) -> None:
-        """Nobody waits."""
+def a_queue(age_s: float = 1.0) -> RequestQueue:
+    return RequestQueue(age_s, LARGEST)
 
 
 def push(
-    queue: RequestQueue, at: float, rows: int = 1, deadline: float | None = None, priority: int = 0
-) -> Waiting:
-    request = Waiting({"x": np.zeros(rows)}, rows, priority=priority, deadline=deadline)
-    request.arrived = at
-    request.due = at + 1.0 if deadline is None else deadline
-    queue.push(request, LANE)
-    return request
+    queue: RequestQueue,
+    at: float,
+    *each: int,
+    deadlines: Sequence[float] | None = None,
+    priority: int = 0,
+    lane: tuple[str, tuple[int, ...], bool] = LANE,
+) -> Span:
+    """A batch of requests of so many rows each, or of one row."""
+    batch = Sent(*each, priority=priority, deadlines=deadlines).batch
+    batch.state = BatchState(batch.rows, at)
+    span = Span(batch, 0, len(batch), at + 1.0, LARGEST)
+    queue.push(span, lane)
+    return span
 
 
-def order(queue: RequestQueue, now: float = 10.0) -> list[PendingRequest]:
+def order(queue: RequestQueue, now: float = 10.0) -> list[RequestBatch]:
     """Takes the requests one by one."""
     taken = []
     while queue.requests:
         (lane,) = queue.by_urgency(now)
-        taken.append(queue.take(lane, 1, 100, now)[0][0])
+        taken += [part.batch for part in queue.take(lane, 1, now)]
     return taken
 
 
+def taken(parts: Sequence[Part]) -> list[tuple[RequestBatch, int, int]]:
+    for part in parts:
+        assert part.span.level is None or part.span.taken
+    return [(part.batch, part.start, part.rows) for part in parts]
+
+
 def test_without_deadlines_it_is_first_come_first_served() -> None:
-    queue = RequestQueue(age_s=1.0)
-    requests = [push(queue, 0.1 * i) for i in range(5)]
-    assert order(queue) == requests
+    queue = a_queue()
+    batches = [push(queue, 0.1 * i).batch for i in range(5)]
+    assert order(queue) == batches
 
 
-def push_group(queue: RequestQueue, at: float, count: int, rows: int = 1, priority: int = 0) -> RequestGroup:
-    return push_mixed(queue, at, [rows] * count, priority)
-
-
-def push_mixed(queue: RequestQueue, at: float, each: Sequence[int], priority: int = 0) -> RequestGroup:
-    """A group of requests of so many rows each."""
-    requests = [Waiting({"x": np.full(rows, i)}, rows, priority=priority) for i, rows in enumerate(each)]
-    group = group_of(requests)
-    group.arrived, group.due = at, at + 1.0
-    queue.push(group, LANE)
-    return group
-
-
-def test_a_group_stands_in_one_place_and_counts_as_its_requests() -> None:
-    queue = RequestQueue(age_s=1.0)
-    first = push(queue, 0.5)
-    before, after = push_group(queue, 0.2, 3, rows=2), push_group(queue, 0.8, 3, rows=2)
+def test_a_batch_stands_in_one_place_and_counts_as_its_requests() -> None:
+    queue = a_queue()
+    first, before, after = push(queue, 0.5), push(queue, 0.2, 2, 2, 2), push(queue, 0.8, 2, 2, 2)
     assert (queue.requests, queue.rows, queue.rows_ahead(0)) == (7, 13, 13)
     (lane,) = queue.by_urgency(1.0)
-    parts = queue.take(lane, 100, 100, 1.0)
-    assert [(part[0], part[2]) for part in parts] == [(before, 6), (first, 1), (after, 6)]
-    assert {part[0].state for part in parts} == {RUNNING}
+    parts = queue.take(lane, 100, 1.0)
+    assert taken(parts) == [(before.batch, 0, 6), (first.batch, 0, 1), (after.batch, 0, 6)]
     assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
+    assert [part.batch.state.waiting for part in parts] == [[]] * 3
 
 
 @pytest.mark.parametrize("priorities", [(0,), (0, 1)])
-def test_of_a_group_as_many_run_as_there_is_room_for(priorities: tuple[int, ...]) -> None:
-    queue = RequestQueue(age_s=1.0)
+def test_of_a_batch_as_many_run_as_there_is_room_for(priorities: tuple[int, ...]) -> None:
+    queue = a_queue()
     for priority in priorities:
         push(queue, 0.0, priority=priority)
-    group = push_group(queue, 0.1, 5, rows=2)
-    requests = list(group.requests)
+    span = push(queue, 0.1, 2, 2, 2, 2, 2)
     (lane,) = queue.by_urgency(1.0)
-    parts = queue.take(lane, 6, 100, 1.0)
+    parts = queue.take(lane, 6, 1.0)
     fit = (6 - len(priorities)) // 2
-    front = parts[-1][0]
-    assert isinstance(front, RequestGroup)
-    assert front is not group
-    assert (front.state, front.count, front.rows, parts[-1][1:3]) == (RUNNING, fit, 2 * fit, (0, 2 * fit))
-    assert front.requests == requests[:fit]
-    assert [request.group for request in front.requests if request] == [front] * fit
-    assert front.inputs["x"].tolist() == [number for number in range(fit) for _ in range(2)]
-    assert (group.state, group.count, group.requests) == (QUEUED, 5 - fit, requests[fit:])
-    assert group.inputs["x"].tolist() == [number for number in range(fit, 5) for _ in range(2)]
+    batch, front, start, rows = parts[-1]
+    assert (batch, start, rows) == (span.batch, 0, 2 * fit)
+    assert (front.start, front.stop, front.rows, front.level) == (0, fit, 2 * fit, None)
+    assert (span.start, span.stop, span.first, span.rows) == (fit, 5, 2 * fit, 2 * (5 - fit))
+    assert batch.state.waiting == [span]
     assert (queue.requests, queue.rows) == (5 - fit, 2 * (5 - fit))
-    assert queue.take(lane, 100, 100, 1.0) == [(group, 0, group.rows, 0)]
+    assert taken(queue.take(lane, 100, 1.0)) == [(batch, 2 * fit, 10 - 2 * fit)]
     assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
 
 
-def test_of_a_group_whose_requests_are_larger_than_the_room_one_runs_where_nothing_else_does() -> None:
-    queue = RequestQueue(age_s=1.0)
-    push_group(queue, 0.0, 2, rows=4)
+def test_of_requests_that_are_larger_than_the_room_one_runs_where_nothing_else_does() -> None:
+    queue = a_queue()
+    push(queue, 0.0, 4, 4)
     (lane,) = queue.by_urgency(1.0)
-    for left in (1, 0):
-        ((front, start, rows, _),) = queue.take(lane, 2, 8, 1.0)
-        assert (front.count, start, rows, queue.requests) == (1, 0, 4, left)
+    for start, left in ((0, 1), (4, 0)):
+        (part,) = queue.take(lane, 2, 1.0)
+        assert (len(part.span), part.start, part.rows, queue.requests) == (1, start, 4, left)
     push(queue, 0.0)
-    push_group(queue, 0.1, 2, rows=4)
+    push(queue, 0.1, 4, 4)
     (lane,) = queue.by_urgency(1.0)
-    assert [part[2] for part in queue.take(lane, 3, 8, 1.0)] == [1]
+    assert [part.rows for part in queue.take(lane, 3, 1.0)] == [1]
 
 
 @pytest.mark.parametrize("priorities", [(), (1,)])
-def test_of_a_group_whose_requests_differ_in_rows_those_in_front_run_that_fit(
-    priorities: tuple[int, ...],
-) -> None:
-    queue = RequestQueue(age_s=1.0)
-    for priority in priorities:
-        push(queue, 0.0, priority=priority)
-    push_mixed(queue, 0.1, [1, 4, 2, 6, 1])
+def test_of_requests_that_differ_in_rows_those_in_front_run_that_fit(priorities: tuple[int, ...]) -> None:
+    queue = a_queue()
+    others = [push(queue, 0.0, priority=priority).batch for priority in priorities]
+    push(queue, 0.1, 1, 4, 2, 6, 1)
     (lane,) = queue.by_urgency(1.0)
-    taken = []
+    found = []
     while queue.requests:
-        parts = queue.take(lane, 7, 8, 1.0)
-        taken.append([part[2] for part in parts if isinstance(part[0], RequestGroup)])
-        for front, start, rows, _ in parts:
-            assert (start, rows) == (0, front.rows)
-            if isinstance(front, RequestGroup):
-                own = [value for one in front.requests if one for value in one.inputs["x"].tolist()]
-                assert front.inputs["x"].tolist() == own
-    assert taken == ([[5], [2], [7]] if priorities else [[7], [7]])
+        parts = queue.take(lane, 7, 1.0)
+        found.append([(part.start, part.rows) for part in parts if part.batch not in others])
+    assert found == ([[(0, 5)], [(5, 2)], [(7, 7)]] if priorities else [[(0, 7)], [(7, 7)]])
     assert (queue.rows, queue.lanes) == (0, {})
 
 
-def test_what_is_left_of_a_group_is_asked_about_when_its_first_deadline_comes() -> None:
+def test_the_deadline_of_a_span_is_that_of_the_first_that_is_left() -> None:
+    queue = a_queue()
+    span = push(queue, 0.0, 1, 1, 1, deadlines=[3.0, 1.0, 2.0])
+    assert (span.deadline, span.due, span.most_urgent()) == (1.0, 1.0, 1)
+    span.narrow(2, 3)
+    assert (span.deadline, span.due, span.most_urgent()) == (2.0, 1.0, 2)
+
+
+def test_what_is_left_of_a_span_is_asked_about_when_its_first_deadline_comes() -> None:
     """Its place in the order does not change; a timer that is set for it must find it."""
-    queue = RequestQueue(age_s=1.0)
-    push(queue, 0.0, deadline=9.0)
-    requests = [Waiting({"x": np.zeros(1)}, 1, deadline=at) for at in (2.0, 3.0)]
-    group = group_of(requests)
-    group.due = 2.0
-    queue.push(group, LANE)  # before the first, so not in the line
+    queue = a_queue()
+    push(queue, 0.0, deadlines=[9.0])
+    span = push(queue, 0.0, 1, 1, deadlines=[2.0, 3.0])  # before the first, so not in the line
     (lane,) = queue.by_urgency(1.0)
-    (front,) = queue.take(lane, 1, 8, 1.0)
-    assert front[0].deadline == 2.0
-    assert (group.deadline, group.count) == (3.0, 1)
-    at = queue.next_deadline()
+    (front,) = queue.take(lane, 1, 1.0)
+    assert front.span.deadline == 2.0
+    assert (span.deadline, len(span)) == (3.0, 1)
+    at = queue.next_due()
     assert at is not None
-    assert list(queue.overdue(at)) == [group]
+    assert list(queue.overdue(at)) == [span]
 
 
-def test_the_requests_of_a_dissolved_group_stand_where_it_stood() -> None:
-    queue = RequestQueue(age_s=1.0)
-    first, group, last = push(queue, 0.0), push_group(queue, 0.1, 3, rows=2), push(queue, 0.2)
-    requests = list(group.requests)
-    queue.dissolve(group)
-    assert (queue.requests, queue.rows, group.state) == (5, 8, ENDED)
-    assert [request.inputs["x"].tolist() for request in requests if request] == [[0, 0], [1, 1], [2, 2]]
-    assert [request.group for request in requests if request] == [None] * 3
-    assert order(queue) == [first, *requests, last]
-    assert (queue.rows, queue.lanes) == (0, {})
+@pytest.mark.parametrize("gone", range(4))
+def test_of_a_span_one_request_leaves_and_the_others_stay_where_they_were(gone: int) -> None:
+    queue = a_queue()
+    first, span, last = push(queue, 0.0), push(queue, 0.1, 1, 2, 3, 4), push(queue, 0.2)
+    batch = span.batch
+    queue.withdraw(span, gone)
+    assert (queue.requests, queue.rows) == (5, 12 - batch.rows[gone])
+    assert sorted((s.start, s.stop) for s in batch.state.waiting) == [
+        part for part in ((0, gone), (gone + 1, 4)) if part[0] < part[1]
+    ]
+    (lane,) = queue.by_urgency(5.0)
+    parts = queue.take(lane, 100, 5.0)
+    rows = [row for part in parts[1:-1] for row in range(part.start, part.start + part.rows)]
+    starts = batch.state.starts
+    assert rows == [row for row in range(10) if not starts[gone] <= row < starts[gone + 1]]
+    assert (parts[0].batch, parts[-1].batch) == (first.batch, last.batch)
+    assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
 
 
 def test_deadlines_and_patience_make_one_order() -> None:
-    queue = RequestQueue(age_s=1.0)
+    queue = a_queue()
     late, patient, soon, middle = (
-        push(queue, 0.0, deadline=9.0),
-        push(queue, 0.1),  # due at 1.1
-        push(queue, 0.2, deadline=0.5),
-        push(queue, 0.3, deadline=2.0),
+        push(queue, 0.0, deadlines=[9.0]).batch,
+        push(queue, 0.1).batch,  # due at 1.1
+        push(queue, 0.2, deadlines=[0.5]).batch,
+        push(queue, 0.3, deadlines=[2.0]).batch,
     )
     assert order(queue) == [soon, patient, middle, late]
 
 
 def test_a_step_of_priority_is_worth_the_age() -> None:
-    queue = RequestQueue(age_s=1.0)
-    old, fresh = push(queue, 0.0, priority=0), push(queue, 0.9, priority=1)
+    queue = a_queue()
+    old, fresh = push(queue, 0.0, priority=0).batch, push(queue, 0.9, priority=1).batch
     assert order(queue) == [fresh, old]
-    old, fresh = push(queue, 0.0, priority=0), push(queue, 1.1, priority=1)
+    old, fresh = push(queue, 0.0, priority=0).batch, push(queue, 1.1, priority=1).batch
     assert order(queue) == [old, fresh]
 
 
-def test_a_batch_is_filled_until_the_next_does_not_fit_and_nobody_is_passed_over() -> None:
-    queue = RequestQueue(age_s=1.0)
-    requests = [push(queue, i, rows) for i, rows in enumerate([3, 4, 2, 1])]
+def test_an_execution_is_filled_until_the_next_does_not_fit_and_none_is_passed_over() -> None:
+    queue = a_queue()
+    a, b, c, d = (push(queue, float(i), rows).batch for i, rows in enumerate([3, 4, 2, 1]))
     (lane,) = queue.by_urgency(5.0)
-    assert [part[:3] for part in queue.take(lane, 8, 8, 5.0)] == [(requests[0], 0, 3), (requests[1], 0, 4)]
-    assert [part[:3] for part in queue.take(lane, 8, 8, 5.0)] == [(requests[2], 0, 2), (requests[3], 0, 1)]
+    assert taken(queue.take(lane, 8, 5.0)) == [(a, 0, 3), (b, 0, 4)]
+    assert taken(queue.take(lane, 8, 5.0)) == [(c, 0, 2), (d, 0, 1)]
     assert queue.lanes == {}
 
 
-def test_only_a_request_larger_than_any_batch_is_split_and_its_remainder_has_company() -> None:
-    queue = RequestQueue(age_s=1.0)
-    first, large, last = push(queue, 0.0, 5), push(queue, 1.0, 20), push(queue, 2.0, 1)
-    batches = []
+def test_only_a_request_larger_than_any_execution_is_split_and_its_remainder_has_company() -> None:
+    queue = a_queue()
+    first, large, last = push(queue, 0.0, 5).batch, push(queue, 1.0, 20).batch, push(queue, 2.0, 1).batch
+    executions = []
     while queue.requests:
         (lane,) = queue.by_urgency(5.0)
-        batches.append([part[:3] for part in queue.take(lane, 8, 8, 5.0)])
-    assert batches == [
+        executions.append(taken(queue.take(lane, 8, 5.0)))
+    assert executions == [
         [(first, 0, 5), (large, 0, 3)],
         [(large, 3, 8)],
         [(large, 11, 8)],
@@ -202,59 +200,53 @@ def test_only_a_request_larger_than_any_batch_is_split_and_its_remainder_has_com
 
 
 def test_the_first_is_taken_whole_even_when_the_policy_wants_fewer_rows() -> None:
-    queue = RequestQueue(age_s=1.0)
-    request = push(queue, 0.0, 6)
+    queue = a_queue()
+    batch = push(queue, 0.0, 6).batch
     (lane,) = queue.by_urgency(0.0)
-    assert [part[:3] for part in queue.take(lane, 2, 8, 0.0)] == [(request, 0, 6)]
+    assert taken(queue.take(lane, 2, 0.0)) == [(batch, 0, 6)]
 
 
-def test_who_leaves_early_is_not_taken_and_not_counted() -> None:
-    queue = RequestQueue(age_s=1.0)
-    requests = [push(queue, i, 2, deadline=100.0 - i if i % 3 == 0 else None) for i in range(9)]
-    for request in requests[::2]:
-        queue.remove(request, ENDED)
+def test_what_leaves_early_is_not_taken_and_not_counted() -> None:
+    queue = a_queue()
+    spans = [push(queue, i, 2, deadlines=[100.0 - i] if i % 3 == 0 else None) for i in range(9)]
+    batches = [span.batch for span in spans]
+    for span in spans[::2]:
+        queue.remove(span)
     assert (queue.requests, queue.rows, queue.rows_ahead(0)) == (4, 8, 8)
-    assert set(order(queue)) == set(requests[1::2])
+    assert set(order(queue)) == set(batches[1::2])
 
 
-def test_memory_stays_bounded_when_everybody_leaves_early() -> None:
-    queue = RequestQueue(age_s=1.0)
-    stays = push(queue, 0.0)
+def test_memory_stays_bounded_when_everything_leaves_early() -> None:
+    queue = a_queue()
+    stays = push(queue, 0.0).batch
     for i in range(20_000):
-        queue.remove(push(queue, 1.0 + i, deadline=None if i % 2 else 1e9 - i), ENDED)
+        queue.remove(push(queue, 1.0 + i, deadlines=None if i % 2 else [1e9 - i]))
     (level,) = next(iter(queue.lanes.values())).levels.values()
     assert level.entered < 1000
     assert order(queue) == [stays]
 
 
-def test_a_request_that_comes_back_to_its_lane_is_taken_once() -> None:
-    queue = RequestQueue(age_s=1.0)
-    others = [push(queue, 0.5), push(queue, 0.6)]
-    request = push(queue, 0.0)
-    queue.remove(request, ENDED)
-    queue.push(request, LANE)
-    assert request.state == QUEUED
-    assert order(queue) == [request, *others]
-
-
 def test_overdue_finds_every_passed_deadline_and_the_next_one_is_known() -> None:
-    random, queue = Random(1), RequestQueue(age_s=1.0)
+    random, queue = Random(1), a_queue()
     deadlines = [random.choice([None, random.random() * 10]) for _ in range(200)]
-    requests = [push(queue, 0.001 * i, deadline=d, priority=i % 3) for i, d in enumerate(deadlines)]
+    spans = [
+        push(queue, 0.001 * i, deadlines=None if d is None else [d], priority=i % 3)
+        for i, d in enumerate(deadlines)
+    ]
     for now in (0.5, 3.0, 11.0):
-        living = [r for r in requests if r.state == QUEUED and r.deadline is not None]
-        assert queue.next_deadline() == min(r.deadline for r in living if r.deadline is not None)
+        living = [s for s in spans if s.level is not None and s.deadline is not None]
+        assert queue.next_due() == min(s.deadline for s in living if s.deadline is not None)
         overdue = queue.overdue(now)
-        assert set(overdue) == {r for r in living if r.deadline is not None and r.deadline <= now}
+        assert set(overdue) == {s for s in living if s.deadline is not None and s.deadline <= now}
         assert len(overdue) == len(set(overdue))
-        for request in overdue:
-            queue.remove(request, ENDED)
-    assert queue.next_deadline() is None
+        for span in overdue:
+            queue.remove(span)
+    assert queue.next_due() is None
     assert queue.requests == deadlines.count(None)
 
 
 def test_rows_ahead_counts_what_goes_first() -> None:
-    queue = RequestQueue(age_s=1.0)
+    queue = a_queue()
     assert queue.rows_ahead(0) == 0
     push(queue, 0.0, 4, priority=1)
     assert [queue.rows_ahead(p) for p in (0, 1, 2)] == [4, 4, 0]
@@ -263,12 +255,10 @@ def test_rows_ahead_counts_what_goes_first() -> None:
 
 
 def test_lanes_of_one_priority_go_by_due_time_and_priorities_come_before() -> None:
-    queue = RequestQueue(age_s=100.0)
+    queue = a_queue(100.0)
     lanes = [("fp32", (length,), False) for length in range(4)]
     for lane, (at, deadline, priority) in zip(
         lanes, [(0.0, 5.0, 0), (0.1, 3.0, 0), (0.2, 9.0, 1), (0.3, 4.0, 0)], strict=True
     ):
-        request = Waiting({"x": np.zeros(1)}, 1, priority=priority, deadline=deadline)
-        request.arrived, request.due = at, deadline
-        queue.push(request, lane)
+        push(queue, at, deadlines=[deadline], priority=priority, lane=lane)
     assert [lane.key for lane in queue.by_urgency(0.5)] == [lanes[2], lanes[1], lanes[3], lanes[0]]

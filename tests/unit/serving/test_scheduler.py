@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 
 from tests.support.engines import ArithmeticExecutor
-from tests.support.scheduling import Recorded, busy, serving, until, x, z_of
-from vernier.errors import (
-    DeadlineExceeded,
-    DeviceFailed,
-    Draining,
-    EngineError,
-    NotReady,
-    QueueFull,
-    VernierError,
-)
+from tests.support.scheduling import Sent, busy, serving, until, x, z_of
+from vernier.border.batch import RequestBatch
+from vernier.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, NotReady, QueueFull
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.padding import BatchLayout
-from vernier.serving.request import JoinedRequests
 from vernier.serving.scheduler import Answer, Scheduler
 from vernier.serving.sharing import Device
 
@@ -73,38 +65,46 @@ async def test_a_lone_request_does_not_wait_for_company() -> None:
         assert time.monotonic() - began < 1.0
 
 
-async def test_done_is_called_exactly_once_and_may_submit_the_next_request() -> None:
+async def test_a_target_may_submit_the_next_batch_at_once() -> None:
     async with serving(ArithmeticExecutor(), inline=True) as scheduler:
-        chain: list[Recorded] = []
+        chain: list[Sent] = []
 
-        class Link(Recorded):
-            def done(self, answer: Answer | None, error: VernierError | None) -> None:
-                super().done(answer, error)
+        class Link(Sent):
+            def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+                super().answered(batch, requests, answer)
                 if len(chain) < 100:
-                    chain.append(Link(x(), 1))
-                    scheduler.submit(chain[-1])
+                    chain.append(Link())
+                    scheduler.submit(chain[-1].batch)
 
-        chain.append(Link(x(), 1))
-        scheduler.submit(chain[0])
+        chain.append(Link())
+        scheduler.submit(chain[0].batch)
+        assert len(chain) < 100, "the loop was held up"
         await until(lambda: len(chain) == 100 and scheduler.inflight == 0)
-        assert [len(link.ends) for link in chain] == [1] * 100
+        for link in chain:
+            link.answer()
+            assert link.releases == 1
 
 
-async def test_a_fault_in_done_does_not_cost_the_others_their_answers() -> None:
-    class Broken(Recorded):
-        def done(self, answer: Answer | None, error: VernierError | None) -> None:
-            super().done(answer, error)
+async def test_a_fault_in_a_target_does_not_cost_the_others_their_answers() -> None:
+    class Broken(Sent):
+        def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+            super().answered(batch, requests, answer)
             raise ZeroDivisionError
+
+        def released(self, batch: RequestBatch) -> None:
+            super().released(batch)
+            raise KeyError
 
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
     async with serving(ArithmeticExecutor()) as scheduler:
-        requests = [Recorded(x(), 1), Broken(x(), 1), Recorded(x(), 1)]
-        for request in requests:
-            scheduler.submit(request)
+        sent = [Sent(1, 1), Broken(1, 1), Sent(1, 1)]
+        for one in sent:
+            scheduler.submit(one.batch)
         await until(lambda: scheduler.inflight == 0)
-        assert [len(request.ends) for request in requests] == [1, 1, 1]
-        assert isinstance(reported[0]["exception"], ZeroDivisionError)
+        for one in sent:
+            assert (one.kinds, one.releases) == ([Answer, Answer], 1)
+        assert [type(context["exception"]) for context in reported] == [ZeroDivisionError, KeyError]
 
 
 # --- admission, deadlines, cancellation --------------------------------------------------------------
@@ -112,85 +112,109 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
     executor = ArithmeticExecutor()
     async with serving(executor, policy=Policy(queue_limit=3), largest=1) as scheduler:
         running = await busy(scheduler, executor)
-        waiting = [Recorded(x(), 1) for _ in range(3)]
-        for request in waiting:
-            scheduler.submit(request)
-        refused = Recorded(x(), 1)
-        with pytest.raises(QueueFull) as refusal:
-            scheduler.submit(refused)
-        assert refusal.value.retry_after_s > 0
+        waiting = [Sent() for _ in range(3)]
+        for one in waiting:
+            scheduler.submit(one.batch)
+        refused = Sent()
+        scheduler.submit(refused.batch)
+        refusal = refused.error()
+        assert isinstance(refusal, QueueFull)
+        assert refusal.retry_after_s > 0
+        assert refused.releases == 1
         executor.gate.set()
         await until(lambda: scheduler.inflight == 0)
-        assert [len(r.ends) for r in [running, *waiting, refused]] == [1, 1, 1, 1, 0]
+        for one in (running, *waiting):
+            one.answer()
 
 
-async def test_joined_requests_run_at_once_and_each_is_counted() -> None:
-    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
-        inputs = x(6, 10.0)
-        answer = scheduler.run_joined(JoinedRequests(inputs, [2, 2, 2], ["y"]))
-        assert answer is not None
-        assert (list(answer.outputs), answer.batch_size, answer.precision) == (["y"], 6, "fp32")
-        np.testing.assert_array_equal(answer.outputs["y"], 2 * inputs["x"])
-        assert scheduler._metrics.totals() == {
-            "admitted": 3,
-            "answered": 3,
-            "failed": 0,
-            "expired": 0,
-            "cancelled": 0,
-        }
+async def test_the_bound_on_what_waits_counts_rows() -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, policy=Policy(queue_limit=6)) as scheduler:
+        await busy(scheduler, executor)
+        sent = [Sent(4), Sent(4), Sent(2), Sent(1)]
+        for one in sent:
+            scheduler.submit(one.batch)
+        assert [one.kinds for one in sent] == [[None], [QueueFull], [None], [QueueFull]]
+        assert (scheduler.queued, scheduler._queue.rows) == (2, 6)
+        executor.gate.set()
+
+
+async def test_a_request_of_more_rows_than_may_wait_is_admitted_where_nothing_waits() -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, policy=Policy(queue_limit=6)) as scheduler:
+        await busy(scheduler, executor)
+        first, second = Sent(40), Sent(40)
+        scheduler.submit(first.batch)
+        scheduler.submit(second.batch)
+        assert second.kinds == [QueueFull]
+        executor.gate.set()
+        await until(lambda: scheduler.inflight == 0)
+        first.answer()
+
+
+async def test_quick_requests_run_at_once_where_nothing_waits_and_each_is_counted() -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, inline=True) as scheduler:
+        sent = Sent(2, 2, 2, outputs=["y"])
+        scheduler.submit(sent.batch)
+        assert (sent.answers, sent.releases) == ([3], 1)
+        for at in range(3):
+            answer = sent.answer(at)
+            assert (list(answer.outputs), answer.batch_size, answer.precision) == (["y"], 6, "fp32")
+        totals = scheduler._metrics.totals()
+        assert totals == {"admitted": 3, "answered": 3, "failed": 0, "expired": 0, "cancelled": 0}
         assert scheduler._metrics.serving("fp32", "onnxruntime").requests == 3
         assert scheduler._metrics.serving("fp32", "onnxruntime").queue.counts[0] == 3
 
 
-async def test_joined_requests_are_left_alone_where_each_must_wait_its_turn() -> None:
+async def test_more_than_one_execution_holds_runs_at_once_in_several() -> None:
     executor = ArithmeticExecutor()
     async with serving(executor, inline=True) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(9), [1] * 9)) is None  # more than a batch holds
-        waiting = Recorded(x(), 1)
-        scheduler.submit(waiting)
-        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None  # it would overtake
+        sent = Sent(*[3] * 7)
+        scheduler.submit(sent.batch)
+        assert ([len(rows) for rows in executor.ran], sent.answers) == ([6, 6, 6, 3], [2, 2, 2, 1])
+        for at in range(7):
+            sent.answer(at)
+        split = Sent(1, 20, 1)
+        scheduler.submit(split.batch)
+        assert (split.answers, scheduler.queued) == (
+            [1],
+            2,
+        )  # what is run in several executions waits for the pump
         await until(lambda: scheduler.inflight == 0)
-        assert len(executor.ran) == 1
-    assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
-    async with serving(ArithmeticExecutor(), inline=False) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
+        assert split.kinds == [Answer] * 3
 
 
-async def test_joined_requests_that_fail_or_stray_are_not_counted() -> None:
+async def test_what_cannot_run_at_once_waits_its_turn() -> None:
+    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
+        first = Sent(9)
+        scheduler.submit(first.batch)  # more than an execution holds
+        second = Sent(1, 1)
+        scheduler.submit(second.batch)  # it would overtake
+        assert scheduler.queued == 3
+        await until(lambda: scheduler.inflight == 0)
+        assert (first.kinds, second.kinds) == ([Answer], [Answer] * 2)
+
+
+async def test_requests_that_fail_or_stray_when_they_run_at_once_are_run_again() -> None:
     def fault(batch: np.ndarray) -> None:
-        if (batch == 100).any():
+        if (batch[:, 0] == 100).any():
             raise EngineError("no")
 
-    reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 2, fault=fault)
+    reduced = ArithmeticExecutor("int8", spoil=lambda batch: batch[:, 0] == 0, fault=fault)
     async with serving(reduced, ArithmeticExecutor(), inline=True) as scheduler:
-        assert scheduler.run_joined(JoinedRequests(x(2), [1, 1])) is None
-        assert scheduler.run_joined(JoinedRequests(x(2, 99), [1, 1])) is None
-        assert len(reduced.ran) == 2
-        assert not any(scheduler._metrics.totals().values())
-
-
-async def test_the_tap_sees_its_share_of_joined_requests() -> None:
-    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
-        seen: list[tuple[Any, Any]] = []
-        scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs)), 0.25)
-        for start in range(4):
-            assert scheduler.run_joined(JoinedRequests(x(8, start), [2] * 4)) is not None
-        assert len(seen) == 4
-        for inputs, outputs in seen:
-            assert inputs["x"].shape == (2, 2)
-            np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
-
-
-async def test_the_tap_sees_joined_requests_as_they_were_whatever_their_rows() -> None:
-    async with serving(ArithmeticExecutor(), inline=True) as scheduler:
-        seen: list[tuple[Any, Any]] = []
-        scheduler.set_tap(lambda inputs, outputs, precision: seen.append((inputs, outputs)), 1.0)
-        whole = x(6, 10.0)
-        assert scheduler.run_joined(JoinedRequests(whole, [1, 3, 2])) is not None
-        assert [len(inputs["x"]) for inputs, _ in seen] == [1, 3, 2]
-        np.testing.assert_array_equal(np.concatenate([inputs["x"] for inputs, _ in seen]), whole["x"])
-        for inputs, outputs in seen:
-            np.testing.assert_array_equal(outputs["y"], 2 * inputs["x"])
+        sent = Sent(1, 1)  # the second fails
+        scheduler.submit(sent.batch)
+        assert (sent.kinds, scheduler.queued) == ([None, None], 2)
+        await until(lambda: scheduler.inflight == 0)
+        assert sent.answer(0).precision == "fp32"
+        assert isinstance(sent.error(1), EngineError)
+        assert sent.releases == 1
+        stray = Sent(1, 1, 1, start=-100.0)
+        scheduler.submit(stray.batch)
+        await until(lambda: scheduler.inflight == 0)
+        assert [stray.answer(at).precision for at in (0, 1)] == ["int8", "fp32"]
+        assert stray.kinds[2] is EngineError
 
 
 async def test_a_deadline_ends_waiting_and_running_requests_at_that_moment() -> None:
@@ -198,18 +222,17 @@ async def test_a_deadline_ends_waiting_and_running_requests_at_that_moment() -> 
     async with serving(executor, largest=1) as scheduler:
         executor.gate.clear()
         now = asyncio.get_running_loop().time()
-        running = Recorded(x(), 1, deadline=now + 0.05)
-        scheduler.submit(running)
+        running = Sent(deadlines=[now + 0.05])
+        scheduler.submit(running.batch)
         await until(lambda: len(executor.ran) == 1)
-        waiting = Recorded(x(), 1, deadline=now + 0.06)
-        scheduler.submit(waiting)
+        waiting = Sent(deadlines=[now + 0.06])
+        scheduler.submit(waiting.batch)
         await until(lambda: scheduler.inflight == 0, timeout_s=1.0)
-        for request in (running, waiting):
-            ((answer, error),) = request.ends
-            assert answer is None
-            assert isinstance(error, DeadlineExceeded)
+        assert running.kinds == waiting.kinds == [DeadlineExceeded]
+        assert (running.releases, waiting.releases) == (0, 1), "an execution still reads"
         executor.gate.set()
         await scheduler.predict(x(), rows=1)
+        assert running.releases == 1
         assert len(executor.ran) == 2, "the expired request was executed"
 
 
@@ -217,10 +240,25 @@ async def test_a_deadline_shorter_than_the_loops_timers_ends_a_running_request()
     executor = ArithmeticExecutor()
     async with serving(executor, largest=1) as scheduler:
         executor.gate.clear()
-        request = Recorded(x(), 1, deadline=asyncio.get_running_loop().time() + 0.0005)
-        scheduler.submit(request)
+        sent = Sent(deadlines=[asyncio.get_running_loop().time() + 0.0005])
+        scheduler.submit(sent.batch)
         await until(lambda: scheduler.inflight == 0, timeout_s=1.0)
-        assert isinstance(request.ends[0][1], DeadlineExceeded)
+        assert sent.kinds == [DeadlineExceeded]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_what_is_late_when_it_comes_is_not_admitted(inline: bool) -> None:
+    executor = ArithmeticExecutor()
+    async with serving(executor, inline=inline) as scheduler:
+        now = asyncio.get_running_loop().time()
+        sent = Sent(1, 1, 1, 1, deadlines=[now + 30, now - 1, now + 30, now - 1])
+        scheduler.submit(sent.batch)
+        assert [sent.kinds[at] for at in (1, 3)] == [DeadlineExceeded] * 2
+        await until(lambda: scheduler.inflight == 0)
+        assert [sent.kinds[at] for at in (0, 2)] == [Answer] * 2
+        assert scheduler._metrics.totals()["admitted"] == 2
+        assert scheduler._metrics._rejected == {"deadline_exceeded": 2}
+        assert sent.releases == 1
 
 
 @pytest.mark.parametrize("when", ["waiting", "running"])
@@ -241,18 +279,21 @@ async def test_a_cancelled_task_cancels_its_request(when: str) -> None:
         assert len(executor.ran) == (2 if when == "running" else 1)
 
 
-async def test_cancel_after_the_end_and_twice_changes_nothing() -> None:
+async def test_cancel_before_and_after_the_end_and_twice_changes_nothing() -> None:
     async with serving(ArithmeticExecutor()) as scheduler:
-        request = Recorded(x(), 1)
-        scheduler.submit(request)
-        await until(lambda: bool(request.ends))
-        scheduler.cancel(request)
-        other = Recorded(x(), 1)
-        scheduler.submit(other)
-        scheduler.cancel(other)
-        scheduler.cancel(other)
+        sent = Sent()
+        scheduler.cancel(sent.batch, 0)
+        scheduler.submit(sent.batch)
+        await until(lambda: sent.releases == 1)
+        scheduler.cancel(sent.batch, 0)
+        sent.answer()
+        other = Sent()
+        scheduler.submit(other.batch)
+        scheduler.cancel(other.batch, 0)
+        scheduler.cancel(other.batch, 0)
+        assert (other.kinds, other.releases) == ([None], 1)
         await until(lambda: scheduler.inflight == 0)
-        assert other.ends == []
+        assert (other.kinds, other.releases) == ([None], 1)
 
 
 async def test_higher_priority_goes_first() -> None:
@@ -261,14 +302,14 @@ async def test_higher_priority_goes_first() -> None:
         executor.gate.clear()
         order: list[int] = []
 
-        class Noted(Recorded):
-            def done(self, answer: Answer | None, error: VernierError | None) -> None:
-                order.append(self.priority)
+        class Noted(Sent):
+            def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+                order.append(batch.priority)
 
-        scheduler.submit(Noted(x(), 1, priority=0))
+        scheduler.submit(Noted(priority=0).batch)
         await until(lambda: len(executor.ran) == 1)
         for priority in (1, -3, 5, 2):
-            scheduler.submit(Noted(x(), 1, priority=priority))
+            scheduler.submit(Noted(priority=priority).batch)
         executor.gate.set()
         await until(lambda: scheduler.inflight == 0)
         assert order == [0, 5, 2, 1, -3]
