@@ -5,9 +5,23 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from vernier.border.batch import RequestBatch
+from vernier.border.signature import Signature
 from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
-from vernier.serving.signature import Signature
+
+
+class SchedulerObserver(Protocol):
+    """Watches a scheduler, on its loop's thread."""
+
+    def room(self, rows: int, retry_after_s: float) -> None:
+        """
+        Args:
+            rows: that may still be queued.
+            retry_after_s: after which the request that was refused last should come back.
+        """
+
+    def started(self, batch: RequestBatch) -> None:
+        """An execution of some of the batch's requests is about to begin."""
 
 
 class BatchScheduler(Protocol):
@@ -23,6 +37,9 @@ class BatchScheduler(Protocol):
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
     ) -> VernierError | None:
         """Why a request of one row that has not been read yet would be refused; None when it would be admitted."""
+
+    def watch(self, observer: SchedulerObserver) -> None:
+        """Tells the observer of the queue's room, now and whenever it changes, and of executions that begin."""
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
         """Counts requests of `rows` rows each that were refused for what `refusal` said."""

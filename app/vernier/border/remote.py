@@ -19,11 +19,14 @@ from typing import Any
 from vernier.border import wire
 from vernier.border.arena import Arena, ArenaReader
 from vernier.border.batch import Answer, RequestBatch, chosen
+from vernier.border.catalogue import SchedulerObserver
 from vernier.border.channel import Channel
 from vernier.border.messages import read_message
 from vernier.border.placement import Placed, PlacedReader, place
 from vernier.border.resolution import find_model
+from vernier.border.room import RoomPage
 from vernier.border.running import RunningBatches
+from vernier.border.signature import Signature
 from vernier.errors import (
     DeadlineExceeded,
     Draining,
@@ -37,7 +40,6 @@ from vernier.errors import (
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
-from vernier.serving.signature import Signature
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +90,14 @@ class RemoteModel:
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
     ) -> VernierError | None:
-        """The engine process decides, when it gets the batch."""
-        return self._engine.refusal()
+        """What the engine process has published; it decides when it gets the batch."""
+        return self._engine.refusal(self)
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
-        self.metrics.rejected(error.code, count)
+        self.metrics.rejected(error.reason if isinstance(error, QueueFull) else error.code, count)
+
+    def watch(self, observer: SchedulerObserver) -> None:
+        raise TypeError("a scheduler is watched where it runs")
 
     # --- for the records --------------------------------------------------------------------------
     def precision_number(self, precision: str | None) -> int:
@@ -105,19 +110,27 @@ class RemoteModel:
         return None if tuple(names) == self._all_outputs else [self._all_outputs.index(n) for n in names]
 
     # --- books ------------------------------------------------------------------------------------
-    def left(self, requests: int, outcome: str | None) -> None:
-        """Requests have ended. outcome: as they are counted; None when they were refused."""
+    def left(self, requests: int, outcome: str | None, admitted: bool) -> None:
+        """Requests have ended.
+
+        Args:
+            outcome: as they are counted; None when they were refused.
+            admitted: whether they have been counted as admitted.
+        """
         self.inflight -= requests
         self.metrics.set_inflight(self.inflight)
+        if outcome is None and admitted:
+            outcome = "failed"  # by an engine process that took the place of the one that had admitted them
         if outcome is not None:
-            self.metrics.admitted(requests)
+            if not admitted:
+                self.metrics.admitted(requests)
             self.metrics.ended(outcome, requests)
 
 
 class _OpenBatch:
     """A batch that the engine process has, or will get."""
 
-    __slots__ = ("batch", "ended", "left", "model", "number", "placed", "tries")
+    __slots__ = ("admitted", "batch", "ended", "left", "model", "number", "placed", "tries")
 
     def __init__(self, number: int, model: RemoteModel, batch: RequestBatch) -> None:
         self.number = number
@@ -126,6 +139,7 @@ class _OpenBatch:
         self.left = len(batch)
         self.ended = bytearray(self.left)
         self.placed: Placed | None = None
+        self.admitted = False
         self.tries = 0  # engine processes that died while they ran it
 
     def end(self, requests: Sequence[int]) -> list[int]:
@@ -186,6 +200,7 @@ class RemoteEngine:
         self._channel: Channel | None = None
         self._answers: ArenaReader | None = None
         self._running: RunningBatches | None = None
+        self._room: RoomPage | None = None
         self._numbers = count(1)
         self._open: dict[int, _OpenBatch] = {}  # in the order of their numbers
         self._held: list[_OpenBatch] = []
@@ -202,15 +217,16 @@ class RemoteEngine:
         self._ready_once = False
 
     # --- the engine process comes and goes --------------------------------------------------------
-    def attach(self, sock: socket.socket, answers_fd: int, running_fd: int) -> None:
+    def attach(self, sock: socket.socket, answers_fd: int, running_fd: int, room_fd: int) -> None:
         """A new engine process is there; the one before has been reaped. The descriptors are closed."""
         if self._channel is not None:
             self._channel.close()
             self._lost()
         self._answers = ArenaReader(answers_fd)
         self._running = RunningBatches(running_fd)
-        os.close(answers_fd)
-        os.close(running_fd)
+        self._room = RoomPage(room_fd)
+        for fd in (answers_fd, running_fd, room_fd):
+            os.close(fd)
         self._read = self._acknowledged = 0
         self._channel = Channel(sock, self._take, self._lost)
 
@@ -269,7 +285,7 @@ class RemoteEngine:
         """What is left of a batch, as a batch."""
         if open_batch.left == len(open_batch.batch):
             moved = _OpenBatch(open_batch.number, model, open_batch.batch)
-            moved.tries = open_batch.tries
+            moved.tries, moved.admitted = open_batch.tries, open_batch.admitted
             open_batch.batch.state = moved
             self._move(open_batch.model, model, moved.left)
             return moved
@@ -289,7 +305,7 @@ class RemoteEngine:
             _Remainder(batch, places),
         )
         moved = _OpenBatch(next(self._numbers), model, part)
-        moved.tries = open_batch.tries
+        moved.tries, moved.admitted = open_batch.tries, open_batch.admitted
         part.state = moved
         self._move(open_batch.model, model, len(places))
         parts = batch.state if isinstance(batch.state, dict) else {}
@@ -300,7 +316,8 @@ class RemoteEngine:
 
     @staticmethod
     def _move(old: RemoteModel, new: RemoteModel, requests: int) -> None:
-        old.left(requests, None)
+        old.inflight -= requests
+        old.metrics.set_inflight(old.inflight)
         new.inflight += requests
         new.metrics.set_inflight(new.inflight)
 
@@ -330,8 +347,13 @@ class RemoteEngine:
         self._expire_soon()
 
     # --- requests ---------------------------------------------------------------------------------
-    def refusal(self) -> VernierError | None:
-        """Why nothing more is taken now; None when something is."""
+    def refusal(self, model: RemoteModel) -> VernierError | None:
+        """Why no request would be queued now; None when one would."""
+        if self._channel is not None and self._room is not None and self._room.rows(model.number) <= 0:
+            return QueueFull(
+                "as many rows wait already as may; retry after the given time",
+                self._room.retry_after_s(model.number),
+            )
         if (self._channel is None or not self._served) and self._held_rows >= self._queue_limit:
             return self._restarting()
         return None
@@ -393,7 +415,7 @@ class RemoteEngine:
             open_batch = state
         if open_batch is None or not open_batch.end((index,)):
             return
-        open_batch.model.left(1, "cancelled")
+        open_batch.model.left(1, "cancelled", open_batch.admitted)
         if self._channel is not None and open_batch.number in self._open:
             self._channel.write(wire.write_cancel(open_batch.number, index))
 
@@ -404,7 +426,9 @@ class RemoteEngine:
             if kind == wire.ANSWERED:
                 self._answered(wire.read_answered(record), fds)
             elif kind == wire.RELEASED:
-                self._released(wire.read_released(record))
+                self._released(wire.read_number(record))
+            elif kind == wire.ADMITTED:
+                self._admitted(wire.read_number(record))
             elif kind == wire.FAILED:
                 number, requests, error = wire.read_failed(record)
                 open_batch = self._open.get(number)
@@ -437,12 +461,18 @@ class RemoteEngine:
         ending = open_batch.end(requests)
         if not ending:
             return
-        model.left(len(ending), "answered")
+        model.left(len(ending), "answered", open_batch.admitted)
         batch.target.answered(batch, requests, answer)
         if self._read - self._acknowledged >= _UNACKNOWLEDGED:
             self._acknowledge()
         elif self._acknowledging is None:
             self._acknowledging = self._loop.call_later(_ACKNOWLEDGE_S, self._acknowledge_late)
+
+    def _admitted(self, number: int) -> None:
+        open_batch = self._open.get(number)
+        if open_batch is not None and not open_batch.admitted:
+            open_batch.admitted = True
+            open_batch.model.metrics.admitted(open_batch.left)
 
     def _acknowledge_late(self) -> None:
         self._acknowledging = None
@@ -473,7 +503,7 @@ class RemoteEngine:
             outcome = None
         elif isinstance(error, DeadlineExceeded):
             outcome = "expired"
-        open_batch.model.left(len(ending), outcome)
+        open_batch.model.left(len(ending), outcome, open_batch.admitted)
         open_batch.batch.target.failed(open_batch.batch, ending, error)
 
     # --- the catalogue ----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from vernier.border.catalogue import ServedModel
 from vernier.border.channel import Channel
 from vernier.border.messages import write_message
 from vernier.border.placement import PlacedReader, place
+from vernier.border.room import RoomPage
 from vernier.border.running import RunningBatches
 from vernier.errors import EngineError, NotReady, VernierError
 from vernier.tensors import numpy_dtype
@@ -58,6 +59,7 @@ class FrontSession:
         for fd in (requests_fd, answers_fd, running_fd):
             os.close(fd)
         self._batches: dict[int, tuple[ServedModel, RequestBatch]] = {}
+        self._open: dict[int, int] = {}  # requests of each batch that have not ended
         self._unread: deque[list[Any]] = deque()  # memory of answers that the front has not acknowledged
         self._read = 0
         self.taken = 0  # the catalogue that the front has acknowledged
@@ -98,7 +100,10 @@ class FrontSession:
             self._channel.write(wire.write_released(number))
             return
         self._batches[number] = model, batch
+        self._open[number] = len(batch)
         model.scheduler.submit(batch)
+        if self._open.get(number):
+            self._channel.write(wire.write_admitted(number))
 
     def _batch(self, model: ServedModel, submission: wire.Submission, fds: Sequence[int]) -> RequestBatch:
         """Raises WireError."""
@@ -135,6 +140,7 @@ class FrontSession:
         found = self._batches.get(number)
         if found is not None and index < len(found[1]):
             model, batch = found
+            self._open[number] -= 1
             model.scheduler.cancel(batch, index)
 
     def _consumed(self, answers: int) -> None:
@@ -170,6 +176,7 @@ class FrontSession:
         if self._channel.closed:
             return
         number = batch.tokens[0]
+        self._open[number] -= len(requests)
         model, _ = self._batches[number]
         placed = place(answer.outputs.values(), self._arena)
         self._unread.append(placed.kept)
@@ -179,12 +186,15 @@ class FrontSession:
         )
 
     def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
-        self._channel.write(wire.write_failed(batch.tokens[0], requests, error))
+        number = batch.tokens[0]
+        self._open[number] -= len(requests)
+        self._channel.write(wire.write_failed(number, requests, error))
 
     def released(self, batch: RequestBatch) -> None:
         number = batch.tokens[0]
         self._running.end(number)
         self._batches.pop(number, None)
+        self._open.pop(number, None)
         self._channel.write(wire.write_released(number))
 
     def tell(self, message: dict[str, Any]) -> None:
@@ -206,6 +216,22 @@ class FrontSession:
         self._channel.close()
 
 
+class _Watch:
+    """Publishes what a scheduler does."""
+
+    def __init__(self, page: RoomPage, number: int) -> None:
+        self._page = page
+        self._number = number
+
+    def room(self, rows: int, retry_after_s: float) -> None:
+        self._page.publish(self._number, rows, retry_after_s)
+
+    def started(self, batch: RequestBatch) -> None:
+        target = batch.target
+        if isinstance(target, FrontSession):
+            target.started(batch)
+
+
 class Fronts:
     """All fronts of this engine process, and what they are told of its models.
 
@@ -214,6 +240,7 @@ class Fronts:
         reason: why the service is not ready; None when it is.
         awaited: name → versions that will be served once they are loaded.
         starting: whether models are loaded for the first time.
+        room: where the room of queues is published.
         call: answers administrative calls.
 
     Attributes:
@@ -226,12 +253,14 @@ class Fronts:
         reason: Callable[[], str | None],
         awaited: Callable[[], dict[str, list[int]]],
         starting: Callable[[], bool],
+        room: RoomPage,
         call: Call,
     ) -> None:
         self._entries = entries
         self._reason = reason
         self._awaited = awaited
         self._starting = starting
+        self._room = room
         self.call = call
         self.acknowledged = asyncio.Event()
         self._sessions: set[FrontSession] = set()
@@ -273,6 +302,7 @@ class Fronts:
             if number is None:
                 number = self._number[id(model)] = next(self._numbers)
                 self._models[number] = model
+                model.scheduler.watch(_Watch(self._room, number))
             models.append({"number": number, **entry})
         news = {
             "type": "catalogue",

@@ -4,7 +4,7 @@ Numbers are little-endian. Arrays stay where they are in shared memory; a record
 is checked before it is used as an index or a length: a record that makes no sense raises WireError.
 
     front → engine    SUBMIT, CANCEL, CONSUMED, JSON
-    engine → front    ANSWERED, FAILED, RELEASED, JSON
+    engine → front    ADMITTED, ANSWERED, FAILED, RELEASED, JSON
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vernier.border.batch import Answer, RequestBatch
 from vernier.errors import EngineError, QueueFull, VernierError, all_errors
 from vernier.tensors import DTYPES, Array, Arrays, numpy_dtype
 
-SUBMIT, CANCEL, CONSUMED, ANSWERED, FAILED, RELEASED, JSON = range(1, 8)
+SUBMIT, CANCEL, CONSUMED, ANSWERED, FAILED, RELEASED, JSON, ADMITTED = range(1, 9)
 MAX_REQUESTS = 4096
 _MAX_DIMS = 32
 
@@ -279,11 +279,17 @@ def error_of(fields: dict[str, Any]) -> VernierError:
     return kind(fields["message"])
 
 
+def write_admitted(number: int) -> bytes:
+    """The requests of a batch that have not ended wait or run."""
+    return _RELEASED.pack(ADMITTED, number)
+
+
 def write_released(number: int) -> bytes:
     return _RELEASED.pack(RELEASED, number)
 
 
-def read_released(record: memoryview) -> int:
+def read_number(record: memoryview) -> int:
+    """Of the batch that an ADMITTED or RELEASED record tells of. Raises WireError."""
     _, number = _Cursor(record).read(_RELEASED)
     return int(number)
 

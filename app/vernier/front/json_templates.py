@@ -17,8 +17,8 @@ from vernier.api.identity import are_plain
 from vernier.api.json_tensors import NUMBER_FORMATS, decode_lists
 from vernier.api.service import Prepared
 from vernier.border.catalogue import ServedModel
+from vernier.border.signature import Signature
 from vernier.front.templates import Decoded, Extracted, Template
-from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
 
 #: An input: its name, the brackets before its numbers, and these; rows are lists inside a list, or numbers in one.

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.catalogue import ServedModel
+from vernier.border.room import RoomPage
 from vernier.border.serving_fronts import Fronts, FrontSession
 from vernier.composition.engine import create_repository
 from vernier.errors import EngineError, LoadRefused, PackageError
@@ -110,7 +111,9 @@ class Engine:
 
     # --- life -------------------------------------------------------------------------------------
     async def run(self) -> None:
-        hello, _ = await self._child.hello
+        hello, (room_fd,) = await self._child.hello
+        room = RoomPage(room_fd)
+        os.close(room_fd)
         settings = Settings.model_validate(hello["settings"])
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
         registry = CollectorRegistry()
@@ -123,7 +126,7 @@ class Engine:
             self._child.close()
             return
         self._fronts = fronts = Fronts(
-            self._entries, self._reason, self._awaited, lambda: self._starting, self._call
+            self._entries, self._reason, self._awaited, lambda: self._starting, room, self._call
         )
         repository.before_retiring(fronts.retire)
         for fds in self._waiting:

@@ -85,8 +85,8 @@ class Front:
 
     @staticmethod
     def _attach(engine: RemoteEngine, fds: list[int]) -> None:
-        sock_fd, answers_fd, running_fd = fds
-        engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd)
+        sock_fd, answers_fd, running_fd, room_fd = fds
+        engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
 
     def _drain(self) -> None:
         if self._lifecycle is not None:

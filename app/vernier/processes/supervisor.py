@@ -19,6 +19,7 @@ from typing import Any
 from vernier.border import limit_counts
 from vernier.border.arena import CHUNK_BYTES, create_memfd
 from vernier.border.channel import socket_pair
+from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.running import BYTES as RUNNING_BYTES
 from vernier.exposition_merge import Family, Totals
 from vernier.processes import accepting
@@ -90,6 +91,7 @@ class Supervisor:
         self._operations = operations
         self._counts = create_memfd("connections", accepting.BYTES)
         self._clients = {name: number for number, name in enumerate(clients)}
+        self._room = create_memfd("room", ROOM_BYTES)
         self._limits = create_memfd("limits", limit_counts.bytes_for(len(clients), fronts))
         self._engine = Place("engine")
         self._fronts = [
@@ -141,8 +143,11 @@ class Supervisor:
         )
         place.running = process
         hello: dict[str, Any] = {"type": "hello", "settings": self._settings}
-        fds: list[int] = []
-        if place is not self._engine:
+        if place is self._engine:
+            os.close(self._room)
+            self._room = create_memfd("room", ROOM_BYTES)
+            fds = [os.dup(self._room)]
+        else:
             hello |= {
                 "index": self._fronts.index(place),
                 "fronts": len(self._fronts),
@@ -161,8 +166,7 @@ class Supervisor:
                 self._introduce(engine, front, other.memory)
         self._spawn(self._await_end(place, process))
 
-    @staticmethod
-    def _introduce(engine: Process, front: Process, memory: int) -> None:
+    def _introduce(self, engine: Process, front: Process, memory: int) -> None:
         """A socket and memory between a front and the engine process."""
         front_end, engine_end = socket_pair()
         answers = create_memfd("answers", ARENA_BYTES)
@@ -173,7 +177,8 @@ class Supervisor:
                 (os.dup(engine_end.fileno()), os.dup(memory), os.dup(answers), os.dup(running)),
             )
             front.control.send(
-                {"type": "engine"}, (os.dup(front_end.fileno()), os.dup(answers), os.dup(running))
+                {"type": "engine"},
+                (os.dup(front_end.fileno()), os.dup(answers), os.dup(running), os.dup(self._room)),
             )
         finally:
             for fd in (answers, running):

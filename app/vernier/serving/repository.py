@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vernier.border.resolution import find_model
+from vernier.border.signature import Signature
 from vernier.engine.base import Executor
 from vernier.engine.ready import ReadyEngine
 from vernier.errors import EngineError, PackageError, UnknownModel, VernierError, shown
@@ -29,7 +30,6 @@ from vernier.serving.description import describe
 from vernier.serving.loading import EngineLoader, LoadedEngines
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.signature import Signature
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
+from vernier.border.catalogue import SchedulerObserver
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
 from vernier.errors import DeadlineExceeded, Draining, NotReady, QueueFull, VernierError
@@ -201,6 +202,11 @@ class Scheduler:
         if precision == self.precision:
             self._metrics.precision_active(precision, executor.runtime)
 
+    def watch(self, observer: SchedulerObserver) -> None:
+        """Tells the observer of the queue's room, now and whenever it changes, and of executions that begin."""
+        self._dispatcher.observer = observer
+        self._dispatcher.show()
+
     def set_tap(self, tap: Tap | None, share: float = 0.0, quiet_s: float = float("inf")) -> None:
         """Shows `tap` a random share of the answered requests, and one whenever it saw none for `quiet_s`; what it gets
         are copies."""
@@ -286,6 +292,7 @@ class Scheduler:
             self._count_refused(error, len(requests), now)
         if admitted:
             self._tracker.admitted(admitted)
+            self._dispatcher.show()
             if self._crew.idle or self._inline.slots or batch.deadlines is not None:
                 self._dispatcher.pump_soon()
 
@@ -318,6 +325,7 @@ class Scheduler:
 
     def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
         self._metrics.rejected(error.reason, count)
+        self._dispatcher.retry_after_s = error.retry_after_s
         if self._deference is not None and self._crew.busy:
             self._deference.refused(now)
 

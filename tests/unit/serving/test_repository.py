@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from tests.support.packages import write_package
 from tests.support.scheduling import until
+from vernier.composition.engine import model_settings, start_scheduler
 from vernier.errors import NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
 from vernier.exposition import Metrics
-from vernier.main import model_settings, start_scheduler
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
