@@ -39,14 +39,22 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def create_repository(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> Repository:
-    """The repository of the models in the engines folder, nothing loaded yet. Raises SettingsError."""
+def create_repository(
+    settings: Settings, metrics: Metrics, registry: CollectorRegistry, *, at_once: bool = True
+) -> Repository:
+    """The repository of the models in the engines folder, nothing loaded yet. Raises SettingsError.
+
+    Args:
+        at_once: see Scheduler.
+    """
 
     async def start_model(
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, loader.runtime)
-        return await start_scheduler(settings, options, manifest, engines, counted, device, deference)
+        return await start_scheduler(
+            settings, options, manifest, engines, counted, device, deference, at_once
+        )
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
@@ -152,6 +160,7 @@ async def start_scheduler(
     metrics: ModelMetrics,
     device: Device,
     deference: Deference | None = None,
+    at_once: bool = True,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
     objective_ms = options.latency_objective_ms
@@ -172,6 +181,7 @@ async def start_scheduler(
         device=device,
         deference=deference,
         clock=time.monotonic,
+        at_once=at_once,
     )
     try:
         await scheduler.started()

@@ -120,7 +120,7 @@ class Engine:
         register_process(registry)
         metrics = Metrics(registry, package.__version__, counts_requests=False)
         try:
-            self._repository = repository = create_repository(settings, metrics, registry)
+            self._repository = repository = create_repository(settings, metrics, registry, at_once=False)
         except SettingsError as error:
             self._child.send({"type": FATAL, "message": error.message})
             self._child.close()

@@ -54,6 +54,8 @@ class Scheduler:
         deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
+        at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
+            else has come in it, as suits a process that several fronts send batches to.
 
     Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
     """
@@ -73,6 +75,7 @@ class Scheduler:
         deference: Deference | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
+        at_once: bool = True,
     ) -> None:
         self.name = name
         self._layout = layout
@@ -89,6 +92,7 @@ class Scheduler:
         self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
+        self._at_once = at_once
         self._deference = deference
         if deference is not None:
             deference.join(self, policy.objective_s)
@@ -275,7 +279,7 @@ class Scheduler:
     def _room_at_once(self, precision: str | None) -> int:
         """The most rows that run at once on this thread; 0 for none."""
         layout = self._layout
-        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
+        if not self._at_once or not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
         if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
             return 0
