@@ -7,6 +7,9 @@ import pytest
 from tests.support.packages import mlp_model, write_package
 from tests.support.server import Server, serve
 
+#: Large bodies hold thousands of rows each, and many come at once.
+MANY_ROWS = "1000000"
+
 
 @pytest.fixture(scope="module", params=["fast", "ordinary"])
 def mlp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -21,5 +24,7 @@ def mlp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     write_package(engines, "twice", 1, mlp_model(seed=2))
     write_package(engines, "twice", 2, mlp_model(seed=3))
     fast = "true" if request.param == "fast" else "false"
-    with serve(engines, root / "log", max_body_bytes="200000", fast_path=fast) as server:
+    with serve(
+        engines, root / "log", max_body_bytes="200000", fast_path=fast, queue_limit=MANY_ROWS
+    ) as server:
         yield server

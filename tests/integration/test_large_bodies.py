@@ -60,7 +60,9 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         }
         context = ssl.create_default_context(cafile=str(authority.certificate))
     module = "tests.support.without_uvloop" if request.param == "asyncio" else "vernier"
-    with serve(root / "engines", root / "log", module=module, health_port=side, **options) as server:
+    with serve(
+        root / "engines", root / "log", module=module, health_port=side, queue_limit="1000000", **options
+    ) as server:
         yield Service(server, context)
         assert "Traceback" not in server.log
 
@@ -315,7 +317,7 @@ def test_large_rows_of_many_connections_run_together_where_they_lie(tmp_path: Pa
     width, connections = 100_000, 12
     (tmp_path / "engines").mkdir()
     write_package(tmp_path / "engines", "ends", model=ends_model(width))
-    with serve(tmp_path / "engines", tmp_path / "log") as server:
+    with serve(tmp_path / "engines", tmp_path / "log", queue_limit="1000000") as server:
         wires = [Wire(server) for _ in range(connections)]
         largest = 0
         for n in range(40):
@@ -349,7 +351,9 @@ def test_what_the_monitor_keeps_of_large_rows_is_not_received_over(tmp_path: Pat
     (tmp_path / "engines").mkdir()
     model = ends_model(width)
     write_package(tmp_path / "engines", "ends", model=model, variants={"int8": model})
-    with serve(tmp_path / "engines", tmp_path / "log", precision="int8", monitor_share="0.5") as server:
+    with serve(
+        tmp_path / "engines", tmp_path / "log", precision="int8", monitor_share="0.5", queue_limit="1000000"
+    ) as server:
         wires = [Wire(server) for _ in range(connections)]
         for n in range(60):
             sent = [np.random.default_rng(connections * n + i).normal(size=width) for i in range(connections)]
@@ -372,7 +376,7 @@ def test_what_the_monitor_keeps_of_large_rows_is_not_received_over(tmp_path: Pat
 def test_a_body_that_is_arriving_at_the_end_is_answered(tmp_path: Path) -> None:
     (tmp_path / "engines").mkdir()
     write_package(tmp_path / "engines", "mlp")
-    with serve(tmp_path / "engines", tmp_path / "log") as server:
+    with serve(tmp_path / "engines", tmp_path / "log", queue_limit="1000000") as server:
         with Wire(server) as first, Wire(server) as later:
             later.send(raw(numbers(0)))
             assert_doubles(later, numbers(0))
