@@ -204,7 +204,7 @@ class Supervisor:
             self._forget_connections(self._fronts.index(place))
         if self._stopping or self._fatal is not None:
             return
-        logger.error("a process ended", extra={"process": place.role, "code": code})
+        logger.error("a process ended", extra={"role": place.role, "code": code})
         if self._loop.time() - process.started > _STABLE_S:
             place.pause_s = _FIRST_PAUSE_S
             pause_s = 0.0
@@ -230,7 +230,7 @@ class Supervisor:
             for process in self._running:
                 limit_s = _SILENCE_S if process.ready else _STARTING_SILENCE_S
                 if now - process.heard > limit_s and process.process.returncode is None:
-                    silent = {"process": process.role, "silent_s": round(now - process.heard, 1)}
+                    silent = {"role": process.role, "silent_s": round(now - process.heard, 1)}
                     logger.error("a process does not answer and is killed", extra=silent)
                     process.heard = now
                     process.process.kill()
@@ -269,7 +269,7 @@ class Supervisor:
                     await done.wait()
             except TimeoutError:
                 late = sorted(process.role for process in asked)
-                logger.warning("figures are missing", extra={"processes": late})
+                logger.warning("figures are missing", extra={"roles": late})
             finally:
                 del self._collecting[number]
         totals = Totals()
@@ -335,7 +335,7 @@ class Supervisor:
         _, late = await asyncio.wait(ends, timeout=timeout_s)
         for process in processes:
             if process.process.returncode is None:
-                logger.error("a process did not end in time", extra={"process": process.role})
+                logger.error("a process did not end in time", extra={"role": process.role})
                 process.process.kill()
         if late:
             await asyncio.wait(late, timeout=5.0)
