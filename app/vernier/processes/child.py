@@ -38,8 +38,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     role, fd = sys.argv[1], int(sys.argv[2])
-    with asyncio.Runner(loop_factory=_loop) as runner:
-        runner.run(_run(role, socket.socket(fileno=fd)))
+    loop = _loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_run(role, socket.socket(fileno=fd)))
+    finally:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 if __name__ == "__main__":
