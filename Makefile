@@ -3,15 +3,21 @@
 PYTHON ?= python3
 PORT ?= 8000
 MINUTES ?= 20
+CORES ?=
 SERVE := .venv-serve
 DEV := .venv
+LOWEST := .venv-lowest
+LOWEST_PYTHON ?= $(or $(shell command -v python3.11),$(PYTHON))
+LOWEST_TESTS := tests/unit/api tests/unit/front tests/unit/package tests/unit/serving/test_repository.py \
+  tests/unit/test_settings.py tests/integration/test_predict.py tests/integration/test_bad_input.py \
+  tests/integration/test_security.py tests/integration/test_fast_path.py tests/integration/test_fast_path_alone.py
 ENGINES := engines
 GPU_PACKAGES ?= build/gpu
 # the checkout's own package, without installing it
 export PYTHONPATH := $(CURDIR)/app$(if $(PYTHONPATH),:$(PYTHONPATH))
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test test-slow check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
+.PHONY: help serve engines test test-slow test-lowest check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,6 +32,12 @@ $(DEV)/ready: requirements/dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Vernier needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python $(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(LOWEST)/ready: requirements/lowest.txt
+	$(LOWEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the lowest versions have wheels for Python 3.11 alone: make LOWEST_PYTHON=/path/to/python3.11 …")'
+	$(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python $(PIP) --require-hashes --only-binary=:all: -r requirements/lowest.txt
 	@touch $@
 
 engines: $(SERVE)/ready $(ENGINES)/ranker/1/manifest.json $(ENGINES)/keywords/1/manifest.json ## build the two example packages
@@ -44,6 +56,9 @@ serve: engines ## build the example packages if need be, and serve them on PORT 
 test: $(DEV)/ready ## all tests that need no GPU
 	$(DEV)/bin/python -m pytest -q -m "not gpu and not slow"
 
+test-lowest: $(LOWEST)/ready ## the service with the lowest versions that pyproject.toml allows (needs Python 3.11)
+	$(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS)
+
 check: $(DEV)/ready ## formatting, lint, types, layers
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
@@ -57,8 +72,8 @@ format: $(DEV)/ready ## format and mend what can be mended by itself
 bench: $(DEV)/ready engines ## requests per second and latency on this machine
 	$(DEV)/bin/python -m benchmarks.serving --engines $(ENGINES)
 
-bench-peers: $(DEV)/ready ## the service beside MOSEC, Triton, FastAPI … → benchmarks/PEERS.md (wants Debian's wrk and python3)
-	$(DEV)/bin/python -m benchmarks.peers
+bench-peers: $(DEV)/ready ## the service beside MOSEC, FastAPI … → benchmarks/PEERS.md; CORES=8: on 1 to 8 cores → SCALING.md (wants wrk)
+	$(DEV)/bin/python -m benchmarks.peers $(if $(CORES),--cores $(CORES))
 
 bench-precision: $(DEV)/ready ## accuracy of every architecture → benchmarks/PRECISION.md (needs torch: see there)
 	$(DEV)/bin/python -m benchmarks.precision
@@ -89,4 +104,4 @@ lock: $(DEV)/ready ## renew the lock files in requirements/ from pyproject.toml
 	PYTHON=$(DEV)/bin/python scripts/lock.sh
 
 clean: ## remove environments and caches; engines stay
-	rm -rf $(SERVE) $(DEV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(SERVE) $(DEV) $(LOWEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis

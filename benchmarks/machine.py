@@ -36,3 +36,15 @@ def stolen(before: list[int], after: list[int]) -> float:
     """The share of the cores' time that a hypervisor gave to other machines meanwhile, 0 to 1."""
     spent = [b - a for a, b in zip(before, after, strict=True)]
     return spent[7] / sum(spent) if sum(spent) else 0.0
+
+
+def threads_per_core() -> int:
+    """How many of the machine's processors share a core; 1 where the system does not say."""
+    listed = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    if not listed.exists():
+        return 1
+    count = 0
+    for part in listed.read_text("ascii").strip().split(","):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count

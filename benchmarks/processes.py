@@ -1,4 +1,4 @@
-"""Servers under load: started on one core, waited for, held still while another one is measured, ended."""
+"""Servers under load: started on some cores, waited for, held still while another one is measured, ended."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.load import Call, ClosedLoop, measure
+from benchmarks.load import Call, ClosedLoop, Record, measure
 from benchmarks.load.run import pin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,8 @@ class ServerProcess:
     Args:
         command: what to run, from the repository's root.
         port: where it will listen.
-        core: the only core it may use; None for any.
+        core: the only core it may use, or those; None for any.
+        folder: where it is started; None for the repository's root.
         environment: on top of this process's own, without its VERNIER_ settings.
         log: the file for what it says.
     """
@@ -45,7 +47,8 @@ class ServerProcess:
         port: int,
         log: Path,
         *,
-        core: int | None = None,
+        core: int | Collection[int] | None = None,
+        folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port
@@ -57,7 +60,7 @@ class ServerProcess:
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=folder or ROOT,
                 env={**inherited, "PYTHONPATH": path, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -66,8 +69,21 @@ class ServerProcess:
                 preexec_fn=lambda: pin(core),
             )
 
-    def wait_ready(self, calls: Sequence[Call], timeout_s: float = 90.0) -> None:
-        """Returns when `calls` get answers with 200, right ones where they have a check. Raises StartError."""
+    def wait_ready(
+        self,
+        calls: Sequence[Call],
+        timeout_s: float = 90.0,
+        ask: Callable[[ClosedLoop], Record] = measure,
+    ) -> None:
+        """Returns when `calls` get answers with 200, right ones where they have a check.
+
+        Args:
+            calls: sent until then.
+            timeout_s: how long it may take.
+            ask: runs the load; by default in a new process each time.
+        Raises:
+            StartError: when the server ended, or does not answer rightly in time.
+        """
         limit = time.monotonic() + timeout_s
         plan = ClosedLoop(
             port=self.port, calls=calls, seconds=0.2, connections=min(4, len(calls)), grace_s=5.0
@@ -78,7 +94,7 @@ class ServerProcess:
                 raise StartError(f"it ended with {self.process.returncode}: {self.last_words()}")
             if self._listens():
                 try:
-                    summary = measure(plan).summary()
+                    summary = ask(plan).summary()
                     if set(summary.statuses) == {200} and not summary.wrong and not summary.errors:
                         return
                     seen = f"answers {summary.statuses}, {summary.wrong} wrong of {summary.checked}, {summary.errors}"
@@ -100,17 +116,20 @@ class ServerProcess:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
-    def end(self) -> None:
+    def end(self, patience_s: float = 15.0) -> None:
+        """Ends it, and kills what is left of it after `patience_s`."""
         self.resume()
         self._tree()
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(15)
+                self.process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
         self._signal(signal.SIGKILL, self._pids - {self.process.pid})
+        with suppress(ProcessLookupError):  # a process that was started in place of one that ended
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self

@@ -124,8 +124,8 @@ def backport(source: str) -> str:
 
 
 def backport_app(out: Path) -> None:
-    """Writes `app` and what lies beside its modules to `out`."""
-    for path in sorted((ROOT / "app").rglob("*")):
+    """Writes `app/vernier` and what lies beside its modules to `out`."""
+    for path in sorted((ROOT / "app" / "vernier").rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             target = out / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,11 @@ lock cuda cuda
 lock tensorrt-rtx tensorrt-rtx
 lock tensorrt-lean tensorrt-lean
 
+# the lower bounds of pyproject.toml, for `make test-lowest`; under the lowest Python, for which they have wheels
+"$python" -m scripts.lowest | "$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \
+  --output-file requirements/lowest.txt -
+
 # what compiles PyCUDA in the images; NumPy as cuda.txt has it
 "$python" -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
   --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line \

@@ -3,84 +3,52 @@
 from __future__ import annotations
 
 import signal
-import ssl
 import sys
 from contextlib import suppress
-from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
-
-from vernier.front.connection import fast_protocol
-from vernier.front.listeners import AcceptingServer
-from vernier.front.timeouts import timeout_protocol
-from vernier.heap import limit_arenas
+from vernier.api.keyfile import make_guard
+from vernier.composition.tls import tls_options
 from vernier.logs import configure_logging
-from vernier.main import create_app
+from vernier.processes.number import front_count
 from vernier.settings import Settings, SettingsError, load_settings
 
 #: uvicorn's exit code for a service that could not start.
-_NOT_STARTED = 3
-
-
-def tls_options(settings: Settings) -> dict[str, Any]:
-    """uvicorn's options for HTTPS, and for clients that must show a certificate. Raises SettingsError."""
-    certificate, key, client_ca = (
-        settings.tls_certificate_file,
-        settings.tls_key_file,
-        settings.tls_client_ca_file,
-    )
-    if certificate is None and key is None and client_ca is None:
-        return {}
-    if certificate is None or key is None:
-        raise SettingsError("TLS needs both VERNIER_TLS_CERTIFICATE_FILE and VERNIER_TLS_KEY_FILE")
-    for path in (certificate, key, client_ca):
-        if path is not None and not path.is_file():
-            raise SettingsError(
-                f"{path} is not a file; name the PEM file of the certificate, key or authority"
-            )
-    options: dict[str, Any] = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
-    if client_ca is not None:
-        options |= {"ssl_ca_certs": str(client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    return options
-
-
-def protocol_of(app: FastAPI, settings: Settings) -> Any:
-    """uvicorn's `http` option."""
-    if not settings.fast_path:
-        return timeout_protocol(settings.body_timeout_s)
-    state = app.state
-    return fast_protocol(state.predictions, state.metrics, state.guard, settings)
+NOT_STARTED = 3
 
 
 def main() -> None:
-    limit_arenas()
     try:
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
-        app = create_app(settings)
-        tls = tls_options(settings)
+        fronts = front_count(settings)
+        if fronts:
+            from vernier.processes.supervisor import supervise
+
+            # what is wrong with keys and certificates is told before anything is started
+            tls_options(settings)
+            guard = make_guard(settings)
+            sys.exit(supervise(settings, fronts, [key.name for key in guard.keys]))
+        serve_in_process(settings)
     except SettingsError as error:
         sys.exit(f"vernier: {error.message}")
+
+
+def serve_in_process(settings: Settings) -> None:
+    """Everything in this process. Raises SettingsError."""
+    from vernier.composition.server import server_config
+    from vernier.front.listeners import AcceptingServer
+    from vernier.heap import limit_arenas
+    from vernier.main import create_app
+
+    limit_arenas()
+    config = server_config(create_app(settings), settings)
     # uvicorn raises the signal again after its shutdown; a drain that went well should end with 0
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=settings.access_log,
-        timeout_keep_alive=int(settings.keep_alive_timeout_s),
-        timeout_graceful_shutdown=int(settings.drain_timeout_s),
-        server_header=False,
-        http=protocol_of(app, settings),
-        **tls,
-    )
     server = AcceptingServer(config)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
-        sys.exit(_NOT_STARTED)
+        sys.exit(NOT_STARTED)
 
 
 if __name__ == "__main__":

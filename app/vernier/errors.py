@@ -9,7 +9,7 @@
     │   ├── RequestTimeout, LoadRefused, BodyTooLarge,
     │   │   UnsupportedMediaType                                           (408, 409, 413, 415)
     │   ├── QueueFull, RateLimited                                       (429)
-    │   └── NotReady, Draining, DeadlineExceeded                         (503, 504)
+    │   └── NotReady, EngineRestarting, Draining, DeadlineExceeded       (503, 504)
     ├── Cancelled               the client went away; nobody is left to read an answer
     ├── EngineError             a runtime or device failed
     │   ├── PlanMismatch        the plan does not fit this GPU, runtime or variant
@@ -18,6 +18,7 @@
     ├── AccuracyError           accuracy cannot be measured: nothing to compare, shapes or labels do not fit
     ├── PackageError            an engine package is damaged, tampered with or of an unknown schema
     └── BuildError              build_engine.py cannot go on; exit code 2
+        ├── ResumeError         the file of `--resume` cannot be used
         └── GateRefused         the build ran, and the accuracy gate refused it; exit code 1
 
 Errors outside `RequestError` never reach a client in words: the API answers `internal` and logs
@@ -28,6 +29,15 @@ from error to HTTP status and gRPC status.
 from __future__ import annotations
 
 from typing import ClassVar, Iterator, Optional, Type
+
+MAX_SHOWN_CHARACTERS = 128
+
+
+def shown(text: str) -> str:
+    """A client's own text in quotes for a message, cut after MAX_SHOWN_CHARACTERS so that the sentence stays one."""
+    if len(text) > MAX_SHOWN_CHARACTERS:
+        text = text[:MAX_SHOWN_CHARACTERS] + "…"
+    return f"'{text}'"
 
 
 class VernierError(Exception):
@@ -164,6 +174,12 @@ class NotReady(RequestError):
     grpc_status = "UNAVAILABLE"
 
 
+class EngineRestarting(NotReady):
+    """The engine process has died and is being started again: nothing was queued, so a retry is safe."""
+
+    code = "engine_restarting"
+
+
 class Draining(RequestError):
     code = "draining"
     http_status = 503
@@ -212,6 +228,10 @@ class BuildError(VernierError):
     """build_engine.py cannot go on. `exit_code` is what the command line ends with."""
 
     exit_code: ClassVar[int] = 2
+
+
+class ResumeError(BuildError):
+    """The file of `--resume` is not one that may be replaced, or it cannot be read or written."""
 
 
 class GateRefused(BuildError):

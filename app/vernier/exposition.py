@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -18,6 +18,12 @@ from prometheus_client.registry import Collector
 from vernier.metrics import Histogram, ModelMetrics
 
 
+def register_process(registry: CollectorRegistry) -> None:
+    """Adds what Prometheus' clients tell of every process: memory, processor time, open files."""
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        registry.register(collector)
+
+
 def _metric_labels(name: str) -> dict[str, str]:
     """`rel_l2.p99@score` becomes three labels, so that it joins with `vernier_precision_error{metric="rel_l2"}`."""
     measured, _, output = name.partition("@")
@@ -28,8 +34,9 @@ def _metric_labels(name: str) -> dict[str, str]:
 class _ModelFamilies:
     """One scrape: families filled from every ModelMetrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts_requests: bool) -> None:
         self.families: dict[str, Metric] = {}
+        self._counts_requests = counts_requests
 
     def counter(self, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
         family = self.families.get(name)
@@ -67,6 +74,23 @@ class _ModelFamilies:
         self._triton(m, base)
 
     def _requests(self, m: ModelMetrics, base: Mapping[str, str]) -> None:
+        if self._counts_requests:
+            self._books(m, base)
+        for code, n in m._codes.items():
+            self.counter(
+                "vernier_requests", "Responses by code; ok or an error's.", {**base, "code": code}, n
+            )
+        for reason, n in m._rejected.items():
+            self.counter("vernier_rejected", "Requests refused at admission.", {**base, "reason": reason}, n)
+        self.gauge("vernier_queue_depth", "Requests that wait for a slot.", base, m._queue_depth)
+        for state, n in m._slots.items():
+            self.gauge("vernier_slots", "Slots by state.", {**base, "state": state}, n)
+        if m._objective_s is not None:
+            self.gauge(
+                "vernier_latency_objective_seconds", "The model's latency objective.", base, m._objective_s
+            )
+
+    def _books(self, m: ModelMetrics, base: Mapping[str, str]) -> None:
         self.counter("vernier_requests_admitted", "Requests taken into the queue.", base, m._admitted)
         for outcome, n in m._ended.items():
             self.counter(
@@ -75,20 +99,7 @@ class _ModelFamilies:
                 {**base, "outcome": outcome},
                 n,
             )
-        for code, n in m._codes.items():
-            self.counter(
-                "vernier_requests", "Responses by code; ok or an error's.", {**base, "code": code}, n
-            )
-        for reason, n in m._rejected.items():
-            self.counter("vernier_rejected", "Requests refused at admission.", {**base, "reason": reason}, n)
-        self.gauge("vernier_queue_depth", "Requests that wait for a slot.", base, m._queue_depth)
         self.gauge("vernier_inflight_requests", "Admitted requests that have not ended.", base, m._inflight)
-        for state, n in m._slots.items():
-            self.gauge("vernier_slots", "Slots by state.", {**base, "state": state}, n)
-        if m._objective_s is not None:
-            self.gauge(
-                "vernier_latency_objective_seconds", "The model's latency objective.", base, m._objective_s
-            )
 
     def _batches(self, m: ModelMetrics, base: Mapping[str, str]) -> None:
         for (precision, runtime), s in m._serving.items():
@@ -187,15 +198,14 @@ class _ModelFamilies:
 
         Untyped, since the exposition would append `_total` to a counter's name and Triton's have none.
         """
-        answered = m._ended["answered"]
+        ended = m._ended if self._counts_requests else dict.fromkeys(m._ended, 0)
+        answered = ended["answered"]
         all_serving = list(m._serving.values())
         rows = sum(s.rows.total for s in all_serving)
         micro = 1e6
         values = {
             "nv_inference_request_success": answered,
-            "nv_inference_request_failure": sum(
-                n for outcome, n in m._ended.items() if outcome != "answered"
-            ),
+            "nv_inference_request_failure": sum(n for outcome, n in ended.items() if outcome != "answered"),
             "nv_inference_count": rows,
             "nv_inference_exec_count": sum(s.executions for s in all_serving),
             "nv_inference_request_duration_us": sum(s.request.total for s in all_serving) * micro,
@@ -219,15 +229,21 @@ class Metrics(Collector):
     """All models of the process, and the process's own state. Registers itself on `registry`.
 
     `model`, `forget`, `set_ready` and `package_refused` may be called from any thread.
+
+    Args:
+        counts_requests: False in an engine process, whose fronts count the requests that it admits and ends.
     """
 
-    def __init__(self, registry: CollectorRegistry, app_version: str) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, app_version: str, *, counts_requests: bool = True
+    ) -> None:
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._lock = threading.Lock()
         self._refused: dict[tuple[str, str, str], int] = {}
         self._ready = 0
         self._app_version = app_version
         self._unrouted: dict[str, int] = {}
+        self._counts_requests = counts_requests
         registry.register(self)
 
     def model(self, name: str, version: str) -> ModelMetrics:
@@ -257,7 +273,7 @@ class Metrics(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        families = _ModelFamilies()
+        families = _ModelFamilies(self._counts_requests)
         with self._lock:
             models = list(self._models.values())
             refused = dict(self._refused)

@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     monitor_quiet_s: float = Field(10.0, gt=0)
     monitor_cool_down_s: float = Field(300.0, gt=0)
 
+    fronts: int | None = Field(None, ge=0, le=64)
     fast_path: bool = True
     max_body_bytes: int = Field(64 * 2**20, ge=1)
     default_timeout_ms: float | None = Field(None, gt=0)

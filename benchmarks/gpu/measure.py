@@ -52,7 +52,12 @@ class Bench:
             dims["batch"] = DimRange(min=batch, opt=batch, max=batch)
         model = self.package / variant_files(self.manifest.variants[precision], self.target)[0]
         options = PlanOptions(
-            "tensorrt", precision, dims, profiles, timing_cache=self.work / f"{self.manifest.name}.timing"
+            "tensorrt",
+            precision,
+            dims,
+            profiles,
+            timing_cache=self.work / f"{self.manifest.name}.timing",
+            own_timing_cache=True,
         )
         started = perf_counter()
         plan = build_plan(model, self.manifest.input_specs(), options).data

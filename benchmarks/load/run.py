@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -30,16 +31,17 @@ def measure(plan: Plan, core: int | None = None) -> Record:
         ConnectionError: when the server cannot be reached.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=pin, initargs=(core,)) as pool:
-        return pool.submit(_run_alone, plan).result()
+        return pool.submit(run_alone, plan).result()
 
 
-def pin(core: int | None) -> None:
-    """Keeps this process, and those that it starts, on one core."""
+def pin(core: int | Collection[int] | None) -> None:
+    """Keeps this process, and those that it starts, on one core or on several."""
     if core is not None:
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, {core} if isinstance(core, int) else core)
 
 
-def _run_alone(plan: Plan) -> Record:
+def run_alone(plan: Plan) -> Record:
+    """Runs the plan in this process, on an event loop of its own."""
     gc.disable()  # a collection would be a latency
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run(plan))

@@ -1,16 +1,18 @@
 """`wrk` as the driver of a closed loop, for servers that are faster than a generator in Python.
 
-wrk does not look at the answers beyond their status, so check them before and after. Its percentiles are corrected as
-wrk does it: answers slower than twice the mean interval of a connection count for the requests that would
-have been sent meanwhile.
+The program is `$WRK`, or the `wrk` in the PATH. It does not look at the answers beyond their status, so check them
+before and after. Its percentiles are corrected as wrk does it: answers slower than twice the mean interval of a
+connection count for the requests that would have been sent meanwhile.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +44,40 @@ end
 """
 
 
+def executable() -> str | None:
+    """The program's path; None when there is none."""
+    return shutil.which(os.environ.get("WRK") or "wrk")
+
+
 def is_installed() -> bool:
-    return shutil.which("wrk") is not None
+    return executable() is not None
 
 
 def version() -> str:
     """As wrk names it; empty when it is not installed."""
-    if not is_installed():
+    program = executable()
+    if program is None:
         return ""
-    said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=False).stdout
     return said.split("[")[0].strip()
 
 
-def drive(plan: ClosedLoop, core: int | None = None) -> Summary:
+def drive(plan: ClosedLoop, core: int | Collection[int] | None = None) -> Summary:
     """Runs the plan by wrk; whole seconds only, and without its checks.
+
+    It gets a thread for each core in `core`, if there are that many connections; else one.
 
     Statuses of 400 and above are one number in wrk; they come back as status 400.
 
     Raises:
         RuntimeError: when wrk is missing or fails, in its words.
     """
-    if not is_installed():
+    program = executable()
+    if program is None:
         raise RuntimeError(
             "wrk is not installed; install it (apt-get install wrk), or use benchmarks.load.measure"
         )
+    threads = 1 if core is None or isinstance(core, int) else min(len(core), plan.connections)
     with tempfile.TemporaryDirectory() as folder:
         paths = []
         for number, call in enumerate(plan.calls):
@@ -76,7 +88,8 @@ def drive(plan: ClosedLoop, core: int | None = None) -> Summary:
         script.write_text(_SCRIPT % {"paths": ", ".join(paths)})
         ran = subprocess.run(
             [
-                *("wrk", "--threads", "1", "--connections", str(plan.connections), "--timeout", "10s"),
+                *(program, "--threads", str(threads), "--connections", str(plan.connections)),
+                *("--timeout", "10s"),
                 *("--duration", f"{max(1, round(plan.seconds))}s", "--script", str(script)),
                 f"http://{plan.host}:{plan.port}/",
             ],

@@ -9,7 +9,7 @@ import orjson
 
 from benchmarks.peers.workloads import IMAGE
 from vernier.api.codecs import parse_predict
-from vernier.serving.signature import Signature
+from vernier.border.signature import Signature
 from vernier.tensors import TensorSpec
 
 

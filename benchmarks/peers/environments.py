@@ -1,13 +1,19 @@
-"""An environment for each peer under build/peers/, kept until its requirements change."""
+"""An environment for each peer under build/peers/, kept until its requirements change.
+
+Where the wheels were carried (`benchmarks.peers.carry`), this Python is everyone's environment.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.peers.carry import CARRIED
 from benchmarks.peers.peers import Peer
 from benchmarks.processes import ROOT
 
@@ -26,12 +32,20 @@ class InstallError(RuntimeError):
 
 def python_of(peer: Peer) -> str:
     """The Python of a peer's environment; this one for what needs nothing of its own."""
-    return str(FOLDER / peer.name / "bin" / "python") if peer.requirements else sys.executable
+    if CARRIED in os.environ or not peer.requirements:
+        return sys.executable
+    return str(FOLDER / peer.name / "bin" / "python")
 
 
 def install(peer: Peer) -> None:
     """Makes the environment if it is not there as required. Raises InstallError."""
     if not peer.requirements:
+        return
+    if CARRIED in os.environ:
+        try:
+            importlib.metadata.version(peer.package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InstallError(f"{peer.package} is not among the wheels that were carried") from None
         return
     folder = FOLDER / peer.name
     stamp = folder / "requirements.txt"

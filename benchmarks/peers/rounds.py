@@ -19,6 +19,7 @@ from benchmarks.processes import ROOT, ServerProcess, StartError, free_port
 
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 64
+_BUILD_TIMEOUT_S = 300.0
 #: Each process keeps one core and one thread for arithmetic, whatever library does it.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -148,18 +149,18 @@ def measure_once(server: ServerProcess, calls: list[Call], seconds: float) -> di
         server.pause()
 
 
-def build_package(load: Workload) -> Path:
-    """Vernier's engine package of the workload's model, built once. Returns the engines folder."""
-    engines = FOLDER / "engines"
+def build_package(load: Workload, root: Path = ROOT, engines: Path = FOLDER / "engines") -> Path:
+    """Vernier's engine package of the workload's model, built once by the code below `root`. Returns `engines`."""
     name = load.model.stem
     if not (engines / name).is_dir():
         command = [sys.executable, "build_engine.py", str(load.model), "--name", name]
         ran = subprocess.run(
             [*command, "--precision", "fp32", "--out", str(engines)],
-            cwd=ROOT,
+            cwd=root,
             capture_output=True,
             text=True,
             check=False,
+            timeout=_BUILD_TIMEOUT_S,
         )
         if ran.returncode != 0:
             raise SystemExit(f"build_engine.py cannot build {load.model}: {ran.stdout}{ran.stderr}")

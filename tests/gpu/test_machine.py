@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -94,5 +96,11 @@ def test_a_timing_cache_is_written_and_read_again(
     assert cache.stat().st_size > 100
     again = build_plan(model, manifest.input_specs(), options)
     assert again.data
-    cache.write_bytes(b"no timing cache")
-    assert build_plan(model, manifest.input_specs(), options).data
+    for damage in (b"no timing cache", cache.read_bytes()[:-20]):
+        cache.write_bytes(damage)
+        with pytest.raises(BuildError, match="holds no timings that tensorrt"):
+            build_plan(model, manifest.input_specs(), options)
+        assert cache.read_bytes() == damage
+    own = dataclasses.replace(options, own_timing_cache=True)
+    assert build_plan(model, manifest.input_specs(), own).data
+    assert cache.read_bytes() != damage

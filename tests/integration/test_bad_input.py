@@ -40,6 +40,17 @@ GOOD = [[0.0, 1.0, 2.0, 3.0]]
         (b'{"model": "none", "inputs": {"x": [[1,2,3,4]]}}', 404, "unknown_model"),
         (b'{"inputs": {"x": [[1,2,3,4]]}}', 404, "unknown_model"),
         (b'{"model": "mlp", "version": "9", "inputs": {"x": [[1,2,3,4]]}}', 404, "unknown_version"),
+        (
+            b'{"model": "mlp", "version": "%s", "inputs": {"x": [[1,2,3,4]]}}' % (b"1" * 5000),
+            404,
+            "unknown_version",
+        ),
+        (
+            b'{"model": "mlp", "version": %s, "inputs": {"x": [[1,2,3,4]]}}' % (b"1" * 5000),
+            400,
+            "invalid_json",
+        ),
+        (b'{"model": "%s", "inputs": {"x": [[1,2,3,4]]}}' % (b"m" * 5000), 404, "unknown_model"),
         (b'{"model": "mlp", "inputs": {"x": [[1,2,3,4]]}}' + b" " * 200_000, 413, "body_too_large"),
     ],
 )
@@ -51,8 +62,30 @@ def test_the_status_and_the_code_are_those_of_the_interface(
     )
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.json().keys() == {"error", "code"}
-    assert len(response.json()["error"]) > 20
+    assert 20 < len(response.json()["error"]) < 500
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "0" * 5000 + "1"])
+def test_a_version_of_thousands_of_digits_is_an_unknown_one(mlp_server: Server, digits: str) -> None:
+    described = mlp_server.get(f"/v1/models/mlp?version={digits}")
+    assert (described.status_code, described.json()["code"]) == (404, "unknown_version")
+    raw = httpx.post(
+        f"{mlp_server.url}/v1/predict?model=mlp&version={digits}",
+        content=b"\0" * 16,
+        headers={"content-type": "application/octet-stream"},
+    )
+    assert (raw.status_code, raw.json()["code"]) == (404, "unknown_version")
+
+
+@pytest.mark.parametrize("field", ["priority", "timeout_ms"])
+def test_a_number_of_thousands_of_digits_in_the_query_is_refused(mlp_server: Server, field: str) -> None:
+    response = httpx.post(
+        f"{mlp_server.url}/v1/predict?model=mlp&{field}={'1' * 5000}",
+        content=b"\0" * 16,
+        headers={"content-type": "application/octet-stream"},
+    )
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_json")
 
 
 def test_other_media_types_are_refused(mlp_server: Server) -> None:

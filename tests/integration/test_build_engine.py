@@ -16,6 +16,7 @@ import pytest
 
 from tests.unit.builder.architectures import residual_cnn
 from tests.unit.builder.models import mlp, save, weights
+from vernier.builder.resume import check_path
 from vernier.package.integrity import open_package
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,7 @@ def test_a_killed_calibration_goes_on_and_gives_the_same_package(tmp_path: Path)
     x = np.random.default_rng(0).standard_normal((samples, 3, 8, 8), np.float32)
     np.savez(tmp_path / "c.npz", x=x)
     np.savez(tmp_path / "e.npz", x=x[:64])
-    state = tmp_path / "state.npz"
+    state = tmp_path / "state"
 
     def arguments(out: str, *more: object) -> list[object]:
         data = ("--calibration", tmp_path / "c.npz", "--eval", tmp_path / "e.npz")
@@ -176,8 +177,7 @@ def test_a_killed_calibration_goes_on_and_gives_the_same_package(tmp_path: Path)
         assert process.wait(timeout=60) == -signal.SIGKILL, (
             "it ended before it was killed: give it more samples"
         )
-    with np.load(state) as left:
-        assert 0 < int(left["done"]) < samples
+    check_path(state)
     again = run(*arguments("killed", "--resume", state))
     assert again.returncode == 0, again.stderr
     said = re.search(rf"going on with an interrupted calibration: (\d+) of {samples} samples", again.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.support.certificates import Authority
 from tests.support.load import Load, settled
 from tests.support.packages import mlp_model, run_reference, slow_model, write_package
 from tests.support.server import Server, free_port, serve
+from tests.support.wire import Wire
 from vernier.api.security import digest_of
 
 BODY = {"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}}
@@ -78,6 +80,14 @@ def test_only_the_administrator_loads_and_unloads(
         index = httpx.post(server.url + "/v2/repository/index", headers=admin).json()["models"]
         assert [m["name"] for m in index] == ["late", "mlp"]
         assert httpx.post(server.url + "/v2/repository/models/none/load", headers=admin).status_code == 404
+        for name in ("late%00", "%2e%2e", "x" * 300, "late%0a"):
+            for action in ("load", "unload"):
+                refused = httpx.post(f"{server.url}/v2/repository/models/{name}/{action}", headers=admin)
+                assert (refused.status_code, refused.json()["code"]) == (404, "unknown_model"), name
+        for version in ("9" * 5000, "late", "%C2%B2"):
+            refused = httpx.post(f"{load}?version={version}", headers=admin)
+            assert (refused.status_code, refused.json()["code"]) == (400, "wrong_shape")
+            assert len(refused.json()["error"]) < 250
         unload = server.url + "/v2/repository/models/late/unload"
         assert httpx.post(unload, headers=admin).status_code == 204
         assert server.metric("vernier_requests_admitted_total", model="late") == 0
@@ -91,6 +101,35 @@ def test_without_a_token_administration_is_off(engines: Path, tmp_path: Path) ->
     with serve(engines, tmp_path / "log") as server:
         refused = httpx.post(server.url + "/v2/repository/models/mlp/unload")
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_no_host_header_replaces_a_key_or_the_administration_token(
+    fast: str, engines: Path, tmp_path: Path, guarded: dict[str, str]
+) -> None:
+    body = json.dumps(BODY).encode()
+    with serve(engines, tmp_path / "log", fast_path=fast, **guarded) as server:
+        for host in ("x", "x/ping?", "x/docs#", "x/metrics?y="):
+            for target in ("/v1/predict", "/v1/%70redict", "/v2/repository/models/mlp/unload", "/v1/models"):
+                head = (
+                    f"POST {target} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\n\r\n"
+                )
+                with Wire(server) as wire:
+                    wire.send(head.encode() + body)
+                    assert wire.reply().status == 401, (host, target)
+
+
+def test_behind_a_proxy_with_a_prefix_the_same_paths_are_guarded(
+    engines: Path, tmp_path: Path, guarded: dict[str, str]
+) -> None:
+    prefix = ("env", "UVICORN_ROOT_PATH=/ping")
+    with serve(engines, tmp_path / "log", uvicorn=True, prefix=prefix, **guarded) as server:
+        assert httpx.post(server.url + "/v1/predict", json=BODY).status_code == 401
+        assert (
+            httpx.post(server.url + "/v1/predict", json=BODY, headers={"x-api-key": KEY}).status_code == 200
+        )
+        assert httpx.post(server.url + "/v2/repository/models/mlp/unload").status_code == 401
 
 
 def test_a_model_is_replaced_under_load_without_a_lost_request(

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from vernier.api.codecs import parse_predict
 from vernier.api.json_tensors import count_lists, decode_values
+from vernier.border.signature import Signature
 from vernier.errors import RequestError
-from vernier.serving.signature import Signature
 from vernier.tensors import DTYPES, Arrays, TensorSpec, numpy_dtype
 
 NUMBERS = [name for name in DTYPES if name not in ("bool", "float16")]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vernier.border.signature import Signature
 from vernier.package.manifest import Manifest
-from vernier.serving.signature import Signature
 
 HASH = "0" * 64
 

@@ -25,6 +25,8 @@ OBJECTS: dict[str, dict[str, str]] = {
         "builder": "Builder",
         "network": "INetworkDefinition",
         "config": "IBuilderConfig",
+        "cache": "ITimingCache",
+        "empty": "ITimingCache",
         "parser": "OnnxParser",
         "profile": "IOptimizationProfile",
         "tensor": "ITensor",

@@ -17,8 +17,8 @@ from simdjson import Object as JsonObject
 
 from vernier.api.json_tensors import count_lists, decode_numbers, decode_values, parse_fields
 from vernier.border.batch import Answer
+from vernier.border.signature import Signature
 from vernier.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
-from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
 
 MAX_PRIORITY = 9

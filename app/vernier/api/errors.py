@@ -70,7 +70,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, text = _ROUTING.get(error.status_code, ("invalid_request", str(error.detail)))
-        message = text.format(path=request.url.path, method=request.method)
+        message = text.format(path=request.scope["path"], method=request.method)
         return Response(
             encode_error(message, code), error.status_code, dict(error.headers or {}), media_type=JSON
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vernier.api.errors import error_response
@@ -17,6 +17,19 @@ SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 )
+
+
+def route_path(scope: Scope) -> str:
+    """The path by which the router chooses a route: percent-decoded, without the prefix that a proxy has put before it.
+
+    Not `Request.url.path`: many versions of Starlette parse that from a URL that begins with the client's Host
+    header, and `Host: x/ping?` then makes every path look like a probe's.
+    """
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+        return path[len(prefix) :]
+    return path
 
 
 class GuardMiddleware:
@@ -37,7 +50,7 @@ class GuardMiddleware:
             await send(message)
 
         try:
-            permit = self._permit(Request(scope))
+            permit = self._permit(scope)
         except VernierError as error:
             await error_response(error)(scope, receive, send_with_headers)
             return
@@ -46,9 +59,10 @@ class GuardMiddleware:
         finally:
             permit.release()
 
-    def _permit(self, request: Request) -> Permit:
-        path = request.url.path
-        token = token_of(request.headers.get("authorization"), request.headers.get("x-api-key"))
+    def _permit(self, scope: Scope) -> Permit:
+        path = route_path(scope)
+        headers = Headers(scope=scope)
+        token = token_of(headers.get("authorization"), headers.get("x-api-key"))
         if path.startswith(ADMIN_PATHS):
             self._guard.admit_admin(token)
             return Permit()

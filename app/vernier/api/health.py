@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from vernier.api.codecs import JSON, encode_error
 
@@ -28,7 +26,6 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
-    registry: CollectorRegistry = request.app.state.registry
     request.app.state.readiness()  # brings vernier_ready up to date
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(registry), media_type=content_type)
+    body, content_type = await request.app.state.scrape(request.headers.get("accept", ""))
+    return Response(body, media_type=content_type)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from simdjson import Object, Parser
 
+from vernier.border.signature import Signature
 from vernier.errors import NonFiniteInput, WrongDtype, WrongShape
-from vernier.serving.signature import Signature
 from vernier.tensors import DTYPES, Array, Arrays, TensorSpec, numpy_dtype
 
 #: A parser keeps the memory of the largest document that it saw.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vernier.api.security import Guard, JwtRules, Key, digest_of
+from vernier.api.security import Guard, JwtRules, Key, LimitCounts, OwnCounts, digest_of
 from vernier.settings import Settings, SettingsError
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -69,8 +69,12 @@ def read_admin_digest(path: Path) -> str:
     return text if _HEX.fullmatch(text) else digest_of(text)
 
 
-def make_guard(settings: Settings) -> Guard:
-    """Raises SettingsError."""
+def make_guard(settings: Settings, counts: LimitCounts | None = None) -> Guard:
+    """Raises SettingsError.
+
+    Args:
+        counts: shared by all fronts; None for a service of one process.
+    """
     rules = None
     if settings.jwt_public_key_file is not None:
         if settings.jwt_audience is None:
@@ -87,4 +91,5 @@ def make_guard(settings: Settings) -> Guard:
         keys=read_keys(settings.api_keys_file) if settings.api_keys_file else (),
         jwt_rules=rules,
         admin_digest=read_admin_digest(settings.admin_token_file) if settings.admin_token_file else None,
+        counts=OwnCounts() if counts is None else counts,
     )

@@ -14,9 +14,9 @@ from vernier.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_respo
 from vernier.api.service import Predictions, Prepared
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
+from vernier.border.catalogue import ServedModel
 from vernier.errors import Cancelled
 from vernier.logs import request_id
-from vernier.serving.repository import LoadedModel
 from vernier.settings import Settings
 
 router = APIRouter(tags=["prediction"])
@@ -30,7 +30,7 @@ _BODY = {
 }
 
 
-async def _answer(request: Request, model: LoadedModel, prepared: Prepared, arrived: float) -> Answer:
+async def _answer(request: Request, model: ServedModel, prepared: Prepared, arrived: float) -> Answer:
     """Runs the prediction and gives it up when the client goes away.
 
     The request is submitted in the same turn of the loop in which its model was resolved, so that a model
@@ -68,7 +68,7 @@ async def predict(request: Request) -> Response:
     predictions: Predictions = state.predictions
     settings: Settings = state.settings
     arrived = predictions.clock()
-    model: LoadedModel | None = None
+    model: ServedModel | None = None
     identity = request.headers.get("x-request-id") or new_id()
     token = request_id.set(identity)
     precision = ""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Protocol
 
 import jwt
 
@@ -67,6 +68,45 @@ class Permit:
             on_release()
 
 
+class LimitCounts(Protocol):
+    """What clients use of their limits. Belongs to the event loop's thread."""
+
+    def running(self, client: str) -> int:
+        """Requests that run now."""
+
+    def begin(self, client: str) -> None: ...
+
+    def end(self, client: str) -> None: ...
+
+    def spend(self, client: str, limit: int, now: float) -> bool:
+        """Counts a request, unless as many as the limit were counted within the last second."""
+
+
+class OwnCounts:
+    """Of this process alone."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, int] = {}
+        self._sent: dict[str, deque[float]] = {}
+
+    def running(self, client: str) -> int:
+        return self._running.get(client, 0)
+
+    def begin(self, client: str) -> None:
+        self._running[client] = self.running(client) + 1
+
+    def end(self, client: str) -> None:
+        self._running[client] -= 1
+
+    def spend(self, client: str, limit: int, now: float) -> bool:
+        """A moving window: of the last `limit` counted requests, the first is a second ago or more."""
+        sent = self._sent.setdefault(client, deque(maxlen=limit))
+        if len(sent) == limit and now - sent[0] < 1.0:
+            return False
+        sent.append(now)  # the oldest one leaves
+        return True
+
+
 @dataclass
 class Guard:
     """Belongs to the event loop's thread.
@@ -76,14 +116,14 @@ class Guard:
         admin_digest: SHA-256 of the administration token in hex; None forbids administration.
         clock: monotonic, in seconds. Libraries for rate limits read the wall clock, and when that is set back
             an hour, a client at its limit would be locked out for an hour.
+        counts: what clients use of their limits, in this process or in all fronts.
     """
 
     keys: Sequence[Key] = ()
     jwt_rules: JwtRules | None = None
     admin_digest: str | None = None
     clock: Callable[[], float] = time.monotonic
-    _running: dict[str, int] = field(default_factory=dict)
-    _sent: dict[str, deque[float]] = field(default_factory=dict)
+    counts: LimitCounts = field(default_factory=lambda: OwnCounts())
     _by_digest: dict[str, Key] = field(init=False)
     _verified: dict[str, tuple[Key, int]] = field(default_factory=dict)  # by the token's digest
 
@@ -104,16 +144,21 @@ class Guard:
         key = self._key_of(token)
         if key is None:
             raise Unauthorized("this key or token is not valid here; ask the service's operator for one")
-        self._spend(key)
+        counts, name = self.counts, key.name
+        if key.concurrent is not None and (running := counts.running(name)) >= key.concurrent:
+            raise RateLimited(
+                f"'{name}' runs {running} requests at once already, its limit; wait for one to end", 1.0
+            )
+        # last, so that a request that is refused uses up none of the rate
+        if key.requests_per_s is not None and not counts.spend(name, key.requests_per_s, self.clock()):
+            raise RateLimited(
+                f"'{name}' sent more than {key.requests_per_s} requests in a second, its limit; slow down",
+                1.0,
+            )
         if key.concurrent is None:
             return Permit()
-        running = self._running.get(key.name, 0)
-        if running >= key.concurrent:
-            raise RateLimited(
-                f"'{key.name}' runs {running} requests at once already, its limit; wait for one to end", 1.0
-            )
-        self._running[key.name] = running + 1
-        return Permit(lambda: self._ended(key.name))
+        counts.begin(name)
+        return Permit(lambda: counts.end(name))
 
     def admit_admin(self, token: str | None) -> None:
         """Raises Forbidden when administration is off, Unauthorized when the token is not the one."""
@@ -121,22 +166,6 @@ class Guard:
             raise Forbidden("administration is off; set VERNIER_ADMIN_TOKEN_FILE on the service to allow it")
         if token is None or not hmac.compare_digest(digest_of(token), self.admin_digest):
             raise Unauthorized("send the administration token as 'Authorization: Bearer <token>'")
-
-    def _ended(self, name: str) -> None:
-        self._running[name] -= 1
-
-    def _spend(self, key: Key) -> None:
-        """A moving window: of the last `requests_per_s` admitted requests, the first is a second ago or more."""
-        if key.requests_per_s is None:
-            return
-        now = self.clock()
-        sent = self._sent.setdefault(key.name, deque(maxlen=key.requests_per_s))
-        if len(sent) == key.requests_per_s and now - sent[0] < 1.0:
-            raise RateLimited(
-                f"'{key.name}' sent more than {key.requests_per_s} requests in a second, its limit; slow down",
-                1.0,
-            )
-        sent.append(now)  # the oldest one leaves
 
     def _key_of(self, token: str) -> Key | None:
         digest = digest_of(token)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vernier.api.codecs import Inputs, PredictRequest
+from vernier.border.catalogue import Catalogue, ServedModel
 from vernier.errors import DeadlineExceeded, Draining, UnsupportedPrecision
 from vernier.serving.lifecycle import Lifecycle
-from vernier.serving.repository import LoadedModel, Repository
 from vernier.tensors import Arrays
 
 #: What PendingRequest takes, in its order: inputs, rows, outputs, precision, priority, and the deadline in
@@ -24,7 +24,7 @@ class Predictions:
 
     def __init__(
         self,
-        repository: Repository,
+        repository: Catalogue,
         lifecycle: Lifecycle,
         clock: Callable[[], float],
         default_timeout_ms: float | None,
@@ -35,7 +35,7 @@ class Predictions:
         self._default_timeout_ms = default_timeout_ms
 
     def prepare(
-        self, envelope: PredictRequest, inputs: Inputs, model: LoadedModel, arrived: float
+        self, envelope: PredictRequest, inputs: Inputs, model: ServedModel, arrived: float
     ) -> Prepared:
         """Validates everything about a request, but its inputs only where there is room for it: under overload
         reading them would cost those that are served.
@@ -76,7 +76,7 @@ class Predictions:
             )
 
     def require_room(
-        self, model: LoadedModel, precision: str | None, priority: int, deadline: float | None
+        self, model: ServedModel, precision: str | None, priority: int, deadline: float | None
     ) -> None:
         """Raises QueueFull, Draining or NotReady when a request that has not been read would be refused anyhow."""
         refusal = model.scheduler.refusal(precision, priority, deadline)

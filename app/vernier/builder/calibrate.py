@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from onnx import ModelProto
 
-from vernier.builder.counting import count
+from vernier.builder.counting import count, model_digest
 from vernier.builder.data import Samples, Subset
 from vernier.builder.histogram import (
     Histogram,
@@ -23,6 +23,7 @@ from vernier.builder.histogram import (
 from vernier.builder.placement import QuantizableNode
 from vernier.builder.progress import NoProgress, Progress
 from vernier.builder.rehearsal import Rehearsal, damage
+from vernier.builder.resume import CalibrationState
 from vernier.builder.taps import evenly
 from vernier.builder.watch import Watch
 from vernier.errors import BuildError
@@ -78,12 +79,13 @@ def calibrate(
 
     Args:
         method: `best` takes each tensor's scale from the method whose error changes the outputs least.
-        resume: a file that keeps what was counted so far; an interrupted run goes on from there, one
-            with another model or other data starts anew. It is removed at the end.
+        resume: a file that keeps what was counted so far; an interrupted run goes on from there. It is
+            removed at the end. A file that is not a state of the same calibration is left alone.
         watch: looks at the values in the same pass; what it saw is in the result.
 
     Raises:
         BuildError: an unknown method, no samples, or the model fails on them.
+        ResumeError: `resume` is a file of another kind or of another calibration, or cannot be written.
     """
     if method not in METHODS:
         raise BuildError(f"'{method}' is no calibration method; choose one of {', '.join(METHODS)}")
@@ -91,15 +93,19 @@ def calibrate(
         raise BuildError("there are no calibration samples: give at least a few dozen")
     progress = progress or NoProgress()
     names = list(dict.fromkeys(a for node in nodes for a in node.activations))
-    counted = count(model, names, samples, progress, resume, watch)
+    saved = None
+    if resume is not None:
+        subject = "\0".join([model_digest(model), samples.sha256, *names, str(watch is not None)])
+        saved = CalibrationState(resume, subject)
+    counted = count(model, names, samples, progress, saved, watch)
     histograms = counted.histograms
     if method == "best":
         scales, methods = _choose(model, nodes, samples, histograms, progress)
     else:
         scales = {name: _SCALES[method](histogram) for name, histogram in histograms.items()}
         methods = dict.fromkeys(scales, method)
-    if resume is not None:
-        resume.unlink(missing_ok=True)
+    if saved is not None:
+        saved.remove()
     peaks = {n: h.peak for n, h in histograms.items()}
     return Ranges(scales, method, len(samples), methods, peaks, counted.seen)
 

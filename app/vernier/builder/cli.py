@@ -94,7 +94,11 @@ def build(
         int | None, typer.Option(min=1, help="Use at most so many samples.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="A file that lets an interrupted calibration go on where it ended.")
+        Path | None,
+        typer.Option(
+            help="Where the build keeps the state of its calibration, to go on there when it was interrupted; "
+            "removed at the end."
+        ),
     ] = None,
     quantizer: Annotated[str, typer.Option(help=" | ".join(QUANTIZERS))] = "vernier",
     search: Annotated[
@@ -116,7 +120,8 @@ def build(
         int | None, typer.Option(min=0, max=5, help="TensorRT's builder level.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="A file of tactic timings to reuse and extend.")
+        Path | None,
+        typer.Option(help="TensorRT's timing cache, read if it is there and written at the end."),
     ] = None,
     below_tensorrt_10: Annotated[
         bool, typer.Option("--below-tensorrt-10", help="Add graphs for TensorRT 8, each as large as FP32.")

@@ -6,11 +6,8 @@ What was counted is saved now and then, so that an interrupted pass goes on wher
 from __future__ import annotations
 
 import hashlib
-import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
@@ -18,6 +15,7 @@ from onnx import ModelProto
 from vernier.builder.data import Samples, Subset
 from vernier.builder.histogram import Histogram
 from vernier.builder.progress import Progress
+from vernier.builder.resume import CalibrationState
 from vernier.builder.store import skeleton
 from vernier.builder.taps import Taps
 from vernier.builder.watch import Watch
@@ -42,7 +40,7 @@ def count(
     names: Sequence[str],
     samples: Samples,
     progress: Progress,
-    resume: Path | None = None,
+    saved: CalibrationState | None = None,
     watch: Watch | None = None,
 ) -> Counted:
     """Counts the values `names`; see `vernier.builder.calibrate.calibrate`. Raises BuildError."""
@@ -52,15 +50,12 @@ def count(
         return fresh
     taps = Taps(model, wanted)
     state, done = fresh, 0
-    fingerprint = ""
-    if resume is not None:
-        text = "\0".join([model_digest(model), samples.sha256, *names, str(watch is not None)])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        state, done = _load(resume, fingerprint, fresh)
-        if done:
-            progress.note(
-                f"going on with an interrupted calibration: {done} of {len(samples)} samples are done"
-            )
+    found = None if saved is None else saved.read()
+    if found is not None:
+        state, done = _restored(found, fresh)
+        progress.note(f"going on with an interrupted calibration: {done} of {len(samples)} samples are done")
+    if done == len(samples):
+        return state
     histograms, seen = state.histograms, state.seen
     left = Subset(samples, np.arange(done, len(samples))) if done else samples
     most = max(_LEAST_NUMBERS, _NUMBERS // len(samples))
@@ -71,15 +66,15 @@ def count(
     unsaved = 0
     with progress.task("calibrating", total=len(samples)) as advance:
         advance(done)
-        for (found, looks), real in taps.digests(left, taps.rows(samples), digest):
-            for name, histogram in zip(names, found, strict=True):
+        for (tallies, looks), real in taps.digests(left, taps.rows(samples), digest):
+            for name, histogram in zip(names, tallies, strict=True):
                 histograms[name].merge(histogram)
             if watch is not None and seen is not None and looks is not None:
                 seen = watch.join(seen, looks)
             done, unsaved = done + real, unsaved + real
             advance(real)
-            if resume is not None and unsaved * _SAVES >= len(samples):
-                _save(resume, fingerprint, Counted(histograms, seen), done)
+            if saved is not None and unsaved * _SAVES >= len(samples):
+                saved.write(_arrays(Counted(histograms, seen), done))
                 unsaved = 0
     return Counted(histograms, seen)
 
@@ -101,30 +96,22 @@ def model_digest(model: ModelProto) -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, fingerprint: str, counted: Counted, done: int) -> None:
-    arrays: dict[str, Array] = {"fingerprint": np.array(fingerprint), "done": np.array(done)}
+def _arrays(counted: Counted, done: int) -> Arrays:
+    """What `_restored` reads."""
+    arrays: Arrays = {"done": np.array(done)}
     for index, histogram in enumerate(counted.histograms.values()):
         arrays.update({f"{index}.{key}": value for key, value in histogram.state().items()})
     if counted.seen is not None:
         arrays["seen"] = counted.seen
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    return arrays
 
 
-def _load(path: Path, fingerprint: str, fresh: Counted) -> tuple[Counted, int]:
-    """What an interrupted run left, or `fresh` when it was another run's or cannot be read."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if str(archive["fingerprint"]) != fingerprint:
-                return fresh, 0
-            restored = {
-                name: Histogram.restore(_state(archive, index)) for index, name in enumerate(fresh.histograms)
-            }
-            return Counted(restored, None if fresh.seen is None else archive["seen"]), int(archive["done"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
-        return fresh, 0
+def _restored(arrays: Arrays, fresh: Counted) -> tuple[Counted, int]:
+    """What was counted, for the same values as `fresh`, and of how many samples."""
+    histograms = {
+        name: Histogram.restore(_state(arrays, index)) for index, name in enumerate(fresh.histograms)
+    }
+    return Counted(histograms, None if fresh.seen is None else arrays["seen"]), int(arrays["done"])
 
 
 def _state(archive: Mapping[str, Array], index: int) -> dict[str, Array]:

@@ -34,11 +34,12 @@ from vernier.builder.prepare import PreparedModel, prepare
 from vernier.builder.progress import Progress
 from vernier.builder.report import BuildReport, write_report
 from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
+from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
 from vernier.builder.variants import Workshop
 from vernier.engine.ort import RUNTIME, OnnxRuntimeExecutor
 from vernier.engine.selftest import self_test
-from vernier.errors import BuildError, EngineError, GateRefused
+from vernier.errors import BuildError, EngineError, GateRefused, ResumeError
 from vernier.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
 from vernier.package.golden import GoldenVectors
 from vernier.package.integrity import entries_of, staging_folder
@@ -65,6 +66,8 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     """
     began = perf_counter()
     packaging.check_name(request.name)
+    if request.resume is not None:
+        check_path(request.resume)
     model_dir = request.out / request.name
     made = not model_dir.exists()
     try:
@@ -241,6 +244,8 @@ class _Build:
     def _try(self, judging: Judging, precision: str) -> Candidate:
         try:
             return judging.build(precision, self._staged)
+        except ResumeError:  # concerns the whole build, whatever the precision
+            raise
         except BuildError as error:
             if self._request.precisions == (AUTO,):
                 return Candidate(precision, "skipped", error.message)

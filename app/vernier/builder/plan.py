@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ _FLAGS: Dict[str, Tuple[str, ...]] = {
     "int8": ("INT8", "FP16"),
 }
 
+_OTHER_CACHE = (
+    "give --timing-cache a file that an earlier build wrote here, or a path where there is no file yet"
+)
 _PARSING = re.compile(r'While parsing node number (\d+) \[(\w+)(?: -> "([^"]*)")?\]')
 
 
@@ -55,6 +59,8 @@ class PlanOptions:
         optimization_level: 0 (fast to build) to 5; None for TensorRT's default.
         sparsity: may use 2:4 sparse tactics where weights have that pattern.
         timing_cache: file that is read if it is there and written afterwards.
+        own_timing_cache: whether that file is the service's own, replaced where it cannot be used; any other
+            file that holds no timings for this version and GPU is refused and left alone.
         detailed: keeps layer details in the plan, for `layer_report`.
     """
 
@@ -69,6 +75,7 @@ class PlanOptions:
     hardware_compatible: bool = False
     sparsity: bool = False
     timing_cache: Optional[Path] = None
+    own_timing_cache: bool = False
     detailed: bool = True
 
 
@@ -94,7 +101,8 @@ def build_plan(
         inputs: its inputs with their named dimensions.
 
     Raises:
-        BuildError: a sentence with the node's name and operator where the parser refused one.
+        BuildError: a sentence with the node's name and operator where the parser refused one, or the timing
+            cache is a file of another kind.
         EngineError: the runtime is not installed.
     """
     api = load_api(options.runtime)
@@ -114,7 +122,7 @@ def build_plan(
         config.add_optimization_profile(_profile(api, builder, network, inputs, options.dims))
     if api.below_10:
         notes += _set_precision(api, config, network, model, options)
-    cache = _load_timing_cache(api, config, options.timing_cache)
+    cache = _load_timing_cache(api, config, options)
     monitor = _monitor(api, report)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -271,22 +279,56 @@ def _set_precision(
 
 
 # --- timing cache and progress --------------------------------------------------------------------
-def _load_timing_cache(api: TrtApi, config: Any, path: Optional[Path]) -> bool:
-    """Sets the builder's timing cache; a cache of another GPU or version is replaced by an empty one."""
+def _load_timing_cache(api: TrtApi, config: Any, options: PlanOptions) -> bool:
+    """Sets the builder's timing cache, an empty one where there is no file yet.
+
+    Raises BuildError for a file that holds no timings for this version and GPU: saving would replace it, and it
+    may be the only copy of something. A cache of the service's own is replaced.
+    """
+    path = options.timing_cache
     if path is None or api.builds_without_gpu:
         return False
-    stored = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(stored) or config.create_timing_cache(b"")
-    return bool(config.set_timing_cache(cache, False) or config.set_timing_cache(
-        config.create_timing_cache(b""), False
-    ))  # fmt: skip
+    if not options.own_timing_cache and os.path.lexists(path) and not path.is_file():
+        raise BuildError(f"{path} is no regular file: {_OTHER_CACHE}")
+    try:
+        stored = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise BuildError(f"cannot read {path}: {error.strerror}; {_OTHER_CACHE}") from error
+    empty = config.create_timing_cache(b"")
+    cache = config.create_timing_cache(stored) if stored else None
+    if cache is not None and _is_taken(cache, stored, empty) and config.set_timing_cache(cache, False):
+        return True
+    if stored and not options.own_timing_cache:
+        raise BuildError(
+            f"{path} holds no timings that {api.runtime} {api.version} can use on this GPU, so it is kept: "
+            f"{_OTHER_CACHE}"
+        )
+    return bool(config.set_timing_cache(empty, False))
+
+
+def _is_taken(cache: Any, stored: bytes, empty: Any) -> bool:
+    """Whether `cache` was read from `stored`: for what it cannot read, TensorRT hands out an empty cache."""
+    nothing = bytes(empty.serialize())
+    if bytes(cache.serialize()) != nothing:
+        return True
+    # A cache that was saved without timings: as long as an empty one, and it begins like one.
+    return len(stored) == len(nothing) and stored[:4] == nothing[:4]
 
 
 def _save_timing_cache(config: Any, path: Path) -> List[str]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replaces the file at once or not at all; a note where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    data = bytes(config.get_timing_cache().serialize())
     try:
-        temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
-        os.replace(temporary, path)
+        with temporary.open("xb") as stream:
+            try:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a power failure may leave half a file, which is refused
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink()
+                raise
     except OSError as error:
         return [f"the timing cache {path} is not kept: {error.strerror}"]
     return []
@@ -336,6 +378,7 @@ def run_request(request: Path, out: Path) -> None:
     fields["dims"] = {name: DimRange(**sizes) for name, sizes in fields["dims"].items()}
     fields["compute_capabilities"] = tuple(fields["compute_capabilities"])
     fields["timing_cache"] = Path(fields["timing_cache"])
+    fields["own_timing_cache"] = True  # in the plan cache, under a name for this version and architecture
     inputs = [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in wanted["inputs"]]
     out.write_bytes(build_plan(Path(wanted["model"]), inputs, PlanOptions(**fields)).data)
 

@@ -41,7 +41,8 @@ class BuildRequest:
     precisions: in the order asked for, FP32 first; `("auto",)` for a search.
     calibration, evaluation: data sources (see `vernier.builder.sources`).
     calibration_method: None takes the cache's method, without a cache `best`.
-    resume: a file that lets an interrupted calibration go on where it ended.
+    resume: where the state of the calibration is kept, for a build that is interrupted to go on there; see
+        `vernier.builder.resume`.
     search: whether a variant that misses its budget gives nodes back to higher precision.
     below_tensorrt_10: whether to add the graphs that TensorRT 8 needs, at the size of FP32 each.
     """

@@ -31,23 +31,33 @@ _KEPT_BYTES = 512 << 20
 
 
 def cut(model: ModelProto, most: int = _MOST_SEGMENTS) -> list[ModelProto]:
-    """The model in at most `most` pieces of about equal work, in order; [model] where no cut is possible.
+    """The model in at most `most` pieces of about equal work, in order; one piece where no cut is possible.
 
     Each has the values that it reads as inputs, and as outputs what later pieces read, besides the
-    model's own. Nodes can be quantized in their piece exactly where they can in the whole.
+    model's own. Nodes can be quantized in their piece exactly where they can in the whole. Pieces are
+    copies, a single piece too: callers may change them, and `model` stays as it is.
     """
-    places = _places(model, most)
+    pieces = _pieces(model, _places(model, most))
+    if pieces:
+        return pieces
+    whole = ModelProto()
+    whole.CopyFrom(model)
+    return [whole]
+
+
+def _pieces(model: ModelProto, places: list[int]) -> list[ModelProto]:
+    """The pieces that begin at `places`; none where they cannot stand for the whole."""
     if not places:
-        return [model]
+        return []
     try:
         pieces = [
             _piece(model, start, stop) for start, stop in zip([0, *places], [*places, None], strict=True)
         ]
     except KeyError:  # a value of unknown type would have to pass from one piece to the next
-        return [model]
+        return []
     found = [(n.name, n.activations, n.weight) for piece in pieces for n in quantizable_nodes(piece)]
     whole = [(n.name, n.activations, n.weight) for n in quantizable_nodes(model)]
-    return pieces if found == whole else [model]
+    return pieces if found == whole else []
 
 
 def _places(model: ModelProto, most: int) -> list[int]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vernier.border.arena import CHUNK_BYTES, Arena
 from vernier.tensors import Array
 
 #: Where the first body of a slab begins, seen from an address that is a multiple of it: a cache line.
@@ -94,10 +95,12 @@ class BodyBufferPool:
 
     Args:
         most_bytes: kept for later at most. More can be in use; it goes back to the system afterwards.
+        arena: whose memory is kept; None for memory of this process alone.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, arena: Arena | None = None) -> None:
         self._most_bytes = most_bytes
+        self._arena = arena
         self._kept: list[_Slab] = []
         self._open: dict[int, _Slab] = {}  # by the size of bodies: has room for more of them
         self.kept_bytes = 0
@@ -158,10 +161,17 @@ class BodyBufferPool:
                 at += 1
         if self.kept_bytes + nbytes > self._most_bytes:
             return None
-        slab = _Slab(_empty(nbytes))
+        slab = _Slab(self._memory(nbytes))
         kept.append(slab)
         self.kept_bytes += nbytes
         return slab
+
+    def _memory(self, nbytes: int) -> Array:
+        """Undefined bytes: of the arena, where there are as many in one piece."""
+        region = None
+        if self._arena is not None and nbytes <= CHUNK_BYTES:
+            region = self._arena.region(nbytes)
+        return _empty(nbytes) if region is None else region
 
 
 def _empty(nbytes: int) -> Array:

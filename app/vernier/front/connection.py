@@ -20,6 +20,7 @@ from vernier.api.body import body_timed_out, disconnected_early
 from vernier.api.codecs import Body
 from vernier.api.security import Guard, Permit
 from vernier.api.service import Predictions
+from vernier.border.arena import Arena
 from vernier.errors import VernierError
 from vernier.exposition import Metrics
 from vernier.front.arriving import Arriving
@@ -376,15 +377,19 @@ class FastProtocol(TimeoutProtocol):
 
 
 def fast_protocol(
-    predictions: Predictions, metrics: Metrics, guard: Guard, settings: Settings
+    predictions: Predictions, metrics: Metrics, guard: Guard, settings: Settings, arena: Arena | None = None
 ) -> type[FastProtocol]:
-    """The class for uvicorn's `http` option."""
+    """The class for uvicorn's `http` option.
+
+    Args:
+        arena: where large bodies are received; None for memory of this process alone.
+    """
 
     class ServiceProtocol(FastProtocol):
         responses = ResponseHeads()
         intake = RequestIntake(predictions, ResponseWriter(metrics, responses, predictions.clock))
         heads = Heads(settings.max_body_bytes)
-        memory = BodyBufferPool(_KEPT_BYTES)
+        memory = BodyBufferPool(_KEPT_BYTES, arena)
         body_timeout_s = head_timeout_s = settings.body_timeout_s
 
     ServiceProtocol.guard = None if guard.open else guard

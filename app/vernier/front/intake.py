@@ -10,6 +10,7 @@ from vernier.api.codecs import PredictRequest, RawInputs, parse_predict
 from vernier.api.identity import new_id, new_ids
 from vernier.api.service import Predictions, Prepared
 from vernier.border.batch import RequestBatch
+from vernier.border.catalogue import ServedModel
 from vernier.errors import Cancelled, VernierError
 from vernier.front.buffers import neighbours
 from vernier.front.heads import Head
@@ -17,7 +18,6 @@ from vernier.front.json_templates import json_template
 from vernier.front.request import InferenceRequest
 from vernier.front.responses import ResponseWriter
 from vernier.front.templates import Decoded, Extracted, Template, raw_template
-from vernier.serving.repository import LoadedModel
 
 #: Requests of small bodies in a batch: more gain nothing, and would share more memory.
 MAX_TOGETHER = 64
@@ -198,7 +198,7 @@ class RequestIntake:
         model.scheduler.submit(batch)
 
     def _learn(
-        self, request: InferenceRequest, envelope: PredictRequest, model: LoadedModel, prepared: Prepared
+        self, request: InferenceRequest, envelope: PredictRequest, model: ServedModel, prepared: Prepared
     ) -> None:
         head, body = request.head, request.body
         timeout_ms = self._predictions.timeout_ms(envelope)

@@ -16,9 +16,9 @@ from vernier.api.codecs import TOO_LONG_MS, Body, PredictRequest
 from vernier.api.identity import are_plain
 from vernier.api.json_tensors import NUMBER_FORMATS, decode_lists
 from vernier.api.service import Prepared
+from vernier.border.catalogue import ServedModel
+from vernier.border.signature import Signature
 from vernier.front.templates import Decoded, Extracted, Template
-from vernier.serving.repository import LoadedModel
-from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
 
 #: An input: its name, the brackets before its numbers, and these; rows are lists inside a list, or numbers in one.
@@ -62,7 +62,7 @@ class JsonTemplate(Template):
         self,
         envelope: PredictRequest,
         timeout_ms: float | None,
-        model: LoadedModel,
+        model: ServedModel,
         prepared: Prepared,
         body: bytes,
         gaps: Sequence[Gap],
@@ -156,7 +156,7 @@ def _timeouts_ms(texts: Sequence[bytes]) -> list[float] | None:
 
 
 def json_template(
-    body: Body, envelope: PredictRequest, timeout_ms: float | None, model: LoadedModel, prepared: Prepared
+    body: Body, envelope: PredictRequest, timeout_ms: float | None, model: ServedModel, prepared: Prepared
 ) -> Template | None:
     """The template of a body that was prepared; None when it has none.
 

@@ -9,10 +9,10 @@ from vernier.api.codecs import Body
 from vernier.api.errors import ErrorAnswer
 from vernier.api.security import Permit
 from vernier.border.batch import RequestBatch
+from vernier.border.catalogue import ServedModel
 from vernier.front.buffers import BufferSlice
 from vernier.front.heads import Head
 from vernier.front.response_heads import Headers
-from vernier.serving.repository import LoadedModel
 
 
 class Connection(Protocol):
@@ -85,7 +85,7 @@ class InferenceRequest:
         self.permit = permit
         self.buffer = buffer
         self.identity = ""
-        self.model: LoadedModel | None = None
+        self.model: ServedModel | None = None
         self.batch: RequestBatch | None = None
         self.index = 0
         self.settled = False

@@ -18,7 +18,7 @@ import numpy as np
 from vernier.api.codecs import Body, PredictRequest
 from vernier.api.service import Prepared
 from vernier.border.batch import cut
-from vernier.serving.repository import LoadedModel
+from vernier.border.catalogue import ServedModel
 from vernier.tensors import Array, Arrays, is_finite
 
 #: Larger bodies are read where they lie, one by one or with their neighbours; smaller ones are joined and read at once.
@@ -105,7 +105,7 @@ class Template(ABC):
         self,
         envelope: PredictRequest,
         timeout_ms: float | None,
-        model: LoadedModel,
+        model: ServedModel,
         prepared: Prepared,
         around: tuple[bytes, ...] = (),
         any_rows: bool = False,
@@ -125,11 +125,11 @@ class Template(ABC):
         self.key = (*asked, *inputs, rows, tuple(outputs), precision, priority, *around)
 
     @property
-    def model(self) -> LoadedModel | None:
+    def model(self) -> ServedModel | None:
         """The model that the checks were made with; None when it has gone."""
         return self._model()
 
-    def fits(self, model: LoadedModel) -> bool:
+    def fits(self, model: ServedModel) -> bool:
         """Whether it was this very model that the checks were made with."""
         return self._model() is model
 
@@ -192,7 +192,7 @@ class RawTemplate(Template):
 
 
 def raw_template(
-    envelope: PredictRequest, timeout_ms: float | None, model: LoadedModel, prepared: Prepared
+    envelope: PredictRequest, timeout_ms: float | None, model: ServedModel, prepared: Prepared
 ) -> Template | None:
     """The template of a raw body; None for one that is a single number without a dimension."""
     (array,) = prepared[0].values()

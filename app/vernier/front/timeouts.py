@@ -50,6 +50,11 @@ class TimeoutProtocol(HttpToolsProtocol):
         self._awaiting_head, self._begun = True, False
         super().on_message_complete()
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._answering and not self.cycle.response_started:  # uvicorn says this itself from 0.54 on only
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         super().connection_lost(exc)

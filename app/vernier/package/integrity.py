@@ -10,11 +10,13 @@ import os
 import secrets
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Iterable, Iterator, List, Mapping
+from typing import Iterable, Iterator, List, Mapping, Optional
 
 from vernier.errors import BuildError, PackageError
 from vernier.package.manifest import FileEntry, Manifest, read_manifest
 
+#: More than any version has. Python's int() raises ValueError from 4,300 digits on.
+MAX_VERSION_DIGITS = 18
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY_PREFIX = ".building-"
 #: A folder that is younger may be about to be locked.
@@ -91,13 +93,27 @@ def open_package(package: Path) -> Manifest:
     return manifest
 
 
+def read_version(text: str) -> Optional[int]:
+    """The number that a folder or a client writes for a version; None when `text` cannot be one."""
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_VERSION_DIGITS):
+        return None
+    return int(text)
+
+
 def list_versions(model_dir: Path) -> List[int]:
-    """The published versions under `engines/<model>`, ascending; temporary folders are skipped."""
+    """The published versions under `engines/<model>`, ascending; temporary folders are skipped.
+
+    Raises PackageError when the folder is there but cannot be read.
+    """
     try:
         names = [entry.name for entry in model_dir.iterdir() if entry.is_dir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and int(name) > 0)
+    except OSError as error:
+        raise PackageError(
+            f"cannot read {model_dir}: {error.strerror}; let the service's user read it"
+        ) from error
+    return sorted(version for version in map(read_version, names) if version)
 
 
 def _raise_if_full(error: OSError, target: Path) -> None:

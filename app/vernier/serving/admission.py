@@ -6,7 +6,6 @@ outcome as if they came one by one: of those with equal rows, the ones in front 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,6 +58,18 @@ class Verdict(NamedTuple):
     admitted: Sequence[range]
     promised: Sequence[float | None] | None
     refusal: QueueFull | None
+
+
+def first_true(numbers: range, holds: Callable[[int], bool]) -> int:
+    """The first of consecutive numbers for which something holds that holds for all after it; the end when for none."""
+    low, high = numbers.start, numbers.stop
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class Admission:
@@ -158,10 +169,9 @@ class Admission:
             # Of those whose last rows are in the same batch each finishes no sooner than the one before it.
             end = min(asked.stop, forecast.last_with(rows, before, at) + 1)
             if forecast.finish(rows, before + (end - 1) * rows) + margin > limit:
-                return at + bisect_left(
+                return first_true(
                     range(at, end - 1),
-                    True,
-                    key=lambda number: forecast.finish(rows, before + number * rows) + margin > limit,
+                    lambda number: forecast.finish(rows, before + number * rows) + margin > limit,
                 )
             at = end
         return at
@@ -239,7 +249,7 @@ class Admission:
             batches = 3 + (self._queue.rows + number * rows) // self._limits.max_rows
             return now + batches * curve.worst_s > deadline
 
-        return count if not late(count) else bisect_left(range(1, count), True, key=late)
+        return count if not late(count) else first_true(range(1, count), late) - 1
 
     def answered(self, promised: float, arrived: float, now: float, count: int) -> None:
         """Learns from answers to `count` requests whether it was right to let them in."""

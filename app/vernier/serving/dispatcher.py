@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from vernier.border.catalogue import SchedulerObserver
 from vernier.errors import DeviceFailed, EngineError
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher, Numbers
@@ -42,6 +43,8 @@ class Dispatcher:
         clock: monotonic, in seconds.
 
     Attributes:
+        observer: is told of the queue's room and of executions that begin.
+        retry_after_s: after which the request that was refused last should come back.
         crew: the workers.
     """
 
@@ -71,6 +74,9 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._shown = (-1, -1)
+        self.observer: SchedulerObserver | None = None
+        self.retry_after_s = 1.0
+        self._shown_room = -1
         self.crew = hire(self)
 
     # --- the pump ---------------------------------------------------------------------------------
@@ -118,6 +124,8 @@ class Dispatcher:
                 execution = batcher.take(choice, now)
                 if device is not None:
                     device.started(self, execution.predicted_s)
+                if self.observer is not None:
+                    self._tell_started(self.observer, execution)
                 crew.run(execution)
             else:
                 break
@@ -134,9 +142,16 @@ class Dispatcher:
 
     def run_inline(self, execution: Execution) -> None:
         """Runs it at once on this thread, and books what came of it."""
+        if self.observer is not None:
+            self._tell_started(self.observer, execution)
         execution.execute(self._inline.slots[execution.precision])
         self._inline.ran(execution)
         self._settle(execution, self._clock())
+
+    @staticmethod
+    def _tell_started(observer: SchedulerObserver, execution: Execution) -> None:
+        for part in execution.parts:
+            observer.started(part.batch)
 
     def _settle(self, execution: Execution, now: float) -> None:
         if execution.error is not None:
@@ -217,6 +232,11 @@ class Dispatcher:
         crew, metrics = self.crew, self._metrics
         metrics.set_queue_depth(self._queue.requests)
         metrics.set_inflight(self._tracker.inflight)
+        if self.observer is not None:
+            room = self._batcher.policy.queue_limit - self._queue.rows
+            if room != self._shown_room:
+                self._shown_room = room
+                self.observer.room(room, self.retry_after_s)
         slots = (len(crew.idle), len(crew.busy))
         if slots != self._shown:
             self._shown = slots

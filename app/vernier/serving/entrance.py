@@ -33,6 +33,7 @@ class Entrance:
         metrics: ModelMetrics,
         clock: Callable[[], float],
         deference: Deference | None,
+        at_once: bool,
     ) -> None:
         self.draining = False
         self._name = name
@@ -46,6 +47,7 @@ class Entrance:
         self._metrics = metrics
         self._clock = clock
         self._deference = deference
+        self._at_once = at_once
 
     def submit(self, batch: RequestBatch) -> None:
         """See `Scheduler.submit`."""
@@ -108,7 +110,7 @@ class Entrance:
     def _room_at_once(self, precision: str | None) -> int:
         """The most rows that run at once on this thread; 0 for none."""
         layout = self._layout
-        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
+        if not self._at_once or not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
         if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
             return 0
@@ -129,6 +131,7 @@ class Entrance:
             self._count_refused(error, len(requests), now)
         if admitted:
             self._tracker.admitted(admitted)
+            self._dispatcher.show()
             if self._crew.idle or self._inline.slots or batch.deadlines is not None:
                 self._dispatcher.pump_soon()
 
@@ -158,6 +161,7 @@ class Entrance:
 
     def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
         self._metrics.rejected(error.reason, count)
+        self._dispatcher.retry_after_s = error.retry_after_s
         if self._deference is not None and self._crew.busy:
             self._deference.refused(now)
 

@@ -69,22 +69,31 @@ class Lifecycle:
             signal.signal(number, previous)
         self._previous.clear()
 
+    def drain(self, loop: asyncio.AbstractEventLoop, hand_on: Callable[[], None]) -> None:
+        """Turns readiness red; after the delay new requests are refused and `hand_on` is called. A second call ends the
+        delay at once."""
+        if self.phase is Phase.DRAINING:
+            self._hand_on(hand_on)
+            return
+        self.phase = Phase.DRAINING
+        loop.call_later(self._drain_delay_s, self._hand_on, hand_on)
+
+    def _hand_on(self, hand_on: Callable[[], None]) -> None:
+        self._handed_on = True
+        hand_on()
+
     def _handler(
         self, loop: asyncio.AbstractEventLoop, previous: Any
     ) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
             def hand_on() -> None:
-                self._handed_on = True
                 if callable(previous):
                     previous(number, None)
 
             def begin() -> None:
-                if self.phase is Phase.DRAINING and not self._handed_on:
-                    hand_on()  # a second signal: no more waiting
-                    return
-                logger.info("draining", extra={"signal": signal.Signals(number).name})
-                self.phase = Phase.DRAINING
-                loop.call_later(self._drain_delay_s, hand_on)
+                if self.phase is not Phase.DRAINING:
+                    logger.info("draining", extra={"signal": signal.Signals(number).name})
+                self.drain(loop, hand_on)
 
             loop.call_soon_threadsafe(begin)
 

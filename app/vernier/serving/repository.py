@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from vernier.border.resolution import find_model
+from vernier.border.signature import Signature
 from vernier.engine.base import Executor
 from vernier.engine.ready import ReadyEngine
-from vernier.errors import EngineError, NotReady, PackageError, UnknownModel, UnknownVersion, VernierError
+from vernier.errors import EngineError, PackageError, UnknownModel, VernierError, shown
 from vernier.exposition import Metrics
 from vernier.heap import trim_heap
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import list_versions, open_package
-from vernier.package.manifest import Manifest
+from vernier.package.manifest import NAME_PATTERN, Manifest
+from vernier.serving.description import describe
 from vernier.serving.loading import EngineLoader, LoadedEngines
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.signature import Signature
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,10 @@ class LoadedModel:
     def precisions(self) -> tuple[str, ...]:
         return tuple(self.engines.executors)
 
+    def description(self) -> dict[str, Any]:
+        """What `GET /v1/models/{name}` answers."""
+        return describe(self.manifest, self.executors, self.engines.curves, self.precision, self.runtime)
+
 
 #: Starts a model's scheduler, and its precision monitor where there is something to watch; on the event
 #: loop's thread. Raises EngineError, having released what it took. Wired in vernier.main.
@@ -93,7 +101,9 @@ class Repository:
         self._models: dict[str, dict[int, LoadedModel]] = {}
         self._refused: dict[tuple[str, int], str] = {}
         self._loading = 0
+        self._awaited: dict[str, set[int]] = {}  # what load_all has found on disk and not tried yet
         self._changes = asyncio.Lock()
+        self._before_retiring: Callable[[LoadedModel], Awaitable[None]] | None = None
         self._installing: set[asyncio.Task[None]] = set()
 
     # --- what requests ask ------------------------------------------------------------------------
@@ -103,31 +113,11 @@ class Repository:
 
     def resolve(self, name: str | None, version: str | None) -> LoadedModel:
         """The asked version, or the newest. Raises UnknownModel, UnknownVersion, NotReady."""
-        if name is None:
-            if len(self._models) != 1:
-                self._require_any()
-                raise UnknownModel(
-                    f"say which model: 'model' must be one of {', '.join(sorted(self._models))}"
-                )
-            versions = next(iter(self._models.values()))
-        else:
-            found = self._models.get(name)
-            if found is None:
-                self._require_any()
-                raise UnknownModel(
-                    f"there is no model '{name}' here; there are {', '.join(sorted(self._models))}"
-                )
-            versions = found
-        if version is None:
-            return versions[max(versions)]
-        if not (version.isascii() and version.isdigit()) or int(version) not in versions:
-            offered = ", ".join(str(v) for v in sorted(versions))
-            raise UnknownVersion(f"model '{name}' has no version '{version}'; it has {offered}")
-        return versions[int(version)]
+        return find_model(self._models, self._awaited, name, version, self.not_ready_reason)
 
-    def _require_any(self) -> None:
-        if not self._models:
-            raise NotReady(self.not_ready_reason() or "no model is loaded yet; try again soon")
+    def awaited(self) -> dict[str, list[int]]:
+        """Name → versions that `load_all` has found on disk and not tried yet."""
+        return {name: sorted(versions) for name, versions in self._awaited.items()}
 
     def not_ready_reason(self) -> str | None:
         """None when every loaded model can execute; else a sentence."""
@@ -149,11 +139,29 @@ class Repository:
         async with self._changes:
             self._loading += 1
             try:
-                for name in self._model_names():
-                    for version in await asyncio.to_thread(list_versions, self._dir / name):
+                listed = await asyncio.to_thread(self._list_packages)
+                self._awaited = {name: set(versions) for name, versions in listed.items()}
+                for name, versions in listed.items():
+                    for version in versions:
                         await self._load_or_refuse(name, version)
+                        self._awaited[name].discard(version)
+                    del self._awaited[name]
             finally:
+                self._awaited = {}
                 self._loading -= 1
+
+    def _list_packages(self) -> dict[str, list[int]]:
+        """Name → versions of every package in the engines folder; a model's folder that cannot be read has none."""
+        listed: dict[str, list[int]] = {}
+        for name in self._model_names():
+            try:
+                versions = list_versions(self._dir / name)
+            except PackageError as error:
+                logger.error("folder refused", extra={"model": name, "reason": error.message})
+                continue
+            if versions:
+                listed[name] = versions
+        return listed
 
     def _model_names(self) -> list[str]:
         if not self._dir.is_dir():
@@ -174,8 +182,12 @@ class Repository:
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
         """Loads one version (the newest by default), replacing it when it is loaded already.
 
-        Raises PackageError or EngineError; what was served before is served still then.
+        Raises UnknownModel, PackageError or EngineError; what was served before is served still then.
         """
+        if re.fullmatch(NAME_PATTERN, name) is None:  # else ".." or a NUL would become part of a path
+            raise UnknownModel(
+                f"{shown(name)} is no name of a model; there is no such package in {self._dir}"
+            )
         async with self._changes:
             versions = await asyncio.to_thread(list_versions, self._dir / name)
             if not versions or (version is not None and version not in versions):
@@ -287,7 +299,7 @@ class Repository:
         async with self._changes:
             versions = self._models.get(name)
             if versions is None or (version is not None and version not in versions):
-                raise UnknownModel(f"model '{name}' {version or ''} is not loaded")
+                raise UnknownModel(f"model {shown(name)} {version or ''} is not loaded")
             leaving = [versions.pop(v) for v in ([version] if version is not None else list(versions))]
             if not versions:
                 del self._models[name]
@@ -296,8 +308,14 @@ class Repository:
                 self._metrics.forget(model.name, model.version)
             await asyncio.to_thread(trim_heap)
 
+    def before_retiring(self, call: Callable[[LoadedModel], Awaitable[None]]) -> None:
+        """Has `call` awaited for a model that has left the served ones, before it is drained."""
+        self._before_retiring = call
+
     async def _retire(self, model: LoadedModel) -> None:
         model.state = "unloading"
+        if self._before_retiring is not None:
+            await self._before_retiring(model)
         if model.monitor is not None:
             await model.monitor.close(self._drain_timeout_s)
         await model.scheduler.drain(self._drain_timeout_s)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
+from vernier.border.catalogue import SchedulerObserver
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
 from vernier.errors import Draining, VernierError
@@ -52,6 +53,8 @@ class Scheduler:
         deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
+        at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
+            else has come in it, as suits a process that several fronts send batches to.
 
     Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
     """
@@ -71,6 +74,7 @@ class Scheduler:
         deference: Deference | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
+        at_once: bool = True,
     ) -> None:
         self.name = name
         self._layout = layout
@@ -115,6 +119,7 @@ class Scheduler:
             metrics,
             self._clock,
             deference,
+            at_once,
         )
         metrics.set_latency_objective(policy.objective_s)
         metrics.precision_active(precision, self._runtimes[precision])
@@ -208,6 +213,11 @@ class Scheduler:
         await self._open_inline(precision, executor)
         if precision == self.precision:
             self._metrics.precision_active(precision, executor.runtime)
+
+    def watch(self, observer: SchedulerObserver) -> None:
+        """Tells the observer of the queue's room, now and whenever it changes, and of executions that begin."""
+        self._dispatcher.observer = observer
+        self._dispatcher.show()
 
     def set_tap(self, tap: Tap | None, share: float = 0.0, quiet_s: float = float("inf")) -> None:
         """Shows `tap` a random share of the answered requests, and one whenever it saw none for `quiet_s`; what it gets

@@ -16,9 +16,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from vernier.builder.progress import Advance, Progress
-from vernier.engine.curve import measure_curve
-from vernier.exposition import Metrics
-from vernier.main import (
+from vernier.composition.engine import (
     DEFAULT_GPU_SLOTS,
     available_cores,
     batch_layout,
@@ -27,6 +25,8 @@ from vernier.main import (
     shared_device,
     start_scheduler,
 )
+from vernier.engine.curve import measure_curve
+from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest

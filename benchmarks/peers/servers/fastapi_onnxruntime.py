@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import uvicorn
 from common import Model, arguments
@@ -29,4 +31,12 @@ async def raw(request: Request) -> Response:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=PORT, access_log=False, log_level="warning")
+    workers = int(os.environ.get("PEER_WORKERS", "1"))
+    uvicorn.run(
+        app if workers == 1 else "fastapi_onnxruntime:app",  # several import it by its name
+        host="127.0.0.1",
+        port=PORT,
+        workers=workers,
+        access_log=False,
+        log_level="warning",
+    )

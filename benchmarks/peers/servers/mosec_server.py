@@ -53,6 +53,9 @@ if __name__ == "__main__":
     batch = int(os.environ.get("PEER_BATCH", "1" if WORKLOAD == "large" else str(MAX_BATCH // 2)))
     server = Server()
     server.append_worker(
-        Json if WORKLOAD == "json" else Raw, num=1, max_batch_size=batch, max_wait_time=wait_ms
+        Json if WORKLOAD == "json" else Raw,
+        num=int(os.environ.get("PEER_WORKERS", "1")),
+        max_batch_size=batch,
+        max_wait_time=wait_ms,
     )
     server.run()

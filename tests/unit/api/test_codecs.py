@@ -14,6 +14,7 @@ from vernier.api.codecs import (
     raw_envelope,
     tensor_from_bytes,
 )
+from vernier.border.batch import Answer
 from vernier.errors import (
     InvalidJson,
     MissingInput,
@@ -23,7 +24,6 @@ from vernier.errors import (
     UnsupportedMediaType,
     WrongShape,
 )
-from vernier.border.batch import Answer
 
 
 @pytest.mark.parametrize(

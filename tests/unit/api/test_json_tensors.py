@@ -13,8 +13,8 @@ from tests.support.specs import make_signature
 from vernier.api import codecs, json_tensors
 from vernier.api.codecs import NumberInputs, ValueInputs, parse_predict
 from vernier.api.json_tensors import tensor_from_json
+from vernier.border.signature import Signature
 from vernier.errors import NonFiniteInput, RequestError, UnknownInput, WrongDtype, WrongShape
-from vernier.serving.signature import Signature
 from vernier.tensors import Array, TensorSpec
 
 FLOATS = TensorSpec("x", "float32", ("batch", 2))

@@ -76,6 +76,24 @@ def test_requests_per_second_are_limited_for_each_key() -> None:
     limited.admit("other").release()
 
 
+def test_a_request_that_is_refused_for_one_limit_spends_nothing_of_the_other() -> None:
+    now = 100.0
+    limited = guard(requests_per_s=3, concurrent=1)
+    limited.clock = lambda: now
+    first = limited.admit("secret")
+    for _ in range(10):
+        with pytest.raises(RateLimited, match="at once"):
+            limited.admit("secret")
+    first.release()
+    limited.admit("secret").release()
+    limited.admit("secret").release()
+    for _ in range(10):
+        with pytest.raises(RateLimited, match="in a second"):
+            limited.admit("secret")
+    now = 101.0
+    limited.admit("secret").release()
+
+
 def token(**claims: object) -> str:
     whole = {"sub": "alice", "aud": "vernier", "iss": "issuer", "exp": time.time() + 60, **claims}
     return jwt.encode({k: v for k, v in whole.items() if v is not None}, PRIVATE, "ES256")

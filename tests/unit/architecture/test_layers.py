@@ -67,3 +67,16 @@ def test_nothing_that_serves_reads_the_wall_clock() -> None:
         and (node.value.id, node.attr) in wall
     }
     assert offenders == set()
+
+
+def test_nothing_is_decided_or_said_by_the_url_of_a_request() -> None:
+    """Starlette puts it together with the Host header, which the client is free to choose."""
+    offenders = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "app").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"url", "base_url"}
+        and "request" in ast.unparse(node.value).lower()
+    }
+    assert offenders == set()

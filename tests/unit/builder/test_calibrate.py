@@ -20,7 +20,7 @@ from vernier.builder.placement import quantizable_nodes
 from vernier.builder.prepare import clean
 from vernier.builder.progress import NoProgress
 from vernier.builder.rehearsal import Rehearsal, damage
-from vernier.errors import BuildError
+from vernier.errors import BuildError, ResumeError
 from vernier.tensors import Arrays
 
 
@@ -81,6 +81,18 @@ def test_a_rehearsal_without_scales_is_the_model_itself() -> None:
     assert np.abs(off - exact).max() > 0.01
 
 
+def test_a_model_that_cannot_be_cut_is_calibrated_and_stays_as_it_was() -> None:
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    model = make_model(nodes, {"x": (F, ["n", 64])}, {"y": (F, ["n", 4])}, {"w": weights(64, 4)})
+    model = clean(model, {}, [])
+    before = model.SerializeToString(deterministic=True)
+    # Heavy tails: the methods disagree, so that the model's outputs decide between them.
+    x = np.random.default_rng(0).standard_t(1.5, (5000, 64)).astype(np.float32)
+    ranges = calibrate(model, quantizable_nodes(model), ArraySamples({"x": x}), "best")
+    assert ranges.scales.keys() == {"x"}
+    assert model.SerializeToString(deterministic=True) == before
+
+
 def test_damage_counts_the_worst_sample_and_what_is_not_finite() -> None:
     exact = {"y": np.random.default_rng(0).standard_normal((50, 4))}
     spread_out = {"y": exact["y"] + 0.01}
@@ -116,7 +128,7 @@ class Interrupted(ArraySamples):
 
 def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path: Path) -> None:
     model = architectures.residual_cnn()
-    nodes, state = quantizable_nodes(model), tmp_path / "state.npz"
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
     arrays = data(model, 400).take(range(400))
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, nodes, Interrupted(arrays, 250), "mse", resume=state)
@@ -128,21 +140,63 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path: Path) -> None
     assert resumed == calibrate(model, nodes, ArraySamples(arrays), "mse")
 
 
-@pytest.mark.parametrize("change", ["model", "data", "file"])
-def test_the_state_of_another_run_is_not_used(tmp_path: Path, change: str) -> None:
+def test_a_calibration_interrupted_after_the_last_sample_counts_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = architectures.residual_cnn()
-    nodes, state = quantizable_nodes(model), tmp_path / "state.npz"
+    nodes, state, samples = quantizable_nodes(model), tmp_path / "state", data(model, 40)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vernier.builder.calibrate._choose", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, nodes, samples, "best", resume=state)
+    watched = Interrupted(samples.take(range(40)), 0)
+    assert calibrate(model, nodes, watched, "mse", resume=state) == calibrate(model, nodes, samples, "mse")
+    assert watched.handed == 0
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("change", ["model", "data"])
+def test_the_state_of_another_run_is_neither_used_nor_lost(tmp_path: Path, change: str) -> None:
+    model = architectures.residual_cnn()
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
     arrays = data(model, 200).take(range(200))
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, nodes, Interrupted(arrays, 150), "minmax", resume=state)
+    kept = state.read_bytes()
     if change == "model":
         model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
-    elif change == "data":
-        arrays = {"x": arrays["x"] * 2}
     else:
-        state.write_bytes(state.read_bytes()[:100])
+        arrays = {"x": arrays["x"] * 2}
+    with pytest.raises(ResumeError, match="keeps the calibration of another build"):
+        calibrate(model, nodes, ArraySamples(arrays), "minmax", resume=state)
+    assert state.read_bytes() == kept
+
+
+def test_a_damaged_state_starts_the_calibration_anew(tmp_path: Path) -> None:
+    model = architectures.residual_cnn()
+    nodes, state = quantizable_nodes(model), tmp_path / "state"
+    arrays = data(model, 200).take(range(200))
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, nodes, Interrupted(arrays, 150), "minmax", resume=state)
+    state.write_bytes(state.read_bytes()[:100])
     resumed = calibrate(model, nodes, ArraySamples(arrays), "minmax", resume=state)
     assert resumed == calibrate(model, nodes, ArraySamples(arrays), "minmax")
+    assert not state.exists()
+
+
+def test_a_file_that_is_no_state_survives_a_calibration(tmp_path: Path) -> None:
+    model = architectures.residual_cnn()
+    evaluation = tmp_path / "e.npz"
+    np.savez(evaluation, x=np.zeros((2, 3, 8, 8), np.float32))
+    kept = evaluation.read_bytes()
+    with pytest.raises(ResumeError, match=r"e\.npz holds no calibration state"):
+        calibrate(model, quantizable_nodes(model), data(model, 20), resume=evaluation)
+    assert calibrate(model, [], data(model, 20), resume=evaluation).scales == {}
+    assert evaluation.read_bytes() == kept
 
 
 def test_a_fixed_batch_and_a_remainder_are_counted_once() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.builder.models import mlp, save, weights
 from vernier.builder.cli import main
+from vernier.builder.resume import CalibrationState
 from vernier.errors import BuildError
 
 
@@ -108,6 +109,35 @@ def test_bad_input_ends_with_2_and_one_sentence(
     last = said.err.strip().splitlines()[-1]
     assert last.startswith("build_engine.py: ")
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp32,int8", "auto"])
+@pytest.mark.parametrize("resume", ["m.onnx", "c.npz", "e.npz", "engines"])
+def test_a_file_to_resume_from_that_is_no_state_is_refused_and_kept(
+    files: Path, precision: str, resume: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.read_bytes() for p in files.rglob("*") if p.is_file()}
+    arguments = ("m.onnx", "--precision", precision, "--calibration", "c.npz", "--eval", "e.npz")
+    assert run(files, *arguments, "--resume", str(files / resume)) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{resume} is a folder" in said or f"{resume} holds no calibration state" in said
+    assert "give --resume the file that an interrupted build left" in said
+    assert {p: p.read_bytes() for p in files.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("precision", ["fp32,int8", "auto"])
+def test_the_calibration_of_another_build_is_refused_and_kept(
+    files: Path, tmp_path: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    CalibrationState(state, "another build").write({"done": np.array(1)})
+    kept = state.read_bytes()
+    packages = sorted(files.rglob("*"))
+    arguments = ("m.onnx", "--precision", precision, "--calibration", "c.npz", "--eval", "e.npz")
+    assert run(files, *arguments, "--resume", str(state)) == 2
+    assert "remove it to start anew, or give --resume another path" in capsys.readouterr().err
+    assert state.read_bytes() == kept
+    assert sorted(files.rglob("*")) == packages
 
 
 def test_bad_input_is_json_too_when_asked(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from tests.unit.builder.architectures import ALL, data, residual_cnn, transformer
+from tests.unit.builder.architectures import ALL, F, data, node, residual_cnn, transformer
+from tests.unit.builder.models import make_model, weights
 from vernier.builder import segments, sessions
 from vernier.builder.data import ArraySamples
 from vernier.builder.evaluate import run_model
@@ -27,6 +28,32 @@ def test_pieces_hold_every_node_once_and_compute_the_same(kind: str, most: int) 
     found = Chain(pieces, model).remember(samples, 4)
     for name, expected in run_model(model, samples).items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def one_matmul() -> ModelProto:
+    nodes = [node("MatMul", ["x", "w"], "y")]
+    return make_model(nodes, {"x": (F, ["n", 4])}, {"y": (F, ["n", 4])}, {"w": weights(4, 4)})
+
+
+def of_unknown_types() -> ModelProto:
+    """Deep enough to be cut, but nothing tells the types of the values between pieces."""
+    model = residual_cnn()
+    del model.graph.value_info[:]
+    return model
+
+
+@pytest.mark.parametrize("kind", [one_matmul, of_unknown_types, residual_cnn])
+def test_changing_the_pieces_leaves_the_model_as_it_was(kind: Callable[[], ModelProto]) -> None:
+    model = kind()
+    before = model.SerializeToString(deterministic=True)
+    pieces = cut(model)
+    assert (len(pieces) > 1) == (kind is residual_cnn)
+    for piece in pieces:
+        piece.graph.node[0].input[0] = "another"
+        piece.graph.input.add(name="more")
+        for tensor in piece.graph.initializer:
+            tensor.raw_data = b""
+    assert model.SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("kind", [residual_cnn, transformer])

@@ -14,7 +14,7 @@ ONLY_BELOW_10 = {"ILayer.precision", "ILayer.set_output_type"}
 REPLACED = {"ICudaEngine.device_memory_size"}
 #: Classes that only a package that builds has.
 BUILD_CLASSES = {
-    "Builder", "IBuilderConfig", "ILayer", "INetworkDefinition", "ITensor", "OnnxParser", "ParserError",
+    "Builder", "IBuilderConfig", "ILayer", "INetworkDefinition", "ITensor", "ITimingCache", "OnnxParser", "ParserError",
 }  # fmt: skip
 #: Classes and names that only TensorRT-RTX has, behind a look for CudaGraphStrategy.
 RTX_ONLY = {

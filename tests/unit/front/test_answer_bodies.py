@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vernier.api.codecs import encode_answer
-from vernier.front.answer_bodies import Bodies, alike_bodies, joined_bodies
-from vernier.front.response_heads import LONG_BODY, ResponseHeads
 from vernier.api.identity import Identities
 from vernier.border.batch import Answer
+from vernier.front.answer_bodies import Bodies, alike_bodies, joined_bodies
+from vernier.front.response_heads import LONG_BODY, ResponseHeads
 
 IDS = Identities(["a", "b"])
 DEFAULTS = [(b"date", b"Thu, 26 Nov 2026 08:00:00 GMT")]

@@ -21,9 +21,9 @@ from uvicorn.server import ServerState
 
 from tests.support.packages import pair_model, write_package
 from tests.support.wire import request
+from vernier.errors import QueueFull
 from vernier.front import response_heads
 from vernier.front.connection import FastProtocol, fast_protocol
-from vernier.errors import QueueFull
 from vernier.main import create_app
 from vernier.serving.execution import Execution
 from vernier.serving.inline import Inline

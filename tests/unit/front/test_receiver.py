@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from vernier.api.codecs import PredictRequest
-from vernier.front.heads import Head
 from vernier.front.buffers import ALIGNMENT, BodyBufferPool, BufferSlice
+from vernier.front.heads import Head
 from vernier.front.receiver import BodyReceiver
 
 SIZE = 300_000

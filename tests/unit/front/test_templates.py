@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from tests.unit.api.test_json_tensors import signature_of
 from vernier.api.codecs import PredictRequest, parse_predict, raw_envelope
+from vernier.border.signature import Signature
+from vernier.errors import RequestError
+from vernier.front.json_templates import json_template
 from vernier.front.templates import (
     NO_TEMPLATES,
     Extracted,
+    RawTemplate,
     Template,
     TemplateCache,
-    RawTemplate,
     raw_template,
 )
-from vernier.front.json_templates import json_template
-from vernier.errors import RequestError
 from vernier.serving.repository import LoadedModel
-from vernier.serving.signature import Signature
 from vernier.tensors import Arrays, TensorSpec, numpy_dtype
 
 

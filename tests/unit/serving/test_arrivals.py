@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry
 
 from tests.support.packages import mlp_model, write_package
 from tests.support.scheduling import until
+from vernier.composition.engine import model_settings, start_scheduler
 from vernier.engine.base import Executor
 from vernier.engine.ready import ReadyEngine
 from vernier.exposition import Metrics
-from vernier.main import model_settings, start_scheduler
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader

@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from vernier.api import health
-from vernier.front.timeouts import timeout_protocol
+from vernier.composition.server import operations_config
 
 
 class _SideServer(uvicorn.Server):
@@ -21,25 +21,22 @@ class _SideServer(uvicorn.Server):
         yield
 
 
+def operations_app(main: FastAPI) -> FastAPI:
+    """Health and metrics alone, from the main application's state."""
+    app = FastAPI(title="Vernier operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state = main.state
+    app.include_router(health.router)
+    return app
+
+
 @asynccontextmanager
 async def side_server(main: FastAPI, host: str, port: int | None) -> AsyncIterator[None]:
     """Answers from the main application's state until the block ends. With `port` None, does nothing."""
     if port is None:
         yield
         return
-    app = FastAPI(title="Vernier operations", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state = main.state
-    app.include_router(health.router)
-    settings = main.state.settings
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=settings.access_log,  # of all servers in a process, the last one's word counts
-        lifespan="off",
-        http=timeout_protocol(settings.body_timeout_s),
-    )
+    config = operations_config(operations_app(main), main.state.settings)
+    config.host, config.port = host, port
     server = _SideServer(config)
     serving = asyncio.create_task(server.serve())
     try:

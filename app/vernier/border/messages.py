@@ -1,0 +1,34 @@
+"""JSON between processes; what is too long for a record travels in memory of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vernier.border import wire
+from vernier.border.arena import create_memfd
+from vernier.border.channel import MAX_RECORD_BYTES, Channel
+
+
+def write_message(channel: Channel, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """Sends a message.
+
+    Args:
+        fds: sent along, and closed here; such messages are short.
+    """
+    record = wire.write_json(message)
+    if fds or len(record) <= MAX_RECORD_BYTES:
+        channel.write(record, fds)
+        return
+    fd = create_memfd("message", 0)
+    with os.fdopen(os.dup(fd), "wb") as memory:
+        memory.write(record)
+    channel.write(record[:1], (fd,))
+
+
+def read_message(record: memoryview, fds: Sequence[int]) -> dict[str, Any]:
+    """Raises WireError. The descriptors stay the caller's."""
+    if len(record) > 1 or not fds:
+        return wire.read_json(record)
+    return wire.read_json(memoryview(os.pread(fds[0], os.fstat(fds[0]).st_size, 0)))

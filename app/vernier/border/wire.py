@@ -1,0 +1,320 @@
+"""Records between a front and the engine process: batches, answers, errors, and JSON for everything that is rare.
+
+Numbers are little-endian. Arrays stay where they are in shared memory; a record tells where. What the other side wrote
+is checked before it is used as an index or a length: a record that makes no sense raises WireError.
+
+    front → engine    SUBMIT, CANCEL, CONSUMED, JSON
+    engine → front    ADMITTED, ANSWERED, FAILED, RELEASED, JSON
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from struct import Struct
+from struct import error as StructError
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vernier.border.batch import Answer, RequestBatch
+from vernier.errors import EngineError, QueueFull, VernierError, all_errors
+from vernier.tensors import DTYPES, Array, Arrays, numpy_dtype
+
+SUBMIT, CANCEL, CONSUMED, ANSWERED, FAILED, RELEASED, JSON, ADMITTED = range(1, 9)
+MAX_REQUESTS = 4096
+_MAX_DIMS = 32
+
+#: kind, number of the batch, model, requests, priority, precision (0 for the active one), inputs, flags
+_SUBMIT = Struct("<BQIIbBBB")
+_HAS_DEADLINES, _EQUAL_ROWS, _ALL_OUTPUTS, _LAST_TRY = 1, 2, 4, 8
+_CANCEL = Struct("<BQI")
+_CONSUMED = Struct("<BQ")
+#: kind, batch, first request, behind the last, queue and compute seconds, rows of the execution, outputs, precision
+_ANSWERED = Struct("<BQIIddIBB")
+#: kind, batch, requests
+_FAILED = Struct("<BQI")
+_RELEASED = Struct("<BQ")
+#: memory (0 for the arena, else 1 + the position among the file descriptors), offset, dtype, dimensions
+_TENSOR = Struct("<BQBB")
+_DIMS = [Struct(f"<{n}Q") for n in range(_MAX_DIMS + 1)]
+
+_DTYPES = [numpy_dtype(name) for name in DTYPES]
+_DTYPE_NUMBER = {dtype: number for number, dtype in enumerate(_DTYPES)}
+_ERRORS = {error.__name__: error for error in all_errors()}
+
+
+class WireError(Exception):
+    """A record that makes no sense; the other side is not what it should be."""
+
+
+class Place(NamedTuple):
+    """Where an array lies: in the arena (`memory` 0) or in the memory of a file descriptor sent along."""
+
+    memory: int
+    offset: int
+
+
+class Tensor(NamedTuple):
+    """An array by its place."""
+
+    place: Place
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+class Submission(NamedTuple):
+    """A batch as it arrives at the engine process.
+
+    Attributes:
+        number: of the batch, the front's own.
+        model: of the catalogue.
+        precision: number within the model's precisions, from 1 on; 0 for the active one.
+        outputs: numbers of the wanted outputs; None for all.
+        last_try: whether it must run alone, since it was running when an engine process died.
+    """
+
+    number: int
+    model: int
+    rows: Sequence[int]
+    arrivals: Sequence[float]
+    deadlines: Sequence[float] | None
+    priority: int
+    precision: int
+    outputs: Sequence[int] | None
+    tensors: Sequence[Tensor]
+    last_try: bool
+
+
+class Answered(NamedTuple):
+    number: int
+    requests: range
+    precision: int
+    queue_s: float
+    compute_s: float
+    batch_size: int
+    tensors: Sequence[Tensor]
+
+
+def kind_of(record: memoryview) -> int:
+    if not record:
+        raise WireError("an empty record")
+    return record[0]
+
+
+# --- tensors --------------------------------------------------------------------------------------
+def _write_tensor(place: Place, value: Array) -> bytes:
+    shape = value.shape
+    head = _TENSOR.pack(place.memory, place.offset, _DTYPE_NUMBER[value.dtype], len(shape))
+    return head + _DIMS[len(shape)].pack(*shape)
+
+
+class _Cursor:
+    """Reads a record from its front. Raises WireError behind its end."""
+
+    __slots__ = ("at", "record")
+
+    def __init__(self, record: memoryview) -> None:
+        self.record = record
+        self.at = 0
+
+    def read(self, struct: Struct) -> tuple[Any, ...]:
+        try:
+            values = struct.unpack_from(self.record, self.at)
+        except StructError as error:
+            raise WireError("a record is cut off") from error
+        self.at += struct.size
+        return values
+
+    def column(self, typecode: str, count: int) -> Sequence[Any]:
+        column = array(typecode)
+        end = self.at + count * column.itemsize
+        if end > len(self.record):
+            raise WireError("a column is cut off")
+        column.frombytes(self.record[self.at : end])
+        self.at = end
+        return column.tolist()
+
+    def tensors(self, count: int) -> list[Tensor]:
+        found = []
+        for _ in range(count):
+            memory, offset, dtype, rank = self.read(_TENSOR)
+            if dtype >= len(_DTYPES) or rank > _MAX_DIMS:
+                raise WireError("a tensor of an unknown type or rank")
+            found.append(Tensor(Place(memory, offset), _DTYPES[dtype], self.read(_DIMS[rank])))
+        return found
+
+
+# --- batches --------------------------------------------------------------------------------------
+def write_submission(
+    number: int,
+    model: int,
+    batch: RequestBatch,
+    places: Sequence[Place],
+    precision: int,
+    outputs: Sequence[int] | None,
+    last_try: bool = False,
+) -> bytes:
+    """Args: as of Submission; `places` of the batch's inputs, in the order of its arrays."""
+    rows, deadlines, inputs = batch.rows, batch.deadlines, batch.inputs
+    count = len(rows)
+    equal = min(rows) == max(rows)
+    flags = (
+        (_HAS_DEADLINES if deadlines is not None else 0)
+        | (_EQUAL_ROWS if equal else 0)
+        | (_ALL_OUTPUTS if outputs is None else 0)
+        | (_LAST_TRY if last_try else 0)
+    )
+    parts = [
+        _SUBMIT.pack(SUBMIT, number, model, count, batch.priority, precision, len(inputs), flags),
+        array("Q", rows[:1] if equal else rows).tobytes(),
+        array("d", batch.arrivals).tobytes(),
+    ]
+    if deadlines is not None:
+        parts.append(array("d", deadlines).tobytes())
+    if outputs is not None:
+        parts.append(bytes((len(outputs), *outputs)))
+    parts += map(_write_tensor, places, inputs.values())
+    return b"".join(parts)
+
+
+def read_submission(record: memoryview) -> Submission:
+    """Raises WireError."""
+    cursor = _Cursor(record)
+    _, number, model, count, priority, precision, inputs, flags = cursor.read(_SUBMIT)
+    if not 0 < count <= MAX_REQUESTS:
+        raise WireError(f"a batch of {count} requests")
+    rows = cursor.column("Q", 1) * count if flags & _EQUAL_ROWS else cursor.column("Q", count)
+    arrivals = cursor.column("d", count)
+    deadlines = cursor.column("d", count) if flags & _HAS_DEADLINES else None
+    outputs = None
+    if not flags & _ALL_OUTPUTS:
+        (wanted,) = cursor.column("B", 1)
+        outputs = cursor.column("B", wanted)
+    tensors = cursor.tensors(inputs)
+    last_try = bool(flags & _LAST_TRY)
+    return Submission(
+        number, model, rows, arrivals, deadlines, priority, precision, outputs, tensors, last_try
+    )
+
+
+def write_cancel(number: int, index: int) -> bytes:
+    return _CANCEL.pack(CANCEL, number, index)
+
+
+def read_cancel(record: memoryview) -> tuple[int, int]:
+    """The batch's number and the request's. Raises WireError."""
+    _, number, index = _Cursor(record).read(_CANCEL)
+    return number, index
+
+
+def write_consumed(answers: int) -> bytes:
+    """How many answers of this engine process have been read: their memory is free."""
+    return _CONSUMED.pack(CONSUMED, answers)
+
+
+def read_consumed(record: memoryview) -> int:
+    _, answers = _Cursor(record).read(_CONSUMED)
+    return int(answers)
+
+
+# --- answers --------------------------------------------------------------------------------------
+def write_answered(
+    number: int, requests: range, answer: Answer, precision: int, places: Sequence[Place]
+) -> bytes:
+    outputs = answer.outputs
+    head = _ANSWERED.pack(
+        ANSWERED,
+        number,
+        requests.start,
+        requests.stop,
+        answer.queue_s,
+        answer.compute_s,
+        answer.batch_size,
+        len(outputs),
+        precision,
+    )
+    return b"".join((head, *map(_write_tensor, places, outputs.values())))
+
+
+def read_answered(record: memoryview) -> Answered:
+    """Raises WireError."""
+    cursor = _Cursor(record)
+    _, number, start, stop, queue_s, compute_s, rows, outputs, precision = cursor.read(_ANSWERED)
+    if not start < stop <= MAX_REQUESTS:
+        raise WireError("an answer to no request")
+    tensors = cursor.tensors(outputs)
+    return Answered(number, range(start, stop), precision, queue_s, compute_s, rows, tensors)
+
+
+def write_failed(number: int, requests: Sequence[int], error: VernierError) -> bytes:
+    text = json.dumps(error_fields(error)).encode()
+    return _FAILED.pack(FAILED, number, len(requests)) + array("I", requests).tobytes() + text
+
+
+def read_failed(record: memoryview) -> tuple[int, Sequence[int], VernierError]:
+    """The batch's number, the requests', and the error. Raises WireError."""
+    cursor = _Cursor(record)
+    _, number, count = cursor.read(_FAILED)
+    if count > MAX_REQUESTS:
+        raise WireError(f"{count} requests of a batch failed")
+    requests = cursor.column("I", count)
+    return number, requests, error_of(json.loads(bytes(record[cursor.at :])))
+
+
+def error_fields(error: VernierError) -> dict[str, Any]:
+    """What `error_of` makes the error of."""
+    fields: dict[str, Any] = {"type": type(error).__name__, "message": error.message}
+    if isinstance(error, QueueFull):
+        fields |= {"retry_after_s": error.retry_after_s, "reason": error.reason}
+    return fields
+
+
+def error_of(fields: dict[str, Any]) -> VernierError:
+    """The error that `type`, `message` and perhaps `retry_after_s` and `reason` tell of."""
+    kind = _ERRORS.get(fields["type"], EngineError)
+    if issubclass(kind, QueueFull):
+        return kind(fields["message"], fields["retry_after_s"], fields["reason"])
+    return kind(fields["message"])
+
+
+def write_admitted(number: int) -> bytes:
+    """The requests of a batch that have not ended wait or run."""
+    return _RELEASED.pack(ADMITTED, number)
+
+
+def write_released(number: int) -> bytes:
+    return _RELEASED.pack(RELEASED, number)
+
+
+def read_number(record: memoryview) -> int:
+    """Of the batch that an ADMITTED or RELEASED record tells of. Raises WireError."""
+    _, number = _Cursor(record).read(_RELEASED)
+    return int(number)
+
+
+# --- everything that is rare ----------------------------------------------------------------------
+def write_json(message: dict[str, Any]) -> bytes:
+    return bytes((JSON,)) + json.dumps(message).encode()
+
+
+def read_json(record: memoryview) -> dict[str, Any]:
+    """Raises WireError."""
+    try:
+        message = json.loads(bytes(record[1:]))
+    except ValueError as error:
+        raise WireError("a message is not JSON") from error
+    if not isinstance(message, dict):
+        raise WireError("a message is no object")
+    return message
+
+
+def arrays_of(names: Sequence[str], tensors: Sequence[Tensor], read: Callable[[Tensor], Array]) -> Arrays:
+    """Arrays by name. Raises WireError when their number or their place is wrong."""
+    if len(names) != len(tensors):
+        raise WireError(f"{len(tensors)} arrays for {len(names)} names")
+    try:
+        return {name: read(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    except (ValueError, IndexError, OverflowError) as error:
+        raise WireError(f"an array lies outside its memory: {error}") from error

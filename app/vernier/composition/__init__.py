@@ -1,0 +1,1 @@
+"""Composition: which part is made from which, for each kind of process."""

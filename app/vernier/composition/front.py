@@ -1,0 +1,75 @@
+"""The front side: the FastAPI application and the connections, over a catalogue in whichever process it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI
+
+import vernier as package
+from vernier.api import admin, health, models, predict
+from vernier.api.errors import install_error_handlers
+from vernier.api.guarding import GuardMiddleware
+from vernier.api.keyfile import make_guard
+from vernier.api.security import LimitCounts
+from vernier.api.service import Predictions
+from vernier.border.catalogue import Catalogue
+from vernier.exposition import Metrics
+from vernier.serving.lifecycle import Lifecycle
+from vernier.settings import Settings
+
+DESCRIPTION = """Inference at the lowest precision that keeps the model's accuracy.
+
+Every variant served here passed an accuracy gate when it was built and a self-test when it was loaded."""
+
+#: Answers /metrics: gets the Accept header, and gives the body and its content type.
+Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_front(
+    settings: Settings,
+    catalogue: Catalogue,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    scrape: Scrape,
+    lifespan: Lifespan | None = None,
+    counts: LimitCounts | None = None,
+) -> FastAPI:
+    """The application, not yet started. Raises SettingsError.
+
+    Args:
+        metrics: where responses are counted.
+        scrape: of the whole service.
+        counts: of clients' limits, shared by all fronts; None for a service of one process.
+    """
+
+    def readiness() -> str | None:
+        reason = "the service is shutting down" if lifecycle.draining else catalogue.not_ready_reason()
+        metrics.set_ready(reason is None)
+        return reason
+
+    app = FastAPI(
+        title="Vernier",
+        version=package.__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    state: Any = app.state
+    state.settings = settings
+    state.metrics = metrics
+    state.scrape = scrape
+    state.lifecycle = lifecycle
+    state.repository = catalogue
+    state.predictions = Predictions(catalogue, lifecycle, time.monotonic, settings.default_timeout_ms)
+    state.readiness = readiness
+    state.guard = guard = make_guard(settings, counts)
+    install_error_handlers(app)
+    app.add_middleware(GuardMiddleware, guard=guard)
+    for router in (predict.router, models.router, admin.router, health.router):
+        app.include_router(router)
+    return app

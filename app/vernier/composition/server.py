@@ -1,0 +1,56 @@
+"""uvicorn's options for the service's ports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from vernier.border.arena import Arena
+from vernier.composition.tls import tls_options
+from vernier.front.connection import fast_protocol
+from vernier.front.timeouts import timeout_protocol
+from vernier.settings import Settings
+
+
+def server_config(app: FastAPI, settings: Settings, arena: Arena | None = None) -> uvicorn.Config:
+    """For predictions. Raises SettingsError.
+
+    Args:
+        arena: where large bodies are received; None for memory of this process alone.
+    """
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=settings.access_log,
+        timeout_keep_alive=int(settings.keep_alive_timeout_s),
+        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+        server_header=False,
+        lifespan="auto" if arena is None else "off",
+        http=protocol_of(app, settings, arena),
+        **tls_options(settings),
+    )
+
+
+def operations_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """For health and metrics on a port of their own."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.metrics_port or 0,
+        log_config=None,
+        access_log=settings.access_log,  # of all servers in a process, the last one's word counts
+        lifespan="off",
+        http=timeout_protocol(settings.body_timeout_s),
+    )
+
+
+def protocol_of(app: FastAPI, settings: Settings, arena: Arena | None = None) -> Any:
+    """uvicorn's `http` option."""
+    if not settings.fast_path:
+        return timeout_protocol(settings.body_timeout_s)
+    state = app.state
+    return fast_protocol(state.predictions, state.metrics, state.guard, settings, arena)

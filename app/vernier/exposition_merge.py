@@ -1,0 +1,133 @@
+"""One exposition from the registries of several processes.
+
+Counters and histograms are summed. Of a gauge the largest value counts, since one process alone knows it, except of
+gauges that each process has a share of. What a process tells of itself (memory, processor time) gets a label with the
+process's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+#: Families as they travel: (name, type, documentation, [(sample name, labels, value)]).
+Family = Sequence[Any]
+
+_SHARED_GAUGES = frozenset({"vernier_inflight_requests", "vernier_connections"})
+_OF_THE_PROCESS = ("process_", "python_")
+INFLIGHT = "vernier_inflight_requests"
+ADMITTED, ENDED = "vernier_requests_admitted_total", "vernier_requests_ended_total"
+
+
+def families_of(registry: CollectorRegistry) -> list[Family]:
+    return [
+        (
+            family.name,
+            family.type,
+            family.documentation,
+            [(sample.name, sample.labels, sample.value) for sample in family.samples],
+        )
+        for family in registry.collect()
+    ]
+
+
+class Totals:
+    """The merged families of processes."""
+
+    def __init__(self) -> None:
+        self._heads: dict[str, tuple[str, str]] = {}
+        self._samples: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+
+    def add(self, process: str, families: Iterable[Family]) -> None:
+        """Adds what a process tells now."""
+        for name, kind, text, samples in families:
+            labelled = name.startswith(_OF_THE_PROCESS)
+            for sample, labels, value in samples:
+                own = {**labels, "process": process} if labelled else labels
+                self._add(name, kind, text, sample, own, value)
+
+    def add_ended(self, families: Iterable[Family]) -> None:
+        """Adds what a process had told before it ended: what has been counted stays counted, and requests that it had
+        open have been cancelled with it."""
+        for name, kind, text, samples in families:
+            if name.startswith(_OF_THE_PROCESS):
+                continue
+            if kind in ("counter", "histogram", "unknown", "untyped"):
+                for sample, labels, value in samples:
+                    self._add(name, kind, text, sample, labels, value)
+            elif name == INFLIGHT:
+                for _, labels, value in samples:
+                    if value:
+                        family = ADMITTED.removesuffix("_total")
+                        self._add(
+                            family, "counter", "Requests taken into the queue.", ADMITTED, labels, value
+                        )
+                        cancelled = {**labels, "outcome": "cancelled"}
+                        family = ENDED.removesuffix("_total")
+                        text_ended = "Admitted requests by how they ended."
+                        self._add(family, "counter", text_ended, ENDED, cancelled, value)
+
+    def include(self, other: Totals) -> None:
+        """Adds what other totals hold."""
+        for name, samples in other._samples.items():
+            kind, text = other._heads[name]
+            for (sample, labels), value in samples.items():
+                self._add(name, kind, text, sample, dict(labels), value)
+
+    def _add(
+        self, name: str, kind: str, text: str, sample: str, labels: Mapping[str, str], value: float
+    ) -> None:
+        self._heads.setdefault(name, (kind, text))
+        samples = self._samples.setdefault(name, {})
+        key = sample, tuple(sorted(labels.items()))
+        known = samples.get(key)
+        if known is None:
+            samples[key] = value
+        elif kind == "gauge" and name not in _SHARED_GAUGES:
+            samples[key] = max(known, value)
+        else:
+            samples[key] = known + value
+
+    def families(self) -> list[Family]:
+        """As they travel."""
+        return [
+            (name, *self._heads[name], [(sample, dict(labels), v) for (sample, labels), v in samples.items()])
+            for name, samples in self._samples.items()
+        ]
+
+    def by_model(self) -> dict[str, dict[str, int]]:
+        """Model and version → `admitted`, and requests by outcome."""
+        found: dict[str, dict[str, int]] = {}
+        for samples in self._samples.values():
+            for (sample, labels), value in samples.items():
+                if sample not in (ADMITTED, ENDED):
+                    continue
+                named = dict(labels)
+                totals = found.setdefault(f"{named['model']}/{named['version']}", {})
+                totals["admitted" if sample == ADMITTED else named["outcome"]] = int(value)
+        return found
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, text, samples in self._families:
+            family = Metric(name, text, kind)
+            for sample, labels, value in samples:
+                family.add_sample(sample, labels, value)
+            yield family
+
+
+def render(families: Iterable[Family], accept: str) -> tuple[bytes, str]:
+    """The body and the content type that a scraper asks for by its Accept header."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

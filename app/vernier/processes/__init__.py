@@ -1,0 +1,1 @@
+"""Processes: a supervisor that starts and watches front processes and the engine process."""

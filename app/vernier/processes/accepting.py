@@ -1,0 +1,146 @@
+"""New connections, spread evenly over the front processes.
+
+All of them watch one listening socket. SO_REUSEPORT would spread connections by a hash, and some fronts would get twice
+as many as others; here a front accepts while it holds no more than the others on average.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+
+logger = logging.getLogger(__name__)
+
+BYTES = mmap.PAGESIZE
+MAX_FRONTS = BYTES // 8
+#: A front with more connections than the others looks away for so long, and then accepts all the same when nobody has.
+_LOOK_AWAY_S = 0.002
+_PATIENCE = 5
+_ACCEPTED_A_TURN = 4
+#: Without file descriptors left, accepting is tried again after it.
+_EXHAUSTED_S = 0.5
+
+
+class ConnectionCounts:
+    """How many connections each front holds: a page of 8-byte numbers, each written by one front.
+
+    Args:
+        fd: of a memfd of BYTES bytes; stays the caller's.
+    """
+
+    def __init__(self, fd: int, fronts: int) -> None:
+        self._map = mmap.mmap(fd, BYTES)
+        self._counts = memoryview(self._map).cast("q")
+        self._fronts = fronts
+
+    def set(self, front: int, count: int) -> None:
+        self._counts[front] = count
+
+    def mean(self) -> float:
+        return sum(self._counts[: self._fronts]) / self._fronts
+
+    def all(self) -> list[int]:
+        return list(self._counts[: self._fronts])
+
+
+class Acceptor:
+    """Accepts for one front. Belongs to the event loop's thread.
+
+    Args:
+        counts: of all fronts; None for a port whose connections need not be spread.
+        held: how many connections this front has now.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        connect: Callable[[], asyncio.Protocol],
+        context: ssl.SSLContext | None,
+        counts: ConnectionCounts | None,
+        front: int,
+        held: Callable[[], int],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect = connect
+        self._context = context
+        self._counts = counts
+        self._front = front
+        self._held = held
+        self._arriving = 0  # accepted, and not yet with a protocol
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._waited: dict[socket.socket, int] = {}
+        self._listeners = list(listeners)
+        self._closed = False
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._watch(listener)
+
+    def count(self) -> int:
+        """Connections, those whose TLS handshake is not over among them; also tells the other fronts."""
+        count = self._held() + self._arriving
+        if self._counts is not None:
+            self._counts.set(self._front, count)
+        return count
+
+    def _has_its_share(self) -> bool:
+        return self._counts is not None and self.count() > self._counts.mean() + 1
+
+    def _watch(self, listener: socket.socket) -> None:
+        self._timers.pop(listener, None)
+        if not self._closed:
+            self._loop.add_reader(listener.fileno(), self._ready, listener)
+
+    def _look_away(self, listener: socket.socket, seconds: float) -> None:
+        self._loop.remove_reader(listener.fileno())
+        self._timers[listener] = self._loop.call_later(seconds, self._watch, listener)
+
+    def _ready(self, listener: socket.socket) -> None:
+        waited = self._waited.get(listener, 0)
+        for _ in range(_ACCEPTED_A_TURN):
+            if waited < _PATIENCE and self._has_its_share():
+                self._waited[listener] = waited + 1
+                self._look_away(listener, _LOOK_AWAY_S)
+                return
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                self._waited[listener] = 0
+                return
+            except OSError as error:
+                logger.error("a connection cannot be accepted", extra={"error": str(error)})
+                self._look_away(listener, _EXHAUSTED_S)
+                return
+            self._waited[listener] = 0
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._arriving += 1
+        task = self._loop.create_task(self._hand_over(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._connect, connection, ssl=self._context)
+        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
+            connection.close()
+            logger.debug("a handshake failed", extra={"error": str(error)})
+        finally:
+            self._arriving -= 1
+
+    def close(self) -> None:
+        """Accepts nothing more. The listening sockets are closed here; other fronts go on."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()

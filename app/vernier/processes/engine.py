@@ -1,0 +1,162 @@
+"""The engine process: models, admission, queue, batching, workers, monitor and devices; no sockets of clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+import vernier as package
+from vernier.border.catalogue import ServedModel
+from vernier.border.room import RoomPage
+from vernier.border.serving_fronts import Fronts, FrontSession
+from vernier.composition.engine import create_repository
+from vernier.errors import EngineError, LoadRefused, PackageError
+from vernier.exposition import Metrics, register_process
+from vernier.heap import limit_arenas
+from vernier.logs import configure_logging
+from vernier.processes.control import FATAL, Child
+from vernier.serving.repository import Repository
+from vernier.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+#: How often fronts hear of what changed by itself: a precision, a fault.
+_PUBLISH_S = 0.1
+
+
+class Engine:
+    """What the engine process is made of. Belongs to the event loop's thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._child = Child(sock, self._take)
+        self._stopping = asyncio.Event()
+        self._repository: Repository | None = None
+        self._fronts: Fronts | None = None
+        self._starting = True
+        self._waiting: list[list[int]] = []  # fronts that came before there was a repository
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        kind = message["type"]
+        if kind == "front":
+            if self._fronts is None:
+                self._waiting.append(fds)
+            else:
+                self._join(self._fronts, fds)
+            return
+        for fd in fds:
+            os.close(fd)
+        if kind == "stop":
+            self._stopping.set()
+
+    @staticmethod
+    def _join(fronts: Fronts, fds: list[int]) -> None:
+        sock_fd, requests_fd, answers_fd, running_fd = fds
+        fronts.join(FrontSession(fronts, socket.socket(fileno=sock_fd), requests_fd, answers_fd, running_fd))
+
+    # --- what fronts are told ---------------------------------------------------------------------
+    def _entries(self) -> list[tuple[ServedModel, dict[str, Any]]]:
+        repository = self._repository
+        assert repository is not None
+        return [
+            (
+                model,
+                {
+                    "manifest": model.manifest.model_dump(mode="json"),
+                    "precision": model.precision,
+                    "precisions": list(model.precisions),
+                    "runtime": model.runtime,
+                    "state": model.state,
+                    "description": model.description(),
+                },
+            )
+            for model in repository.models()
+        ]
+
+    def _reason(self) -> str | None:
+        assert self._repository is not None
+        return self._repository.not_ready_reason()
+
+    def _awaited(self) -> dict[str, list[int]]:
+        assert self._repository is not None
+        return self._repository.awaited()
+
+    async def _call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Loads or unloads for a front."""
+        repository = self._repository
+        assert repository is not None
+        if message["type"] == "load":
+            try:
+                model = await repository.load(message["name"], message["version"])
+            except (PackageError, EngineError) as error:
+                raise LoadRefused(error.message) from error
+            self._publish()
+            return {"version": model.version}
+        await repository.unload(message["name"], message["version"])
+        self._publish()
+        return {}
+
+    def _publish(self) -> None:
+        if self._fronts is not None:
+            self._fronts.publish()
+
+    async def _publish_for_ever(self) -> None:
+        while True:
+            self._publish()
+            await asyncio.sleep(_PUBLISH_S)
+
+    # --- life -------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        hello, (room_fd,) = await self._child.hello
+        room = RoomPage(room_fd)
+        os.close(room_fd)
+        settings = Settings.model_validate(hello["settings"])
+        configure_logging(settings.log_format, settings.log_level, settings.access_log)
+        registry = CollectorRegistry()
+        register_process(registry)
+        metrics = Metrics(registry, package.__version__, counts_requests=False)
+        try:
+            self._repository = repository = create_repository(settings, metrics, registry, at_once=False)
+        except SettingsError as error:
+            self._child.send({"type": FATAL, "message": error.message})
+            self._child.close()
+            return
+        self._fronts = fronts = Fronts(
+            self._entries, self._reason, self._awaited, lambda: self._starting, room, self._call
+        )
+        repository.before_retiring(fronts.retire)
+        for fds in self._waiting:
+            self._join(fronts, fds)
+        tasks = [
+            asyncio.create_task(self._child.beat(registry)),
+            asyncio.create_task(self._publish_for_ever()),
+            asyncio.create_task(self._load(repository)),
+        ]
+        ends = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._child.ended.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, *ends):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        fronts.close()
+        await repository.close()
+        self._child.close()
+
+    async def _load(self, repository: Repository) -> None:
+        await repository.load_all()
+        self._starting = False
+        self._publish()
+        self._child.send({"type": "ready"})
+        reason = repository.not_ready_reason()
+        if reason is None:
+            logger.info("ready", extra={"models": len(repository.models())})
+        else:
+            logger.error("not ready", extra={"reason": reason})
+
+
+def prepare() -> None:
+    """Before the loop runs."""
+    limit_arenas()

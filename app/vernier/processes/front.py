@@ -1,0 +1,194 @@
+"""A front process: sockets, HTTP, TLS, keys and formats; no model, no queue, no device."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+import vernier as package
+from vernier.border.arena import Arena
+from vernier.border.limit_counts import SharedCounts
+from vernier.border.remote import RemoteEngine
+from vernier.composition.front import create_front
+from vernier.composition.operations import operations_app
+from vernier.composition.server import operations_config, server_config
+from vernier.exposition import Metrics, register_process
+from vernier.exposition_merge import render
+from vernier.logs import configure_logging
+from vernier.processes.accepting import Acceptor, ConnectionCounts
+from vernier.processes.control import FATAL, Child
+from vernier.serving.lifecycle import Lifecycle
+from vernier.settings import Settings, SettingsError
+
+#: How long the supervisor may take to collect the figures of all processes.
+_SCRAPE_S = 5.0
+#: How often the others are told how many connections this front holds.
+_TELL_CONNECTIONS_S = 0.02
+
+
+class FrontServer(uvicorn.Server):
+    """uvicorn's server without listeners and signals of its own: an Acceptor brings the connections."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def connect(self) -> asyncio.Protocol:
+        """A protocol for a new connection."""
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+class Front:
+    """What a front process is made of. Belongs to the event loop's thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._child = Child(sock, self._take)
+        self._scrapes: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._numbers = count(1)
+        self._engine: RemoteEngine | None = None
+        self._lifecycle: Lifecycle | None = None
+        self._servers: list[FrontServer] = []
+        self._draining = asyncio.Event()
+        self._waiting: list[int] = []  # an engine process that came before this was ready for it
+
+    # --- the supervisor ---------------------------------------------------------------------------
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        kind = message["type"]
+        if kind == "engine":
+            if self._engine is None:
+                self._waiting = fds
+            else:
+                self._attach(self._engine, fds)
+            return
+        for fd in fds:
+            os.close(fd)
+        if kind == "scraped":
+            future = self._scrapes.pop(message["id"], None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif kind == "drain":
+            self._drain()
+
+    @staticmethod
+    def _attach(engine: RemoteEngine, fds: list[int]) -> None:
+        sock_fd, answers_fd, running_fd, room_fd = fds
+        engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
+
+    def _drain(self) -> None:
+        if self._lifecycle is not None:
+            self._lifecycle.drain(self._loop, self._draining.set)
+
+    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+        """The figures of all processes, by way of the supervisor."""
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._scrapes[number] = future
+        self._child.send({"type": "scrape", "id": number})
+        try:
+            async with asyncio.timeout(_SCRAPE_S):
+                message = await future
+        finally:
+            self._scrapes.pop(number, None)
+        return await asyncio.to_thread(render, message["families"], accept)
+
+    # --- life -------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        hello, fds = await self._child.hello
+        settings = Settings.model_validate(hello["settings"])
+        index: int = hello["index"]
+        configure_logging(settings.log_format, settings.log_level, settings.access_log)
+        counts_fd, limits_fd, requests_fd = fds[:3]
+        sockets = [socket.socket(fileno=fd) for fd in fds[3:]]
+        listeners, operations = sockets[: hello["listeners"]], sockets[hello["listeners"] :]
+        limits = SharedCounts(limits_fd, hello["clients"], hello["fronts"], index)
+        counts = ConnectionCounts(counts_fd, hello["fronts"])
+        registry = CollectorRegistry()
+        register_process(registry)
+        metrics = Metrics(registry, package.__version__)
+        self._lifecycle = lifecycle = Lifecycle(settings.drain_delay_s)
+        arena = Arena(requests_fd, os.fstat(requests_fd).st_size)
+        self._engine = engine = RemoteEngine(arena, metrics, settings.queue_limit, lambda: None)
+        if self._waiting:
+            self._attach(engine, self._waiting)
+        try:
+            app = create_front(settings, engine, lifecycle, metrics, self._scrape, counts=limits)
+            config = server_config(app, settings, arena)
+            config.load()
+        except SettingsError as error:
+            self._child.send({"type": FATAL, "message": error.message})
+            self._child.close()
+            return
+        beating = asyncio.create_task(self._child.beat(registry))
+        lifecycle.started()
+        main = FrontServer(config)
+        acceptors = [await self._serve(main, listeners, counts, index)]
+        if operations:
+            acceptors.append(await self._serve_operations(app, settings, operations, index))
+        telling = asyncio.create_task(self._tell_connections(acceptors[0]))
+        self._child.send({"type": "ready"})
+        ends = [asyncio.create_task(self._draining.wait()), asyncio.create_task(self._child.ended.wait())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        lifecycle.stopped()
+        telling.cancel()
+        for acceptor in acceptors[:1]:
+            acceptor.close()
+        await self._end(main)
+        engine.close()
+        for acceptor in acceptors[1:]:
+            acceptor.close()
+        for server in self._servers[1:]:
+            await self._end(server)
+        for task in (*ends, beating):
+            task.cancel()
+        self._child.close()
+
+    async def _serve(
+        self, server: FrontServer, listeners: list[socket.socket], counts: ConnectionCounts | None, index: int
+    ) -> Acceptor:
+        config = server.config
+        if not config.loaded:
+            config.load()
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[])
+        self._servers.append(server)
+        ticking = asyncio.create_task(server.main_loop())
+        server.server_state.tasks.add(ticking)
+        ticking.add_done_callback(server.server_state.tasks.discard)
+        held = server.server_state.connections
+        return Acceptor(listeners, server.connect, config.ssl, counts, index, lambda: len(held))
+
+    async def _serve_operations(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        listeners: list[socket.socket],
+        index: int,
+    ) -> Acceptor:
+        """Health and metrics on a port of their own; few connections, which need not be spread."""
+        server = FrontServer(operations_config(operations_app(app), settings))
+        return await self._serve(server, listeners, None, index)
+
+    async def _tell_connections(self, acceptor: Acceptor) -> None:
+        while True:
+            acceptor.count()
+            await asyncio.sleep(_TELL_CONNECTIONS_S)
+
+    @staticmethod
+    async def _end(server: FrontServer) -> None:
+        server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await server.shutdown(sockets=[])

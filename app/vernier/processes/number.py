@@ -1,0 +1,30 @@
+"""How many front processes the service has."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vernier.settings import Settings, SettingsError
+
+#: More fronts than this gain nothing: one engine process cannot keep up with them (benchmarks/SCALING.md).
+MAX_DEFAULT = 8
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def front_count(settings: Settings) -> int:
+    """Front processes; 0 for everything in one process. Raises SettingsError where there can be none.
+
+    On one core processes would only take turns; elsewhere half of the cores serve clients and half compute.
+    """
+    supported = sys.platform == "linux"
+    if settings.fronts is not None:
+        if settings.fronts and not supported:
+            raise SettingsError("VERNIER_FRONTS needs Linux; set it to 0 here")
+        return settings.fronts
+    cores = available_cores()
+    return min(cores // 2, MAX_DEFAULT) if supported and cores > 1 else 0

@@ -1,0 +1,268 @@
+"""Processes that are killed under load: no wrong answer, no lost connection of a living front, books that balance."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.load import settled
+from tests.support.packages import slow_model, write_package
+from tests.support.server import Server, serve
+from tests.support.wire import Wire, request
+
+CLIENTS = 12
+
+
+def children(server: Server) -> dict[str, list[int]]:
+    """Role → process ids, by their command lines."""
+    found: dict[str, list[int]] = {}
+    for pid in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"vernier.processes.child" in words:
+            role = words[words.index(b"vernier.processes.child") + 1].decode()
+            found.setdefault(role, []).append(int(pid))
+    return found
+
+
+class Clients:
+    """Threads that each ask one thing after the other on a connection, and check every answer.
+
+    Attributes:
+        codes: of the answers; `ok`, an error's code, or `wrong`.
+        broken: connections that ended without an answer, each replaced by a new one.
+    """
+
+    def __init__(self, server: Server, count: int = CLIENTS, **fields: object) -> None:
+        self.codes: Counter[str] = Counter()
+        self.broken = 0
+        self._server = server
+        self._fields = fields
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        asked = 0
+        while not self._stop.is_set():
+            try:
+                with Wire(self._server, 30) as wire:
+                    while not self._stop.is_set():
+                        asked += 1
+                        self._ask(wire, number + asked / 1000)
+            except (EOFError, OSError):
+                with self._lock:
+                    self.broken += 1
+                time.sleep(0.02)
+
+    def _ask(self, wire: Wire, x: float) -> None:
+        fields = {"model": "mlp", "inputs": {"x": [[x, 0.0, 0.0, 0.0]]}, **self._fields}
+        wire.send(request(json.dumps(fields).encode()))
+        reply = wire.reply()
+        body = reply.json()
+        code = body.get("code", "ok")
+        if reply.status == 200 and abs(body["outputs"]["z"][0][0] - 2 * x) > 1e-4 * max(1, x):
+            code = "wrong"
+        with self._lock:
+            self.codes[code] += 1
+
+    def wait_for(self, answers: int) -> None:
+        wanted = self.codes["ok"] + answers
+        limit = time.monotonic() + 30
+        while self.codes["ok"] < wanted:
+            assert time.monotonic() < limit, (self.codes, self.broken)
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(40)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def clients_of(server: Server, count: int = CLIENTS, **fields: object) -> Iterator[Clients]:
+    clients = Clients(server, count, **fields)
+    try:
+        yield clients
+    finally:
+        clients.stop()
+
+
+def await_children(server: Server, role: str, count: int, without: set[int]) -> None:
+    limit = time.monotonic() + 15
+    while len(set(children(server).get(role, ())) - without) < count:
+        assert time.monotonic() < limit, children(server)
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(engines: Path, tmp_path: Path) -> Iterator[Server]:
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="2") as server:
+        yield server
+        if server.process.poll() is None:
+            settled(server, "mlp")
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_an_engine_process_that_is_killed_costs_no_answer_and_no_connection(
+    server: Server, times: int
+) -> None:
+    with clients_of(server) as clients:
+        for _ in range(times):
+            clients.wait_for(100)
+            (engine,) = children(server)["engine"]
+            os.kill(engine, signal.SIGKILL)
+            await_children(server, "engine", 1, {engine})
+        clients.wait_for(100)
+        began = time.monotonic()
+        server.wait_until("/v2/health/ready", 200)
+        assert time.monotonic() - began < 5
+    assert set(clients.codes) == {"ok"}
+    assert clients.broken == 0
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: Server, times: int) -> None:
+    with clients_of(server) as clients:
+        for _ in range(times):
+            clients.wait_for(100)
+            before = clients.broken
+            fronts = children(server)["front"]
+            held = _inet_sockets(fronts[0])
+            os.kill(fronts[0], signal.SIGKILL)
+            await_children(server, "front", 2, {fronts[0]})
+            clients.wait_for(100)
+            assert clients.broken - before <= held
+    assert set(clients.codes) == {"ok"}
+
+
+def test_a_front_that_hangs_is_replaced(server: Server) -> None:
+    hanging = children(server)["front"][0]
+    os.kill(hanging, signal.SIGSTOP)
+    await_children(server, "front", 2, {hanging})
+    with clients_of(server, 4) as clients:
+        clients.wait_for(20)
+    assert "does not answer" in server.log
+
+
+def test_the_service_ends_when_its_supervisor_is_killed(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="2", drain_timeout_s="5") as server:
+        pids = [pid for each in children(server).values() for pid in each]
+        assert len(pids) == 3
+        server.process.kill()
+        server.process.wait()
+        limit = time.monotonic() + 15
+        while any(_runs(pid) for pid in pids):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigterm_loses_no_request_that_was_taken(engines: Path, tmp_path: Path, times: int) -> None:
+    write_package(engines, "mlp")
+    for number in range(times):
+        log = tmp_path / f"log{number}"
+        with serve(engines, log, fronts="2", drain_delay_s="0.3") as server, clients_of(server) as clients:
+            clients.wait_for(200)
+            server.terminate()
+            assert server.wait(20) == 0
+            clients.stop()
+        assert set(clients.codes) <= {"ok", "draining"}
+        stopped = [json.loads(line) for line in log.read_text().splitlines() if '"stopped"' in line]
+        totals = stopped[-1]["requests"]["mlp/1"]
+        assert totals["admitted"] == totals["answered"]
+        # an answer may be lost with its connection, but none is admitted and not answered
+        assert totals["answered"] >= clients.codes["ok"]
+
+
+def test_what_waits_beyond_the_limit_is_told_to_come_back(engines: Path, tmp_path: Path) -> None:
+    """While the engine process starts anew, which a broken package holds up here."""
+    write_package(engines, "mlp", model=slow_model(layers=2))
+    with serve(engines, tmp_path / "log", fronts="1", queue_limit="4") as server:
+        (engine,) = children(server)["engine"]
+        os.kill(engine, signal.SIGSTOP)  # it takes nothing and does not die: requests wait in its socket
+        wires = [Wire(server, 30) for _ in range(3)]
+        body = json.dumps({"model": "mlp", "inputs": {"x": [[1.0] * 4]}}).encode()
+        for wire in wires:
+            wire.send(request(body))
+        time.sleep(0.2)
+        os.kill(engine, signal.SIGKILL)
+        assert [wire.reply().status for wire in wires] == [200] * 3
+        for wire in wires:
+            wire.socket.close()
+
+
+def test_a_request_that_kills_the_engine_process_takes_nobody_with_it(
+    engines: Path, tmp_path: Path
+) -> None:
+    """Killed each time while it computes; the request is tried twice and then told, others are answered."""
+    write_package(engines, "slow", model=slow_model(layers=400))
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="1") as server:
+        poison = Wire(server, 60)
+        poison.send(request(json.dumps({"model": "slow", "inputs": {"x": [[0.1] * 4] * 400}}).encode()))
+        with clients_of(server, 4) as clients:
+            for _ in range(2):
+                engine = children(server)["engine"][0]
+                limit = time.monotonic() + 20
+                while not server.metric("vernier_inflight_requests", model="slow"):
+                    assert time.monotonic() < limit
+                    time.sleep(0.02)
+                server.wait_until("/v2/health/ready", 200)
+                time.sleep(0.3)
+                os.kill(engine, signal.SIGKILL)
+                await_children(server, "engine", 1, {engine})
+            reply = poison.reply()
+            clients.wait_for(50)
+        assert (reply.status, reply.json()["code"]) == (500, "internal")
+        assert set(clients.codes) == {"ok"}
+        settled(server, "slow")
+        poison.socket.close()
+
+
+def test_connections_are_spread_evenly_over_fronts(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="2") as server:
+        connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+        try:
+            time.sleep(0.5)
+            held = [_inet_sockets(pid) for pid in children(server)["front"]]
+            assert abs(held[0] - held[1]) <= 4, held
+            assert sum(held) >= 40
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def _inet_sockets(pid: int) -> int:
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            name = os.readlink(fd)
+        except FileNotFoundError:
+            continue
+        if name.startswith("socket:["):
+            inodes.add(name[8:-1])
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[9] in inodes and row[3] == "01" for row in rows)
