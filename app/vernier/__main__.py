@@ -11,12 +11,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from vernier.front.connection import fast_protocol
-from vernier.front.listeners import AcceptingServer
-from vernier.front.timeouts import timeout_protocol
+from vernier.front.connection import service_protocol
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
 from vernier.main import create_app
+from vernier.server import AcceptingServer
 from vernier.settings import Settings, SettingsError, load_settings
 
 #: uvicorn's exit code for a service that could not start.
@@ -47,10 +46,10 @@ def tls_options(settings: Settings) -> dict[str, Any]:
 
 def protocol_of(app: FastAPI, settings: Settings) -> Any:
     """uvicorn's `http` option."""
-    if not settings.fast_path:
-        return timeout_protocol(settings.body_timeout_s)
     state = app.state
-    return fast_protocol(state.predictions, state.metrics, state.guard, settings)
+    return service_protocol(
+        state.predictions, state.metrics, state.guard, settings, state.lifecycle, state.byte_budget
+    )
 
 
 def main() -> None:

@@ -28,17 +28,19 @@ from vernier.api import admin, health, models, predict
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
+from vernier.api.long_json import LongJson
 from vernier.api.service import Predictions
-from vernier.api.side import side_server
 from vernier.engine.nvml import GpuCollector, Nvml
 from vernier.engine.plan_source import BuilderProcess
 from vernier.engine.ready import PlanEvent
 from vernier.errors import EngineError
 from vernier.exposition import Metrics
+from vernier.front.limits import byte_budget
 from vernier.logs import configure_logging
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache, cache_folder
+from vernier.server import operations_server
 from vernier.serving.deference import Deference
 from vernier.serving.lifecycle import Lifecycle
 from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
@@ -102,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lifecycle.take_signals(asyncio.get_running_loop())
-        async with side_server(app, settings.host, settings.metrics_port):
+        async with operations_server(app, settings.host, settings.metrics_port):
             loading = asyncio.create_task(start(repository, lifecycle, settings))
             yield
             lifecycle.stopped()
@@ -110,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.gather(loading, return_exceptions=True)
             totals = {f"{m.name}/{m.version}": m.metrics for m in repository.models()}
             await repository.close()
+            state.predictions.close()
         lifecycle.release_signals()
         logger.info("stopped", extra={"requests": {name: m.totals() for name, m in totals.items()}})
 
@@ -126,7 +129,10 @@ def create_app(settings: Settings) -> FastAPI:
     state.metrics = metrics
     state.lifecycle = lifecycle
     state.repository = repository
-    state.predictions = Predictions(repository, lifecycle, time.monotonic, settings.default_timeout_ms)
+    state.byte_budget = byte_budget(settings)
+    state.predictions = Predictions(
+        repository, lifecycle, time.monotonic, settings.default_timeout_ms, LongJson(settings.max_body_bytes)
+    )
     state.readiness = readiness
     state.guard = guard = make_guard(settings)
     install_error_handlers(app)

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from vernier.api.codecs import Body
 from vernier.api.errors import ErrorAnswer
-from vernier.api.security import Permit
 from vernier.border.batch import RequestBatch
 from vernier.front.buffers import BufferSlice
 from vernier.front.heads import Head
+from vernier.front.limits import Releasable
 from vernier.front.response_heads import Headers
 from vernier.serving.repository import LoadedModel
 
@@ -74,7 +74,7 @@ class InferenceRequest:
         text: Body,
         start: int,
         came: float,
-        permit: Permit | None = None,
+        permit: Releasable | None = None,
         buffer: BufferSlice | None = None,
     ) -> None:
         self.connection = connection

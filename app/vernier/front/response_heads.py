@@ -13,7 +13,7 @@ from vernier.api.errors import ErrorAnswer
 from vernier.api.guarding import SECURITY_HEADERS
 from vernier.api.identity import Identities, header_value
 from vernier.front.answer_bodies import Bodies
-from vernier.front.heads import END
+from vernier.front.messages import END
 
 Headers = Sequence[tuple[bytes, bytes]]
 

@@ -1,4 +1,4 @@
-"""Lets in many clients at once, however busy the loop is.
+"""The servers of the process, on uvicorn: one for predictions, and one for health and metrics on a port of their own.
 
 libuv accepts one connection of a listener in a turn of the loop. Under load a turn takes milliseconds, so hundreds of
 clients that connect at once (after a restart, say) would wait for seconds, one after the other. Several listeners on
@@ -10,8 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
+from fastapi import FastAPI
+
+from vernier.api import health
+from vernier.front.connection import plain_protocol
 
 #: Listeners on each socket. One that finds nothing costs about a microsecond of each new connection.
 _LISTENERS = 16
@@ -41,3 +47,41 @@ class AcceptingServer(uvicorn.Server):
         return make(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+
+
+class _OperationsServer(uvicorn.Server):
+    """The main server handles the signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def operations_server(main: FastAPI, host: str, port: int | None) -> AsyncIterator[None]:
+    """Health and metrics without key and certificate, from the main application's state, until the block ends.
+
+    With `port` None, does nothing.
+    """
+    if port is None:
+        yield
+        return
+    app = FastAPI(title="Vernier operations", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state = state = main.state
+    app.include_router(health.router)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=state.settings.access_log,  # of all servers in a process, the last one's word counts
+        lifespan="off",
+        http=plain_protocol(state.settings, state.lifecycle, state.byte_budget),
+    )
+    server = _OperationsServer(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
