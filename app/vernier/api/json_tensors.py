@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Literal, cast
 
 import numpy as np
+from simdjson import Array as JsonArray
 from simdjson import Object, Parser
 
 from vernier.errors import NonFiniteInput, WrongDtype, WrongShape
@@ -157,6 +158,8 @@ def _to_dtype(value: Any, way: NumberFormat) -> Array | None:
 
 def _decode(inputs: Object, brackets: int, signature: Signature) -> Arrays | None:
     specs = signature.inputs
+    if len(inputs) > len(specs):
+        return None
     arrays: Arrays = {}
     for name in specs if len(inputs) == len(specs) else tuple(inputs):
         spec = specs[name]
@@ -251,33 +254,56 @@ def _without_rounding(value: Any, rounded: Array) -> Array:
 
 
 _NUMBERS = {int, float, bool}
+_LISTS = {list, JsonArray}
 
 
-def _require_numbers(spec: TensorSpec, value: Any) -> None:
-    """Even lists of numbers or booleans, all at one depth: NumPy makes large arrays of anything else.
+def judge_in_place(inputs: Object, signature: Signature) -> Arrays | None:
+    """Refuses, in simdjson's memory, what the careful decoder would need much more memory to refuse.
+
+    Returns arrays that hold no numbers and take no memory when the shape of an input is wrong for certain, so that
+    `Signature.check` can say so; None when the careful decoder must look.
+    """
+    if len(inputs) > len(signature.inputs):  # a key may come twice, and the last one counts
+        return None
+    shapes: Arrays = {}
+    fit = True
+    for name in inputs:
+        spec = signature.input(name)
+        shape = _require_numbers(spec, inputs[name])
+        shapes[name] = np.broadcast_to(np.zeros((), numpy_dtype(spec.dtype)), shape)
+        pairs = zip(shape, spec.shape, strict=False)
+        fit &= len(shape) == len(spec.shape) and all(isinstance(d, str) or n == d for n, d in pairs)
+    return None if fit else shapes
+
+
+def _require_numbers(spec: TensorSpec, value: Any) -> list[int]:
+    """The shape of even lists of numbers or booleans, all at one depth: NumPy makes large arrays of anything else.
 
     Looks at the lists level by level, without a copy of any level, and at the speed of C.
     """
-    if not isinstance(value, list):
+    if type(value) not in _LISTS:
         if type(value) not in _NUMBERS:
             raise _odd(spec, value)
-        return
+        return []
+    shape = [len(value)]
     depth = 0
     while True:
         kinds = set(map(type, _level(value, depth)))
         if not kinds:
-            return
-        if list not in kinds:
+            return shape
+        if not kinds & _LISTS:
             break
-        lengths = set(map(len, _level(value, depth))) if kinds == {list} else set()
+        lengths = set(map(len, _level(value, depth))) if kinds <= _LISTS else set()
         if len(lengths) != 1 or depth >= _MAX_DEPTH - 1:
             raise WrongShape(
                 f"input '{spec.name}' is ragged: its lists differ in length; "
                 f"pad them to one shape {spec.describe_shape()}"
             )
+        shape += lengths
         depth += 1
     if not kinds <= _NUMBERS:
         raise _odd(spec, next(item for item in _level(value, depth) if type(item) not in _NUMBERS))
+    return shape
 
 
 def _level(value: Any, depth: int) -> Iterable[Any]:

@@ -31,8 +31,6 @@ from vernier.errors import BodyTooLarge, NotReady, Overloaded, RequestError
 from vernier.serving.signature import Signature
 from vernier.tensors import Array, Arrays
 
-#: Shorter bodies are decoded at once, in a few milliseconds.
-LONG_BYTES = 2**20
 #: What one body may take, from when a helper has it. 64 MiB take 0.5 s when they are good and up to 5 s when not.
 _MAX_SECONDS = 20.0
 #: The largest message of a helper: an envelope with its ids and names, or an error's sentence.
@@ -189,7 +187,12 @@ def _arrays(described: Sequence[Mapping[str, Any]], fd: int) -> Arrays:
     memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
     found: Arrays = {}
     for one in described:
-        array: Array = np.ndarray(tuple(one["shape"]), np.dtype(one["dtype"]), memory, one["offset"])
+        shape, dtype, offset = tuple(one["shape"]), np.dtype(one["dtype"]), one["offset"]
+        array: Array
+        if offset is None:  # the helper knows that it holds nothing, or that its shape is wrong
+            array = np.broadcast_to(np.zeros((), dtype), shape)
+        else:
+            array = np.ndarray(shape, dtype, memory, offset)
         found[one["name"]] = array
     return found
 

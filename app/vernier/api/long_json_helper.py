@@ -14,15 +14,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import orjson
 
 from vernier.api.codecs import Inputs, parse_predict
 from vernier.api.long_json import receive_message, send_message, shared_file, write_all
-from vernier.errors import RequestError
+from vernier.errors import InvalidJson, RequestError
 from vernier.serving.signature import Signature
 from vernier.tensors import Arrays, TensorSpec
 
 #: Address space: that of the interpreter, and what parsing and decoding the largest body can take.
-_OWN_BYTES, _TIMES_THE_BODY = 2**30, 24
+_OWN_BYTES, _TIMES_THE_BODY = 2**30, 16
+_MAX_ENVELOPE_BYTES = 2**19
 _ALIGNMENT = 64
 #: Longer sentences hold a client's own text.
 _MAX_SENTENCE = 1000
@@ -71,7 +73,12 @@ class Decoder:
         with open(fd, "rb", closefd=False) as file:
             file.seek(0)
             envelope, self._inputs = parse_predict(file.read())
-        return asdict(envelope)
+        fields = asdict(envelope)
+        if len(orjson.dumps(fields)) > _MAX_ENVELOPE_BYTES:
+            raise InvalidJson(
+                f"what stands beside 'inputs' is longer than {_MAX_ENVELOPE_BYTES} bytes; send less"
+            )
+        return fields
 
     def _decode(self, inputs: Inputs, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         specs = {name: TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message["decode"]}
@@ -86,13 +93,17 @@ def _shared(arrays: Arrays) -> tuple[dict[str, Any], list[int]]:
     file = shared_file()
     with file:
         for name, array in arrays.items():
-            array = np.ascontiguousarray(array).reshape(array.shape)
             shape, dtype = array.shape, array.dtype.str
-            described.append({"name": name, "shape": shape, "dtype": dtype, "offset": offset})
-            file.seek(offset)
-            if array.nbytes:
+            is_empty = (
+                not any(array.strides) or not array.nbytes
+            )  # of a shape that will be refused, or of no numbers
+            at = None if is_empty and array.size != 1 else offset
+            described.append({"name": name, "shape": shape, "dtype": dtype, "offset": at})
+            if at is not None:
+                array = np.ascontiguousarray(array)
+                file.seek(offset)
                 write_all(file, array.data.cast("B"))
-            offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+                offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         file.truncate(max(offset, 1))
         return {"arrays": described}, [os.dup(file.fileno())]
 

@@ -7,10 +7,18 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from vernier.api.body import read_body, wait_for_disconnect
-from vernier.api.codecs import JSON, RAW, Body, PredictRequest, encode_answer, media_type_of, read_envelope
+from vernier.api.codecs import (
+    JSON,
+    LONG_BYTES,
+    RAW,
+    Body,
+    PredictRequest,
+    encode_answer,
+    media_type_of,
+    read_envelope,
+)
 from vernier.api.errors import describe_error, error_response
 from vernier.api.identity import header_value, new_id
-from vernier.api.long_json import LONG_BYTES
 from vernier.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from vernier.api.service import Predictions, Prepared
 from vernier.border.awaited import AwaitedAnswer

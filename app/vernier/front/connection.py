@@ -23,10 +23,9 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from vernier.api.body import body_timed_out, disconnected_early, too_large
-from vernier.api.codecs import Body
+from vernier.api.codecs import LONG_BYTES, Body
 from vernier.api.errors import answer_error
 from vernier.api.identity import new_id
-from vernier.api.long_json import LONG_BYTES
 from vernier.api.security import Guard
 from vernier.api.service import Predictions
 from vernier.errors import RequestError, RequestTimeout, VernierError
@@ -634,7 +633,7 @@ class Connection(TimedConnection):
             self._refused(arriving.head, arriving.came, arriving.charge, disconnected_early())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.server_state.connections.discard(self)
         self._held = b""
         self._waiting.release()
         self._drop_arriving()
