@@ -18,15 +18,13 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from vernier.api.messages import CONTINUE, ChunkedBody, LengthBody, PartialHead
 from vernier.front.limits import (
     GRACE_S,
-    LINGER_S,
     MAX_LINGER_BYTES,
     ByteBudget,
     Charge,
-    Times,
 )
-from vernier.front.messages import CONTINUE, ChunkedBody, LengthBody, PartialHead
 
 #: How often a client that has closed its sending side is asked whether it is still there.
 _PROBE_S = 0.1
@@ -39,12 +37,40 @@ class TimedConnection(asyncio.Protocol):
     """Belongs to the event loop's thread. All times are on the loop's clock, in seconds.
 
     Attributes:
+        request_s: what a client may take for a head, and for a body.
+        idle_s: what it may take until its next request, and to read on in its answers.
         ending: no further request is taken, and the connection closes when nothing is due.
     """
 
     budget: ClassVar[ByteBudget]
-    times: ClassVar[Times]
+    request_s: ClassVar[float]
+    idle_s: ClassVar[float]
 
+    __slots__ = (
+        "__weakref__",
+        "_body_due",
+        "_closing",
+        "_eof",
+        "_framing",
+        "_head_due",
+        "_idle_until",
+        "_leaving",
+        "_linger_left",
+        "_linger_until",
+        "_partial",
+        "_plain",
+        "_probe_at",
+        "_probed",
+        "_unread",
+        "_unread_bytes",
+        "_unread_due",
+        "_watch",
+        "_watch_at",
+        "ending",
+        "flow",
+        "loop",
+        "transport",
+    )
     transport: asyncio.Transport
     flow: FlowControl
 
@@ -117,7 +143,7 @@ class TimedConnection(asyncio.Protocol):
 
     def _rest(self) -> None:
         """The connection is idle from now on."""
-        self._idle_until = until = self.loop.time() + self.times.idle_s
+        self._idle_until = until = self.loop.time() + self.idle_s
         if self._watch_at > until:
             self._watch_by(until)
 
@@ -156,7 +182,7 @@ class TimedConnection(asyncio.Protocol):
         if self._unread is not None:
             self._unread.set(size)
         self._unread_bytes = size
-        self._unread_due = self.loop.time() + self.times.idle_s
+        self._unread_due = self.loop.time() + self.idle_s
         self._watch_by(self._unread_due)
 
     def _unread_is_late(self) -> None:
@@ -187,12 +213,12 @@ class TimedConnection(asyncio.Protocol):
         self._probe_at = self.loop.time() + _PROBE_S if state else inf
 
     # --- the end ----------------------------------------------------------------------------------
-    def _linger(self) -> None:
+    def _linger(self, seconds: float) -> None:
         """Ends the answers, and reads on for a while; see the module."""
         if self._linger_until < inf or self._closing:
             return
         self._framing = self._partial = None
-        self._linger_until = self.loop.time() + LINGER_S
+        self._linger_until = self.loop.time() + seconds
         if self._eof:
             self._close()
             return

@@ -2,7 +2,7 @@
 
 A client on a kept connection sends the same head again and again, so it is looked up. Where heads differ in what means
 nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that. Whatever is known
-was read by `vernier.front.messages`, which reads all other heads too: the same bytes are never two different requests.
+was read by `vernier.api.messages`, which reads all other heads too: the same bytes are never two different requests.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from starlette.datastructures import QueryParams
 
 from vernier.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
+from vernier.api.messages import END, MessageHead, read_head
 from vernier.api.security import token_of
 from vernier.errors import InvalidHttp, RequestError
-from vernier.front.messages import END, MessageHead, read_head
 from vernier.front.templates import NO_TEMPLATES, TemplateCache
 
 PATH = b"/v1/predict"

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vernier.errors import Overloaded
 from vernier.settings import Settings
 
-#: From the first byte of a request line to the blank line.
-MAX_HEAD_BYTES = 64 * 1024
-#: Behind the last chunk of a body.
-MAX_TRAILER_BYTES = 8 * 1024
 #: Predictions of one connection that may be under way at once, and bytes of their bodies when there are several.
 MAX_PIPELINED = 64
 MAX_PIPELINED_BYTES = 4 * 2**20
@@ -38,14 +33,6 @@ class Drain(Protocol):
     def draining(self) -> bool:
         """Whether clients should connect elsewhere: every answer then ends its connection."""
         ...
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds that a client may take: for a head and for a body; for its next request, or to read on in an answer."""
-
-    request_s: float
-    idle_s: float
 
 
 class ByteBudget:

@@ -1,6 +1,7 @@
 """Start and end of the service: readiness, and a drain that loses no admitted request.
 
-    readiness red → wait `drain_delay_s` (load balancers look away) → stop accepting → finish → free
+    readiness red, every answer ends its connection → wait `drain_delay_s` (load balancers look away)
+    → stop accepting → finish → free
 
 uvicorn runs the lifespan's shutdown last, too late to turn readiness red; so the signal is taken
 first here, and handed on to uvicorn when the delay is over.
@@ -18,6 +19,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+#: How long requests are still served after a delay, on connections that were idle when the service stopped accepting.
+_GRACE_S = 1.0
+
 
 class Phase(Enum):
     STARTING = "starting"
@@ -31,24 +35,23 @@ class Lifecycle:
 
     def __init__(self, drain_delay_s: float) -> None:
         self.phase = Phase.STARTING
+        self.draining = False  # an attribute: connections ask with every answer
         self._drain_delay_s = drain_delay_s
         self._previous: dict[int, Any] = {}
         self._handed_on = False
+        self._refuses = False
 
     def started(self) -> None:
         self.phase = Phase.RUNNING
 
     def stopped(self) -> None:
         self.phase = Phase.STOPPED
-
-    @property
-    def draining(self) -> bool:
-        return self.phase in (Phase.DRAINING, Phase.STOPPED)
+        self.draining = True
 
     @property
     def refuses_new(self) -> bool:
-        """True once the delay is over: requests on connections that are still open are refused."""
-        return self._handed_on or self.phase is Phase.STOPPED
+        """True a moment after the delay: requests on connections that are still open are refused."""
+        return self._refuses or self.phase is Phase.STOPPED
 
     def take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Puts the drain in front of the server's own handlers for SIGTERM and SIGINT.
@@ -73,8 +76,15 @@ class Lifecycle:
         self, loop: asyncio.AbstractEventLoop, previous: Any
     ) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
-            def hand_on() -> None:
+            def refuse() -> None:
+                self._refuses = True
+
+            def hand_on(grace_s: float = 0.0) -> None:
                 self._handed_on = True
+                if grace_s:
+                    loop.call_later(grace_s, refuse)
+                else:
+                    refuse()
                 if callable(previous):
                     previous(number, None)
 
@@ -84,7 +94,9 @@ class Lifecycle:
                     return
                 logger.info("draining", extra={"signal": signal.Signals(number).name})
                 self.phase = Phase.DRAINING
-                loop.call_later(self._drain_delay_s, hand_on)
+                self.draining = True
+                delay_s = self._drain_delay_s
+                loop.call_later(delay_s, hand_on, _GRACE_S if delay_s else 0.0)
 
             loop.call_soon_threadsafe(begin)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vernier.api.codecs import encode_answer
+from vernier.api.identity import Identities
 from vernier.front.answer_bodies import Bodies, alike_bodies, joined_bodies
 from vernier.front.response_heads import LONG_BODY, ResponseHeads
-from vernier.api.identity import Identities
 from vernier.serving.request import Answer
 
 IDS = Identities(["a", "b"])

@@ -24,7 +24,6 @@ from tests.support.wire import request
 from vernier.errors import QueueFull
 from vernier.front import response_heads
 from vernier.front.connection import Connection, service_protocol
-from vernier.front.limits import Times
 from vernier.main import create_app
 from vernier.serving.execution import Batch
 from vernier.serving.inline import Inline
@@ -363,9 +362,11 @@ async def test_it_is_answered_before_a_shutdown_closes_the_connection(service: S
     assert body["outputs"]["z"] == [[2.0, 0.0, 0.0, 0.0]]
 
 
-async def test_a_connection_is_not_idle_while_it_waits(service: Service) -> None:
+async def test_a_connection_is_not_idle_while_it_waits(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection, wire = await service.known()
-    connection.times = Times(30.0, 0.0)  # type: ignore[misc]
+    monkeypatch.setattr(type(connection), "idle_s", 0.0)
     connection.data_received(predict(1.0, 0.0, 0.0, 0.0))
     connection._look_after()
     assert not wire.closed

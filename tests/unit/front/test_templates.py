@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 
 from tests.unit.api.test_json_tensors import signature_of
 from vernier.api.codecs import PredictRequest, parse_predict, raw_envelope
-from vernier.front.templates import NO_TEMPLATES, Extracted, Template, TemplateCache, RawTemplate, raw_template
-from vernier.front.json_templates import json_template
 from vernier.errors import RequestError
+from vernier.front.json_templates import json_template
+from vernier.front.templates import (
+    NO_TEMPLATES,
+    Extracted,
+    RawTemplate,
+    Template,
+    TemplateCache,
+    raw_template,
+)
 from vernier.serving.repository import LoadedModel
 from vernier.serving.signature import Signature
 from vernier.tensors import Arrays, TensorSpec, numpy_dtype
@@ -63,7 +70,9 @@ def learned(
     arrays = inputs.decode(signature or signature_of(dtype, list(shape)))
     own_ms = timeout_ms if envelope.timeout_ms is None else envelope.timeout_ms
     deadline = None if own_ms is None else 1.0
-    return json_template(body, envelope, own_ms, model, (arrays, 1, ("y",), None, envelope.priority, deadline))
+    return json_template(
+        body, envelope, own_ms, model, (arrays, 1, ("y",), None, envelope.priority, deadline)
+    )
 
 
 def read(template: Template, *bodies: bytes) -> tuple[Extracted, list[Arrays]] | None:
@@ -447,7 +456,9 @@ def test_most_gaps_are_read(number: int, what: str) -> None:
     fields = ['"id": "%s"', '"timeout_ms": %s', '"inputs": {"item": [[%s]], "user": [%s]}']
     template = learned(fill(fields, ("a", "50", "1, 2, 3", "7")), signature=TWO)
     assert template is not None
-    assert read(template, fill(fields, (f"r-{number}", f"{number}", f"{number}, 2, 3", f"{number}"))) is not None
+    assert (
+        read(template, fill(fields, (f"r-{number}", f"{number}", f"{number}, 2, 3", f"{number}"))) is not None
+    )
 
 
 def test_a_raw_form_reads_bytes_and_leaves_what_is_not_finite() -> None:

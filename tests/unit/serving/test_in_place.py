@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.packages import ends_model
 from tests.support.scheduling import until
-from vernier.front.buffers import BodyBufferPool
 from vernier.engine.base import default_buckets
 from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
+from vernier.front.buffers import BodyBufferPool
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.padding import BatchLayout

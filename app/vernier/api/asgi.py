@@ -13,15 +13,25 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
-from vernier.front.limits import Charge
-from vernier.front.messages import CONTINUE, MessageHead, Piece
-from vernier.front.response_heads import Headers
+from vernier.api.messages import CONTINUE, MessageHead, Piece
+from vernier.errors import VernierError
 
 #: Bytes that wait for the application to read them, before the client is no longer read from.
 _HIGH_WATER_BYTES = 64 * 1024
 _FAILED = b"Internal Server Error"
 
 logger = logging.getLogger("uvicorn.error")
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Charge(Protocol):
+    """What the body takes of the bytes that the process may hold."""
+
+    def grow(self, nbytes: int) -> VernierError | None: ...
+
+    def release(self) -> None: ...
 
 
 class Connection(Protocol):
@@ -65,6 +75,7 @@ class AsgiCycle:
     Attributes:
         charge: what its body takes, until it has ended.
         size: bytes of the body that have arrived.
+        keep_alive: whether client and application let the connection stay open.
         body_done: whether the body has come to its end.
         started, complete: how far the answer is.
     """
@@ -75,6 +86,7 @@ class AsgiCycle:
         self.message = message
         self.charge = charge
         self.size = 0
+        self.keep_alive = message.keep_alive
         self.body_done = self.started = self.complete = False
         self._connection: Connection | None = connection
         self._scope = scope
@@ -172,7 +184,7 @@ class AsgiCycle:
         self._continue = False
         known = dict(headers)
         if b"close" in [token.strip() for token in known.get(b"connection", b"").lower().split(b",")]:
-            self.message.keep_alive = False
+            self.keep_alive = False
         headers = [header for header in headers if header[0] != b"connection"]
         if not connection.answer_begins(self):
             headers.append((b"connection", b"close"))

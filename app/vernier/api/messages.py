@@ -15,12 +15,15 @@ from typing import Literal
 import httptools
 
 from vernier.errors import HeadTooLarge, InvalidHttp
-from vernier.front.limits import MAX_HEAD_BYTES, MAX_TRAILER_BYTES
 
 END = b"\r\n\r\n"
 #: Tells a client to send the body that it announced; any client must be ready to see it and pass over it.
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+#: From the first byte of a request line to the blank line.
+MAX_HEAD_BYTES = 64 * 1024
+#: Behind the last chunk of a body.
+MAX_TRAILER_BYTES = 8 * 1024
 #: A chunk's size may have this many digits: more than any body has.
 _SIZE_DIGITS = 15
 _MAX_LINE_BYTES = 1024
