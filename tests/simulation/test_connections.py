@@ -44,8 +44,9 @@ def play(seed: int) -> int:
 
         async def drain() -> None:
             await asyncio.sleep(rng.random() * 4)
-            service.drain.draining = True
-            await asyncio.sleep(rng.random() * 3)
+            if rng.random() < 0.8:  # else the server stops by itself
+                service.drain.draining = True
+                await asyncio.sleep(rng.random() * 3)
             if stops:
                 for connection in list(service.state.connections):
                     connection.shutdown()

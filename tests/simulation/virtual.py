@@ -1,4 +1,4 @@
-"""A loop with a clock of its own, and a wire between a client and a connection: nothing here waits, and nothing is chance.
+"""A loop with a clock of its own, and a wire between a client and a connection: nothing waits, and nothing is chance.
 
 The wire is as unkind as TCP may be: it cuts what is sent where it likes, holds back what is not read, and a close while
 bytes of the client are unread is a reset, which takes from the client what it has not read yet.

@@ -127,7 +127,7 @@ class _Listener:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # llhttp leaves what stands behind it
 
     def on_headers_complete(self) -> None:
         self.complete = True

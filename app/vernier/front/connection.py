@@ -193,7 +193,9 @@ class Connection(AnsweringConnection):
                 raise too_large(self.max_body_bytes)
             if head.length > UNCOUNTED_BYTES or not is_whole:
                 permit = charge = Charge(self.budget, permit)
-                refusal = charge.grow(head.length) if is_whole else self.budget.refusal(head.length)
+                refusal = charge.grow(head.length) if is_whole else None
+                if not is_whole and head.length > UNCOUNTED_BYTES:
+                    refusal = self.budget.refusal(head.length)
                 if refusal is not None:
                     raise refusal
         except VernierError as error:

@@ -13,6 +13,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import inf
 from typing import ClassVar
 
@@ -148,17 +149,20 @@ class TimedConnection(asyncio.Protocol):
             self._watch_by(until)
 
     def _idle_is_over(self) -> None:
-        if self._bytes_in_socket():  # a request has come, and is read next
+        if self._bytes_in_kernel(termios.FIONREAD):  # a request has come, and is read next
             self._idle_until = self.loop.time() + _MOMENT_S
+        elif self._bytes_in_kernel(termios.TIOCOUTQ):  # the client does not read its answers
+            self._cut_off()
         else:
             self._close()
 
-    def _bytes_in_socket(self) -> int:
+    def _bytes_in_kernel(self, which: int) -> int:
+        """FIONREAD: that have arrived and were not read; TIOCOUTQ: that were written and have not arrived."""
         found = self.transport.get_extra_info("socket")
         if found is None:
             return 0
         try:
-            return int(struct.unpack("i", fcntl.ioctl(found.fileno(), termios.FIONREAD, b"\0" * 4))[0])
+            return int(struct.unpack("i", fcntl.ioctl(found.fileno(), which, b"\0" * 4))[0])
         except OSError:
             return 0
 
@@ -190,7 +194,15 @@ class TimedConnection(asyncio.Protocol):
             self._expect_reading()
         else:
             self._unread_due = inf
-            self.transport.abort()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        """Ends the connection without waiting for the client; the system forgets what it has not read."""
+        found = self.transport.get_extra_info("socket")
+        if found is not None:
+            with suppress(OSError):
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     # --- half-closed ------------------------------------------------------------------------------
     def _begin_probing(self) -> None:
@@ -250,6 +262,7 @@ class TimedConnection(asyncio.Protocol):
     def shutdown(self) -> None:
         """The service stops. What has begun is finished, and what comes next within a moment; then it closes."""
         self._leaving = True
+        self._plain = False
         if not self._busy and self._framing is None and self._partial is None:
             self._idle_until = min(self._idle_until, self.loop.time() + GRACE_S)
             self._watch_by(self._idle_until)

@@ -13,7 +13,8 @@ from vernier.settings import Settings
 #: Predictions of one connection that may be under way at once, and bytes of their bodies when there are several.
 MAX_PIPELINED = 64
 MAX_PIPELINED_BYTES = 4 * 2**20
-#: Bodies up to this size that came whole are not counted: the bounds above and the queue's are enough for them.
+#: Bodies up to this size are never refused for want of room, and not even counted when they come whole: the bounds
+#: above and the queue's are enough for them.
 UNCOUNTED_BYTES = 4096
 #: What is read and thrown away after an answer that came before the end of its request, and for how long.
 MAX_LINGER_BYTES = 256 * 1024
@@ -72,9 +73,12 @@ class Charge:
         self.nbytes = 0
 
     def grow(self, nbytes: int) -> Overloaded | None:
-        """Counts `nbytes` that have arrived; the error, with nothing counted, when there is no room for them."""
+        """Counts `nbytes` that have arrived; the error, with nothing counted, when there is no room for them.
+
+        There is always room for a small request: who sends large ones keeps out no others.
+        """
         budget = self._budget
-        if budget.used + nbytes > budget.limit:
+        if budget.used + nbytes > budget.limit and self.nbytes + nbytes > UNCOUNTED_BYTES:
             return budget.refusal(nbytes)
         budget.used += nbytes
         self.nbytes += nbytes
