@@ -158,7 +158,7 @@ class Service:
             "bytes": self.budget.used,
             "connections": len(self.state.connections),
             "tasks": len(self.state.tasks),
-            "permits": sum(self.guard._running.values()),
+            "permits": sum(self.guard.counts._running.values()),
         }
 
 
