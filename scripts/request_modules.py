@@ -1,7 +1,7 @@
 """Which modules a small JSON request passes, in a front and in the engine process: `python -m scripts.request_modules`.
 
-A front's side and an engine process's side run in two threads of this process, over the real border. After the front has
-learned the request's template, one more request is sent while every call is seen.
+A front's side and an engine process's side run in two threads of this process, over the real border. After the front
+has learned the request's template, one more request is sent while every call is seen.
 """
 
 from __future__ import annotations
