@@ -39,6 +39,9 @@ __all__ = ["Answer", "Policy", "Scheduler", "Tap"]
 
 logger = logging.getLogger(__name__)
 
+#: Inputs that are worth more where they lie than beside others: an execution of several batches copies them.
+_LARGE_BYTES = 256 * 1024
+
 
 class Scheduler:
     """Queues, batches and runs the predictions of one model version.
@@ -55,7 +58,8 @@ class Scheduler:
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
         at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
-            else has come in it, as suits a process that several fronts send batches to.
+            else has come in it, as suits a process that several fronts send batches to. Large ones run in `submit` all
+            the same, since they are read where they lie only when they run alone.
 
     Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
     """
@@ -257,6 +261,8 @@ class Scheduler:
         enough, or would be late.
         """
         start, stop, deadlines = requests.start, requests.stop, batch.deadlines
+        if not self._at_once and sum([array.nbytes for array in batch.inputs.values()]) < _LARGE_BYTES:
+            return start
         room = self._room_at_once(batch.precision)
         if not room or (
             deadlines is not None
@@ -279,7 +285,7 @@ class Scheduler:
     def _room_at_once(self, precision: str | None) -> int:
         """The most rows that run at once on this thread; 0 for none."""
         layout = self._layout
-        if not self._at_once or not self._inline.slots or self._queue.requests or self._tracker.delivering:
+        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
         if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
             return 0
