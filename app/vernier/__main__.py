@@ -35,8 +35,8 @@ def main() -> None:
 
 def serve_in_process(settings: Settings) -> None:
     """Everything in this process. Raises SettingsError."""
+    from vernier.composition.operations import AcceptingServer
     from vernier.composition.server import server_config
-    from vernier.front.listeners import AcceptingServer
     from vernier.heap import limit_arenas
     from vernier.main import create_app
 

@@ -3,13 +3,16 @@
     VernierError
     ├── RequestError            the client can mend it; `message` is sent to the client
     │   ├── InvalidJson, UnknownInput, MissingInput, WrongDtype, WrongShape,
-    │   │   NonFiniteInput, UnknownOutput, UnsupportedPrecision          (400)
+    │   │   NonFiniteInput, UnknownOutput, UnsupportedPrecision,
+    │   │   InvalidHttp                                                  (400)
     │   ├── Unauthorized, Forbidden                                      (401, 403)
     │   ├── UnknownModel, UnknownVersion                                 (404)
     │   ├── RequestTimeout, LoadRefused, BodyTooLarge,
     │   │   UnsupportedMediaType                                           (408, 409, 413, 415)
     │   ├── QueueFull, RateLimited                                       (429)
-    │   └── NotReady, EngineRestarting, Draining, DeadlineExceeded       (503, 504)
+    │   ├── HeadTooLarge                                                 (431)
+    │   ├── NotReady, EngineRestarting, Draining, Overloaded             (503)
+    │   └── DeadlineExceeded                                             (504)
     ├── Cancelled               the client went away; nobody is left to read an answer
     ├── EngineError             a runtime or device failed
     │   ├── PlanMismatch        the plan does not fit this GPU, runtime or variant
@@ -62,6 +65,12 @@ class RequestError(VernierError):
     code = "invalid_request"
     http_status = 400
     grpc_status = "INVALID_ARGUMENT"
+
+
+class InvalidHttp(RequestError):
+    """What arrived is no HTTP request, or one that two servers could read differently. The connection ends."""
+
+    code = "invalid_http"
 
 
 class InvalidJson(RequestError):
@@ -168,6 +177,14 @@ class RateLimited(QueueFull):
     code = "rate_limited"
 
 
+class HeadTooLarge(RequestError):
+    """The head of a request, or what stands behind the last chunk of its body, does not end in time."""
+
+    code = "head_too_large"
+    http_status = 431
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
 class NotReady(RequestError):
     code = "not_ready"
     http_status = 503
@@ -184,6 +201,15 @@ class Draining(RequestError):
     code = "draining"
     http_status = 503
     grpc_status = "UNAVAILABLE"
+
+
+class Overloaded(RequestError):
+    """The process holds as many bytes of requests, or decodes as many long ones, as it may. Nothing was queued."""
+
+    code = "overloaded"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retry_after_s = 1.0
 
 
 class DeadlineExceeded(RequestError):

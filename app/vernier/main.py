@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 import vernier as package
 from vernier.composition.engine import create_repository, start
 from vernier.composition.front import create_front
-from vernier.composition.operations import side_server
+from vernier.composition.operations import operations_server
 from vernier.exposition import Metrics, register_process
 from vernier.logs import configure_logging
 from vernier.serving.lifecycle import Lifecycle
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lifecycle.take_signals(asyncio.get_running_loop())
-        async with side_server(app, settings.host, settings.metrics_port):
+        async with operations_server(app, settings.metrics_port):
             loading = asyncio.create_task(start(repository, lifecycle, settings))
             yield
             lifecycle.stopped()
@@ -51,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.gather(loading, return_exceptions=True)
             totals = {f"{m.name}/{m.version}": m.metrics for m in repository.models()}
             await repository.close()
+            app.state.predictions.close()
         lifecycle.release_signals()
         logger.info("stopped", extra={"requests": {name: m.totals() for name, m in totals.items()}})
 

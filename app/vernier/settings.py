@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     monitor_cool_down_s: float = Field(300.0, gt=0)
 
     fronts: int | None = Field(None, ge=0, le=64)
-    fast_path: bool = True
     max_body_bytes: int = Field(64 * 2**20, ge=1)
+    max_inflight_bytes: int | None = Field(None, ge=1)
     default_timeout_ms: float | None = Field(None, gt=0)
     body_timeout_s: float = Field(30.0, gt=0)
     keep_alive_timeout_s: float = Field(75.0, gt=0)

@@ -74,14 +74,13 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(engines: 
         settled(server, "slow")
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"])
 def test_requests_refused_together_have_their_own_ids_and_are_counted_one_by_one(
-    engines: Path, tmp_path: Path, fast_path: str
+    engines: Path, tmp_path: Path
 ) -> None:
     write_package(engines, "slow", model=slow_model(layers=200))
     row = json.dumps({"model": "slow", "inputs": ROW}).encode()
     long = request(json.dumps({"model": "slow", "inputs": {"x": X * 16}}).encode())
-    settings = {"queue_limit": "4", "slots": "1", "fast_path": fast_path}
+    settings = {"queue_limit": "4", "slots": "1"}
     with serve(engines, tmp_path / "log", **settings) as server, ExitStack() as stack:
         blockers = [stack.enter_context(Wire(server, 60)) for _ in range(5)]
         clients = {f"client-{i}": stack.enter_context(Wire(server, 60)) for i in range(40)}
@@ -110,9 +109,8 @@ def test_requests_refused_together_have_their_own_ids_and_are_counted_one_by_one
         settled(server, "slow")
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"])
 def test_inputs_are_not_read_where_there_is_no_room_for_them_and_everything_else_is_checked(
-    engines: Path, tmp_path: Path, fast_path: str
+    engines: Path, tmp_path: Path
 ) -> None:
     write_package(engines, "slow", model=slow_model(layers=200))
     long = request(
@@ -120,7 +118,7 @@ def test_inputs_are_not_read_where_there_is_no_room_for_them_and_everything_else
     )  # many batches, a place in the queue
     text = request(json.dumps({"model": "slow", "inputs": {"x": [["a", "b", "c", "d"]]}}).encode())
     nobody = request(json.dumps({"model": "nobody", "inputs": ROW}).encode())
-    settings = {"queue_limit": "1", "slots": "1", "fast_path": fast_path}
+    settings = {"queue_limit": "1", "slots": "1"}
     with serve(engines, tmp_path / "log", **settings) as server, ExitStack() as stack:
         blocker, client = [stack.enter_context(Wire(server, 60)) for _ in range(2)]
         blocker.send(long)

@@ -22,19 +22,13 @@ def final_totals(server: Server) -> dict[str, int]:
     raise AssertionError(server.log)
 
 
-@pytest.mark.parametrize(
-    ("uvicorn", "fast_path", "status"),
-    [(False, "true", 0), (False, "false", 0), (True, "true", -signal.SIGTERM)],
-    ids=["fast", "ordinary", "uvicorn"],
-)
+@pytest.mark.parametrize(("uvicorn", "status"), [(False, 0), (True, -signal.SIGTERM)], ids=["own", "uvicorn"])
 def test_no_admitted_request_fails_and_the_process_ends_in_time(
-    engines: Path, tmp_path: Path, uvicorn: bool, fast_path: str, status: int
+    engines: Path, tmp_path: Path, uvicorn: bool, status: int
 ) -> None:
     """uvicorn's own command raises the signal again when it is done, so it ends with the signal's status."""
     write_package(engines, "slow", model=slow_model())
-    with serve(
-        engines, tmp_path / "log", uvicorn=uvicorn, drain_timeout_s="20", fast_path=fast_path
-    ) as server:
+    with serve(engines, tmp_path / "log", uvicorn=uvicorn, drain_timeout_s="20") as server:
         load = Load(server, "slow", clients=16, stop_at_refusal=True)
         load.wait_for(50)
         began = time.monotonic()
@@ -49,12 +43,9 @@ def test_no_admitted_request_fails_and_the_process_ends_in_time(
     assert all(body["code"] == "draining" for body in load.bodies)
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
-def test_readiness_is_red_while_requests_are_still_taken(
-    engines: Path, tmp_path: Path, fast_path: str
-) -> None:
+def test_readiness_is_red_while_requests_are_still_taken(engines: Path, tmp_path: Path) -> None:
     write_package(engines, "slow", model=slow_model(layers=2))
-    with serve(engines, tmp_path / "log", drain_delay_s="2", fast_path=fast_path) as server:
+    with serve(engines, tmp_path / "log", drain_delay_s="2") as server:
         server.terminate()
         response = server.wait_until("/v2/health/ready", 503, timeout_s=1.5)
         assert response.json()["code"] == "draining"
@@ -62,10 +53,9 @@ def test_readiness_is_red_while_requests_are_still_taken(
         assert server.wait(20) == 0
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
-def test_a_second_signal_does_not_wait(engines: Path, tmp_path: Path, fast_path: str) -> None:
+def test_a_second_signal_does_not_wait(engines: Path, tmp_path: Path) -> None:
     write_package(engines, "slow", model=slow_model(layers=2))
-    with serve(engines, tmp_path / "log", drain_delay_s="60", fast_path=fast_path) as server:
+    with serve(engines, tmp_path / "log", drain_delay_s="60") as server:
         server.terminate()
         server.wait_until("/v2/health/ready", 503)
         server.terminate()

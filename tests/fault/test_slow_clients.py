@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.support.load import ROW
 from tests.support.packages import write_package
@@ -51,17 +50,13 @@ class Slow(threading.Thread):
         self.seconds = time.monotonic() - began
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
-def test_whoever_dawdles_is_given_up_and_others_are_answered(
-    engines: Path, tmp_path: Path, fast_path: str
-) -> None:
+def test_whoever_dawdles_is_given_up_and_others_are_answered(engines: Path, tmp_path: Path) -> None:
     write_package(engines)
     side = free_port()
     settings = {
         "body_timeout_s": "1",
         "keep_alive_timeout_s": "2",
         "metrics_port": str(side),
-        "fast_path": fast_path,
     }
     with (
         serve(engines, tmp_path / "log", health_port=side, **settings) as server,
@@ -88,13 +83,12 @@ def test_whoever_dawdles_is_given_up_and_others_are_answered(
         assert server.get("/v2/health/ready").status_code == 200
 
 
-@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast", "ordinary"])
-def test_a_head_that_is_slow_and_in_time_is_answered(engines: Path, tmp_path: Path, fast_path: str) -> None:
+def test_a_head_that_is_slow_and_in_time_is_answered(engines: Path, tmp_path: Path) -> None:
     write_package(engines)
     body = b'{"inputs": {"x": [[1, 2, 3, 4]]}}'
     head = PREDICT.replace(b"100", b"%d" % len(body)) + b"\r\n"
     with (
-        serve(engines, tmp_path / "log", body_timeout_s="3", fast_path=fast_path) as server,
+        serve(engines, tmp_path / "log", body_timeout_s="3") as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
     ):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -11,11 +11,12 @@ from tests.support.server import Server, serve
 MANY_ROWS = "1000000"
 
 
-@pytest.fixture(scope="module", params=["fast", "ordinary"])
+@pytest.fixture(scope="module", params=["own", "uvicorn"])
 def mlp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service with `mlp` (dynamic batch, at most 16 rows), `fixed` (batch of 4) and versions 1 and 2 of `twice`.
 
-    Every test that takes it runs against the fast path and against the ordinary one.
+    Every test that takes it runs against `python -m vernier`, whose connections are the service's own, and against
+    `uvicorn vernier.main:app`, where all requests go to the ASGI application.
     """
     root = tmp_path_factory.mktemp("mlp")
     engines = root / "engines"
@@ -23,8 +24,6 @@ def mlp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     write_package(engines, "fixed", model=mlp_model(seed=1, batch=4))
     write_package(engines, "twice", 1, mlp_model(seed=2))
     write_package(engines, "twice", 2, mlp_model(seed=3))
-    fast = "true" if request.param == "fast" else "false"
-    with serve(
-        engines, root / "log", max_body_bytes="200000", fast_path=fast, queue_limit=MANY_ROWS
-    ) as server:
+    limits = {"max_body_bytes": "200000", "queue_limit": MANY_ROWS}
+    with serve(engines, root / "log", uvicorn=request.param == "uvicorn", **limits) as server:
         yield server

@@ -1,4 +1,4 @@
-"""What only the fast path does, or does in its own way: its own server, in this process where that shows more."""
+"""What only the service's own connections do: their own server, in this process where that shows more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.packages import write_package
 from tests.support.server import free_port, serve
 from tests.support.wire import Wire, request
 from vernier.api.security import digest_of
-from vernier.front.connection import fast_protocol
+from vernier.front.connection import service_protocol
 from vernier.main import create_app
 from vernier.settings import Settings
 
@@ -47,7 +47,7 @@ async def serving(engines: Path) -> AsyncIterator[tuple[str, Counting]]:
         counting,
         port=free_port(),
         log_config=None,
-        http=fast_protocol(state.predictions, state.metrics, state.guard, settings),
+        http=service_protocol(state.predictions, state.metrics, state.guard, settings, state.lifecycle),
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
@@ -61,7 +61,7 @@ async def serving(engines: Path) -> AsyncIterator[tuple[str, Counting]]:
         await running
 
 
-async def test_plain_predictions_do_not_reach_the_application_and_others_do(engines: Path) -> None:
+async def test_predictions_do_not_reach_the_application_and_others_do(engines: Path) -> None:
     write_package(engines)
     async with serving(engines) as (url, counting), httpx.AsyncClient(base_url=url) as client:
         for _ in range(3):
@@ -78,8 +78,9 @@ async def test_plain_predictions_do_not_reach_the_application_and_others_do(engi
             yield BODY
 
         assert (await client.post("/v1/predict", content=chunks())).status_code == 200
+        assert (await client.post("/v1/%70redict", content=BODY)).status_code == 200
         assert (await client.get("/v1/models")).status_code == 200
-        assert counting.paths == ["/v1/predict", "/v1/models"]
+        assert counting.paths == ["/v1/predict", "/v1/models"]  # the first was written as %70redict
 
 
 async def test_the_route_stays_in_the_openapi_document(engines: Path) -> None:

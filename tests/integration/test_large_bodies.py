@@ -1,4 +1,4 @@
-"""Large bodies, which the fast path receives in their final place: on uvloop, on asyncio's loop, with TLS."""
+"""Large bodies, which are received in their final place: on uvloop, on asyncio's loop; elsewhere with TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vernier.front.receiver import LARGEST
 
 RAW = "application/octet-stream"
 ROWS = 8_000  # 128 KB
-NUMBER_FORMATS = ["uvloop", "asyncio", "tls", "ordinary"]
+LOOPS = ["uvloop", "asyncio", "tls"]
 
 
 class Service:
@@ -41,13 +41,13 @@ class Service:
         return wire
 
 
-@pytest.fixture(scope="module", params=NUMBER_FORMATS)
+@pytest.fixture(scope="module", params=LOOPS)
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`mlp`, whose output z is twice its input; bodies must come within a second."""
     root = tmp_path_factory.mktemp("large")
     (root / "engines").mkdir()
     write_package(root / "engines", "mlp")
-    options = {"body_timeout_s": "1", "fast_path": "false" if request.param == "ordinary" else "true"}
+    options = {"body_timeout_s": "1"}
     context, side = None, None
     if request.param == "tls":
         authority = Authority(root, "authority")

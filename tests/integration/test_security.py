@@ -103,12 +103,12 @@ def test_without_a_token_administration_is_off(engines: Path, tmp_path: Path) ->
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
 
 
-@pytest.mark.parametrize("fast", ["true", "false"])
+@pytest.mark.parametrize("fronts", ["0", "1"])
 def test_no_host_header_replaces_a_key_or_the_administration_token(
-    fast: str, engines: Path, tmp_path: Path, guarded: dict[str, str]
+    fronts: str, engines: Path, tmp_path: Path, guarded: dict[str, str]
 ) -> None:
     body = json.dumps(BODY).encode()
-    with serve(engines, tmp_path / "log", fast_path=fast, **guarded) as server:
+    with serve(engines, tmp_path / "log", fronts=fronts, **guarded) as server:
         for host in ("x", "x/ping?", "x/docs#", "x/metrics?y="):
             for target in ("/v1/predict", "/v1/%70redict", "/v2/repository/models/mlp/unload", "/v1/models"):
                 head = (

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 
 from vernier.api.errors import INTERNAL_MESSAGE, describe_error, error_headers
-from vernier.errors import EngineError, QueueFull, RequestError, VernierError, WrongShape, all_errors
+from vernier.errors import (
+    EngineError,
+    Overloaded,
+    QueueFull,
+    RequestError,
+    VernierError,
+    WrongShape,
+    all_errors,
+)
 
 GRPC = {
     "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "PERMISSION_DENIED", "UNAUTHENTICATED",
@@ -19,7 +27,8 @@ PUBLISHED = {
     "unauthorized": 401, "forbidden": 403, "unknown_model": 404, "unknown_version": 404, "request_timeout": 408,
     "load_refused": 409,
     "body_too_large": 413, "unsupported_media_type": 415, "queue_full": 429, "rate_limited": 429,
-    "not_ready": 503, "draining": 503, "deadline_exceeded": 504,
+    "invalid_http": 400, "head_too_large": 431,
+    "not_ready": 503, "draining": 503, "overloaded": 503, "deadline_exceeded": 504,
 }  # fmt: skip
 
 
@@ -45,4 +54,5 @@ def test_what_is_not_the_clients_is_answered_without_details() -> None:
 def test_retry_after_is_whole_seconds_and_never_zero() -> None:
     assert error_headers(QueueFull("full", 0.01)) == {"retry-after": "1"}
     assert error_headers(QueueFull("full", 2.1)) == {"retry-after": "3"}
+    assert error_headers(Overloaded("full")) == {"retry-after": "1"}
     assert error_headers(WrongShape("x")) == {}

@@ -15,7 +15,13 @@ import orjson
 from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 
-from vernier.api.json_tensors import count_lists, decode_numbers, decode_values, parse_fields
+from vernier.api.json_tensors import (
+    count_lists,
+    decode_numbers,
+    decode_values,
+    judge_in_place,
+    parse_fields,
+)
 from vernier.border.batch import Answer
 from vernier.border.signature import Signature
 from vernier.errors import InvalidJson, MissingInput, NonFiniteInput, UnsupportedMediaType, WrongShape
@@ -26,6 +32,9 @@ MAX_PRIORITY = 9
 TOO_LONG_MS = 1e9
 JSON = "application/json"
 RAW = "application/octet-stream"
+
+#: Shorter bodies are decoded where they arrive, in a few milliseconds; longer ones in `vernier.api.long_json`.
+LONG_BYTES = 2**20
 
 #: The bytes of a request; only raw ones come as a view of memory.
 Body = bytes | bytearray | memoryview
@@ -216,6 +225,11 @@ class NumberInputs:
         arrays = decode_numbers(parsed, count_lists(self.body) - self.other_lists, signature)
         if arrays is not None:
             return arrays
+        if len(self.body) > LONG_BYTES:
+            shapes = judge_in_place(parsed, signature)
+            if shapes is not None:
+                return shapes
+        del parsed
         return ValueInputs(self.body, parse_json(self.body)["inputs"]).decode(signature)
 
 

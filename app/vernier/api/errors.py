@@ -10,7 +10,16 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from vernier.api.codecs import JSON, encode_error
-from vernier.errors import BodyTooLarge, QueueFull, RequestError, RequestTimeout, VernierError
+from vernier.errors import (
+    BodyTooLarge,
+    HeadTooLarge,
+    InvalidHttp,
+    Overloaded,
+    QueueFull,
+    RequestError,
+    RequestTimeout,
+    VernierError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +29,9 @@ INTERNAL_MESSAGE = "the service failed on this request; the log has the details 
 def error_headers(error: VernierError) -> dict[str, str]:
     """Retry-After in whole seconds, rounded up, for refusals that a retry can mend; and an end of the
     connection where the rest of a body would have to be read only to be thrown away."""
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFull | Overloaded):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    if isinstance(error, BodyTooLarge | RequestTimeout):
+    if isinstance(error, BodyTooLarge | RequestTimeout | HeadTooLarge | InvalidHttp):
         return {"connection": "close"}
     return {}
 

@@ -1,4 +1,4 @@
-"""POST /v1/predict on the ordinary ASGI path."""
+"""POST /v1/predict as an ASGI route: what `uvicorn vernier.main:app` serves, and what connections leave to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from vernier.api.body import read_body, wait_for_disconnect
-from vernier.api.codecs import JSON, RAW, encode_answer, read_envelope
+from vernier.api.codecs import (
+    JSON,
+    LONG_BYTES,
+    RAW,
+    Body,
+    PredictRequest,
+    encode_answer,
+    media_type_of,
+    read_envelope,
+)
 from vernier.api.errors import describe_error, error_response
 from vernier.api.identity import header_value, new_id
 from vernier.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
@@ -76,7 +85,17 @@ async def predict(request: Request) -> Response:
     try:
         body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
         content_type = request.headers.get("content-type", "")
-        envelope, inputs = read_envelope(content_type, request.query_params, body)
+        if len(body) > LONG_BYTES and media_type_of(content_type) == JSON:
+
+            def seen(envelope: PredictRequest, found: ServedModel | None) -> None:
+                nonlocal identity, model
+                identity, model = envelope.id or identity, found
+
+            longs: list[Body] = [body]
+            del body
+            envelope, inputs = await predictions.read_long(longs, arrived, seen)
+        else:
+            envelope, inputs = read_envelope(content_type, request.query_params, body)
         identity = envelope.id or identity
         request_id.set(identity)
         model = predictions.repository.resolve(envelope.model, envelope.version)

@@ -14,10 +14,12 @@ from vernier.api import admin, health, models, predict
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
+from vernier.api.long_json import LongJson
 from vernier.api.security import LimitCounts
 from vernier.api.service import Predictions
 from vernier.border.catalogue import Catalogue
 from vernier.exposition import Metrics
+from vernier.front.limits import byte_budget
 from vernier.serving.lifecycle import Lifecycle
 from vernier.settings import Settings
 
@@ -38,6 +40,7 @@ def create_front(
     scrape: Scrape,
     lifespan: Lifespan | None = None,
     counts: LimitCounts | None = None,
+    fronts: int = 1,
 ) -> FastAPI:
     """The application, not yet started. Raises SettingsError.
 
@@ -45,6 +48,7 @@ def create_front(
         metrics: where responses are counted.
         scrape: of the whole service.
         counts: of clients' limits, shared by all fronts; None for a service of one process.
+        fronts: that share the bytes which may be under way.
     """
 
     def readiness() -> str | None:
@@ -65,7 +69,10 @@ def create_front(
     state.scrape = scrape
     state.lifecycle = lifecycle
     state.repository = catalogue
-    state.predictions = Predictions(catalogue, lifecycle, time.monotonic, settings.default_timeout_ms)
+    state.byte_budget = byte_budget(settings, fronts)
+    state.predictions = Predictions(
+        catalogue, lifecycle, time.monotonic, settings.default_timeout_ms, LongJson(settings.max_body_bytes)
+    )
     state.readiness = readiness
     state.guard = guard = make_guard(settings, counts)
     install_error_handlers(app)

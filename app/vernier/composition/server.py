@@ -9,8 +9,7 @@ from fastapi import FastAPI
 
 from vernier.border.arena import Arena
 from vernier.composition.tls import tls_options
-from vernier.front.connection import fast_protocol
-from vernier.front.timeouts import timeout_protocol
+from vernier.front.connection import plain_protocol, service_protocol
 from vernier.settings import Settings
 
 
@@ -20,6 +19,10 @@ def server_config(app: FastAPI, settings: Settings, arena: Arena | None = None) 
     Args:
         arena: where large bodies are received; None for memory of this process alone.
     """
+    state = app.state
+    http: Any = service_protocol(
+        state.predictions, state.metrics, state.guard, settings, state.lifecycle, state.byte_budget, arena
+    )
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -30,13 +33,16 @@ def server_config(app: FastAPI, settings: Settings, arena: Arena | None = None) 
         timeout_graceful_shutdown=int(settings.drain_timeout_s),
         server_header=False,
         lifespan="auto" if arena is None else "off",
-        http=protocol_of(app, settings, arena),
+        http=http,
         **tls_options(settings),
     )
 
 
-def operations_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def operations_config(app: FastAPI) -> uvicorn.Config:
     """For health and metrics on a port of their own."""
+    state = app.state
+    settings: Settings = state.settings
+    http: Any = plain_protocol(settings, state.lifecycle, state.byte_budget)
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -44,13 +50,5 @@ def operations_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=settings.access_log,  # of all servers in a process, the last one's word counts
         lifespan="off",
-        http=timeout_protocol(settings.body_timeout_s),
+        http=http,
     )
-
-
-def protocol_of(app: FastAPI, settings: Settings, arena: Arena | None = None) -> Any:
-    """uvicorn's `http` option."""
-    if not settings.fast_path:
-        return timeout_protocol(settings.body_timeout_s)
-    state = app.state
-    return fast_protocol(state.predictions, state.metrics, state.guard, settings, arena)

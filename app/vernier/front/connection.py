@@ -1,60 +1,79 @@
-"""The connection: finds predictions among the bytes that arrive, and sends answers in their turn.
+"""The connection: one place that counts bytes, time and state for everything that arrives, whatever it is for.
 
-A connection is in one of three states between segments: idle or waiting for answers, reading the body of
-a prediction, or holding bytes back because something ahead of them must be finished first. Bytes go to
-the parser of the ordinary path only while no answer of the fast path is due, and to the fast path only
-where the ordinary parser stands between two messages and owes no response; so the two never interleave.
+Between segments a connection is idle, has the beginning of a head or of a body, or holds bytes back because answers
+ahead of them are due. Predictions go to the intake, several at once; any other request goes to the ASGI application
+alone, when no answer is due; answers leave in the order of their requests. `vernier.front.deadlines` says how long each
+state may last and how a connection ends.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from dataclasses import replace
 from math import inf
 from typing import Any, ClassVar
 
+from starlette.types import ASGIApp
 from uvicorn.config import Config
+from uvicorn.protocols.utils import get_local_addr
 from uvicorn.server import ServerState
 
-from vernier.api.body import body_timed_out, disconnected_early
-from vernier.api.codecs import Body
-from vernier.api.security import Guard, Permit
+from vernier.api.asgi import AsgiCycle, scope_of
+from vernier.api.body import too_large
+from vernier.api.codecs import LONG_BYTES, Body
+from vernier.api.messages import (
+    CONTINUE,
+    END,
+    MAX_HEAD_BYTES,
+    ChunkedBody,
+    LengthBody,
+    MessageHead,
+    PartialHead,
+    read_head,
+)
+from vernier.api.security import Guard
 from vernier.api.service import Predictions
 from vernier.border.arena import Arena
-from vernier.errors import VernierError
+from vernier.errors import RequestError, VernierError
 from vernier.exposition import Metrics
-from vernier.front.arriving import Arriving
+from vernier.front.answering import AnsweringConnection, Arriving
 from vernier.front.buffers import MOST_BEFORE, BodyBufferPool, BufferSlice
-from vernier.front.heads import END, Head, Heads
+from vernier.front.heads import Head, Heads, prediction_head
 from vernier.front.intake import RequestIntake
+from vernier.front.limits import (
+    MAX_PIPELINED,
+    MAX_PIPELINED_BYTES,
+    UNCOUNTED_BYTES,
+    ByteBudget,
+    Charge,
+    Drain,
+    Releasable,
+    byte_budget,
+)
 from vernier.front.receiver import LARGEST, SMALLEST, BodyReceiver
 from vernier.front.request import InferenceRequest
-from vernier.front.response_heads import LONG_BODY, Headers, ResponseHeads
+from vernier.front.response_heads import ResponseHeads
 from vernier.front.responses import ResponseWriter
-from vernier.front.timeouts import TimeoutProtocol
 from vernier.settings import Settings
 
-#: Predictions of one connection that may be under way at once; what follows waits unread.
-_MOST_PIPELINED = 64
-#: A head that did not end by here is left to the ordinary path.
-_LONGEST_HEAD = 16 * 1024
-#: A head that did not end by there is refused: it would be kept in memory.
-_LARGEST_HEAD = 64 * 1024
+#: Where the quick look for the end of a head ends.
+_QUICK_HEAD_BYTES = 16 * 1024
 _END_BYTES = len(END)
-_CLOSE = b"\r\nconnection: close"
 #: Memory that is kept for large bodies: those of a few dozen connections that send images at once.
 _KEPT_BYTES = 64 * 2**20
+#: The application, which reads with a limit of its own, is first to say that a body is late.
+_APPLICATION_S = 1.0
 
 
-class FastProtocol(TimeoutProtocol):
-    """uvicorn's protocol with a fast path. `fast_protocol` makes the class that a service uses."""
+class Connection(AnsweringConnection):
+    """uvicorn's `http` class for all ports. `service_protocol` and `plain_protocol` make the classes that are used."""
 
-    intake: ClassVar[RequestIntake]
     heads: ClassVar[Heads]
-    guard: ClassVar[Guard | None]
-    responses: ClassVar[ResponseHeads]
+    guard: ClassVar[Guard | None] = None
     memory: ClassVar[BodyBufferPool]
-    body_timeout_s: ClassVar[float]
+    max_body_bytes: ClassVar[int]
+
+    __slots__ = ("_app_state", "_begin_small", "_clock", "_config", "_known_heads")
 
     def __init__(
         self,
@@ -63,94 +82,234 @@ class FastProtocol(TimeoutProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._clock = self.intake.clock
+        super().__init__(server_state, _loop or asyncio.get_event_loop())
+        if not config.loaded:
+            config.load()
+        self._config = config
+        self._app_state = app_state
         self._known_heads = self.heads.known
-        self._fast = config.limit_concurrency is None and not config.root_path
-        self._plain = False  # nothing is held, half read, ending or with the ordinary path
-        self._between_messages = True  # where the ordinary parser stands
-        self._due: deque[InferenceRequest] = (
-            deque()
-        )  # predictions without an answer, in the order of their arrival
-        self._arriving: Arriving | None = None
-        self._receiver: BodyReceiver | None = None  # once there was a large body
-        self._held = b""
-        self._ending = False  # once nothing is due, the connection closes
-        self._in_head = False  # of a request of the ordinary path
-        self._head_bytes = 0
-        self._watch: asyncio.TimerHandle | None = None
-        self._watch_at = inf
-        self._idle_since: float | None = None  # None while the ordinary path's keep-alive timer rules
+        if self.intake is not None:
+            self._clock, self._begin_small = self.intake.clock, self.intake.begin
+
+    @property
+    def _may_be_plain(self) -> bool:
+        return self.guard is None and not (self.ending or self._leaving or self._eof)
 
     # --- in ---------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
         if self._plain:  # most often, one whole request with a known head comes, which the rest handles too
-            start = data.find(END, 0, _LONGEST_HEAD) + _END_BYTES
+            start = data.find(END, 0, _QUICK_HEAD_BYTES) + _END_BYTES
             block = data[:start]
             head = self._known_heads.get(block) or self.heads.find(block)
-            if head is not None and len(data) == start + head.length and head.keep_alive and not self._due:
+            if (
+                head is not None
+                and len(data) == start + head.length
+                and head.length <= UNCOUNTED_BYTES
+                and head.keep_alive
+                and not self._due
+            ):
                 request = InferenceRequest(self, head, data, start, self._clock())
                 self._due.append(request)
-                self.intake.begin(request)
+                self._begin_small(request)
                 return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         if self._held:
             self._held += data
+            self._waiting.set(len(self._held))
             return
         while data:
-            if self._arriving is not None:
-                data = self._read_body(self._arriving, data)
-            elif self._ending:
+            if self._framing is not None:
+                data = self._read_body(data)
+            elif self.ending:
+                self._untold = True
+                self._discard(data)
                 return
             else:
-                data = self._next(data)
+                data = self._read_head(data)
 
-    def _next(self, data: bytes) -> bytes:
-        """Takes the request at the start of `data`; returns what follows it."""
-        cycle = self.cycle
-        if (
-            not self._fast
-            or not self._between_messages
-            or (cycle is not None and not cycle.response_complete)
-        ):
-            return self._ordinary(data)
-        start = data.find(END, 0, _LONGEST_HEAD) + len(END)
-        head = self.heads.find(data[:start]) if start >= len(END) else None
-        if head is None:
-            return self._hold(data) if self._due else self._ordinary(data)
-        if self.flow.write_paused or len(self._due) >= _MOST_PIPELINED:
-            return self._hold(data)
-        permit: Permit | None = None
-        if self.guard is None:
-            self._plain = True
-        else:
-            try:
-                permit = self.guard.admit(head.token)
-            except VernierError:  # the ordinary path says it in words, and need not read the body
-                return self._hold(data) if self._due else self._ordinary(data)
-        came = self._clock()
-        stop = start + head.length
-        if len(data) < stop:
+    def _read_head(self, data: bytes) -> bytes:
+        """Takes the request at the start of `data`, or goes on with its head; returns what follows."""
+        partial = self._partial
+        try:
+            if partial is None or not len(partial):
+                rest = data.lstrip(b"\r\n")
+                if len(rest) < len(data):
+                    partial = self._begin_head()
+                    partial.skip(len(data) - len(rest))
+                    if not rest:
+                        return b""
+                    data = rest
+            if (partial is not None and len(partial)) or data.find(END, 0, MAX_HEAD_BYTES) < 0:
+                partial = partial or self._begin_head()
+                whole = partial.add(data)
+                self._waiting.set(len(partial))
+                if whole is None:
+                    return b""
+                data = whole
+        except RequestError as error:
+            return self._reject(error)
+        self._partial, self._head_due = None, inf
+        self._waiting.set(0)
+        return self._read_request(data, data.index(END) + _END_BYTES)
+
+    def _begin_head(self) -> PartialHead:
+        if self._partial is None:
             self._plain = False
-            due = self.loop.time() + self.body_timeout_s
-            self._arriving = Arriving(head, came, permit, due)
-            self._watch_by(due)
-            if self._is_large(head):
-                receiver = self._receive()
-                if not receiver.active:
-                    receiver.begin(head, data[:start], memoryview(data)[start:])
-            elif len(data) > start:
-                self._arriving.add(memoryview(data)[start:])
+            self._partial = PartialHead()
+            self._head_due = self.loop.time() + self.request_s
+            self._watch_by(self._head_due)
+        return self._partial
+
+    def _read_request(self, data: bytes, start: int) -> bytes:
+        """Takes the request whose head is `data[:start]`; returns what follows it."""
+        if self.flow.write_paused or self._cycle is not None:
+            return self._hold(data)
+        block = data[:start]
+        head = self.heads.find(block) if self.intake is not None else None
+        if head is not None:
+            return self._read_prediction(head, head.length, False, data, start)
+        try:
+            message = read_head(block)
+        except RequestError as error:
+            return self._reject(error)
+        if self.intake is not None:
+            head = prediction_head(message)
+            if head is not None:
+                return self._read_prediction(head, message.length, message.expects_continue, data, start)
+        return self._hold(data) if self._due else self._read_other(message, data[start:])
+
+    def _read_prediction(
+        self, head: Head, length: int | None, expects_continue: bool, data: bytes, start: int
+    ) -> bytes:
+        due, stop = self._due, start + (length or 0)
+        is_whole = length is not None and len(data) >= stop
+        if due and (expects_continue or len(due) >= MAX_PIPELINED or self._is_much(head.length)):
+            return self._hold(data)
+        came = self._clock()
+        permit: Releasable | None = None
+        try:
+            if self.guard is not None:
+                permit = self.guard.admit(head.token)
+            if head.length > self.max_body_bytes:
+                raise too_large(self.max_body_bytes)
+            if head.length > UNCOUNTED_BYTES or not is_whole:
+                permit = charge = Charge(self.budget, permit)
+                refusal = charge.grow(head.length) if is_whole else None
+                if not is_whole and head.length > UNCOUNTED_BYTES:
+                    refusal = self.budget.refusal(head.length)
+                if refusal is not None:
+                    raise refusal
+        except VernierError as error:
+            self._refuse(head, came, permit, error, is_whole)
+            return data[stop:] if is_whole else b""
+        if is_whole:
+            self._plain = self._may_be_plain
+            self._begin(head, data[start:stop], came, permit)
+            if stop == len(data) and start <= MOST_BEFORE and self._is_large(head) and not self.ending:
+                self._receive().expect(head, data[:start])
+            return data[stop:]
+        self._plain = False
+        self._arriving = Arriving(head, came, charge)
+        self._begin_body(length, self.request_s)
+        if expects_continue and len(data) == start:
+            self.transport.write(CONTINUE)
+        if length is not None and self._is_large(head):
+            receiver = self._receive()
+            if not receiver.active:
+                charge.grow(len(data) - start)
+                receiver.begin(head, data[:start], memoryview(data)[start:])
             return b""
-        self._begin(head, data[start:stop], came, permit)
-        if stop == len(data) and start <= MOST_BEFORE and self._is_large(head) and not self._ending:
-            self._receive().expect(head, data[:start])
-        return data[stop:]
+        return data[start:]
+
+    def _is_much(self, length: int) -> bool:
+        """Whether a body of this size has to wait until some of those before it are answered."""
+        if length <= UNCOUNTED_BYTES:
+            return False
+        return sum([request.head.length for request in self._due]) + length > MAX_PIPELINED_BYTES
+
+    def _read_other(self, message: MessageHead, rest: bytes) -> bytes:
+        """Has the application answer; returns what is left of `rest`, which follows the head."""
+        self._plain = False
+        app: ASGIApp = self._config.loaded_app
+        addresses = {
+            "client": self.client,
+            "server": get_local_addr(self.transport),
+            "scheme": "https" if self._is_tls else "http",
+        }
+        scope = scope_of(message, self._config, self._app_state, **addresses)
+        self._cycle = cycle = AsgiCycle(self, message, scope, Charge(self.budget), self.default_headers)
+        if message.length == 0:
+            cycle.end_body()
+        else:
+            self._begin_body(message.length, self.request_s + _APPLICATION_S)
+        task = self.loop.create_task(cycle.run(app))
+        task.add_done_callback(self.server_state.tasks.discard)
+        self.server_state.tasks.add(task)
+        return rest
+
+    def _begin_body(self, length: int | None, allowed_s: float) -> None:
+        self._framing = ChunkedBody() if length is None else LengthBody(length)
+        self._body_due = self.loop.time() + allowed_s
+        self._watch_by(self._body_due)
+
+    def _read_body(self, data: bytes) -> bytes:
+        """Takes what of `data` belongs to the body that is arriving; returns what follows it."""
+        framing, arriving = self._framing, self._arriving
+        taker = arriving or self._cycle
+        assert framing is not None
+        assert taker is not None
+        error: VernierError | None
+        try:
+            pieces, rest = framing.feed(data)
+        except RequestError as fault:
+            return self._break_off(fault)
+        nbytes = sum(map(len, pieces))
+        if taker.size + nbytes > self.max_body_bytes:
+            error = too_large(self.max_body_bytes)
+        else:
+            error = taker.charge.grow(nbytes)
+        if error is not None:
+            return self._break_off(error)
+        taker.add(pieces)
+        if framing.done:
+            self._framing, self._body_due = None, inf
+            if isinstance(taker, AsgiCycle):
+                taker.end_body()
+            else:
+                self._arriving = None
+                self._end_arriving(taker)
+        return rest
+
+    def _end_arriving(self, arriving: Arriving) -> None:
+        head, body = arriving.head, arriving.body
+        if isinstance(body, bytearray) and len(body) <= LONG_BYTES:
+            body = bytes(body)
+        if head.length != len(body):  # it came in chunks
+            head = replace(head, length=len(body))
+        self._begin(head, body, arriving.came, arriving.charge)
+
+    def _begin(
+        self,
+        head: Head,
+        body: Body,
+        came: float,
+        permit: Releasable | None,
+        buffer: BufferSlice | None = None,
+    ) -> None:
+        intake = self.intake
+        assert intake is not None
+        if not head.keep_alive:
+            self._is_told = True
+            self._end_after_this()
+        request = InferenceRequest(self, head, body, 0, came, permit, buffer)
+        self._due.append(request)
+        if head.envelope is None and len(body) > LONG_BYTES:
+            intake.begin_long(request)
+        else:
+            intake.begin(request)
 
     # --- large bodies -----------------------------------------------------------------------------
     def _is_large(self, head: Head) -> bool:
-        return SMALLEST <= head.length <= LARGEST and self.scheme == "http"  # TLS has buffers of its own
+        return SMALLEST <= head.length <= LARGEST and not self._is_tls  # TLS has buffers of its own
 
     def _receive(self) -> BodyReceiver:
         if self._receiver is None:
@@ -165,232 +324,82 @@ class FastProtocol(TimeoutProtocol):
         self.data_received(block)
         return self._arriving is not None
 
+    def bytes_received(self, nbytes: int) -> bool:
+        """More of a body that the receiver takes; False when it shall not go on."""
+        arriving = self._arriving
+        error = arriving.charge.grow(nbytes) if arriving is not None else None
+        if error is not None:
+            self._break_off(error)
+        return error is None
+
     def request_received(self, head: Head, room: BufferSlice, body: memoryview) -> bool:
         """A whole request that the receiver expected; False when it must come in parts, to be looked at."""
         if not self._plain or self._due:
             return False
-        self._begin_large(head, room, body, self._clock(), None)
+        charge = Charge(self.budget)
+        if charge.grow(len(body)) is not None:
+            return False
+        self._begin_large(head, room, body, self._clock(), charge)
         return True
 
     def body_received(self, room: BufferSlice, body: memoryview) -> None:
         """The whole of a large body."""
         arriving, self._arriving = self._arriving, None
-        if arriving is None:
-            return
-        self._plain = self.guard is None and not (self._held or self._ending or self.flow.write_paused)
-        self._begin_large(arriving.head, room, body, arriving.came, arriving.permit)
+        self._framing, self._body_due = None, inf
+        if arriving is not None:
+            self._plain = self._may_be_plain and not (self._held or self.flow.write_paused)
+            self._begin_large(arriving.head, room, body, arriving.came, arriving.charge)
 
     def _begin_large(
-        self, head: Head, room: BufferSlice, body: memoryview, came: float, permit: Permit | None
+        self, head: Head, room: BufferSlice, body: memoryview, came: float, charge: Charge
     ) -> None:
+        assert self.intake is not None
         if head.envelope is None:  # a text is read more than once, and not where it lies
-            self._begin(head, bytes(body), came, permit)
+            self._begin(head, bytes(body), came, charge)
             return
-        self._begin(head, body, came, permit, room)
+        self._begin(head, body, came, charge, room)
         if room.is_last:
             self.intake.submit_large()
 
-    def _read_body(self, arriving: Arriving, data: bytes) -> bytes:
-        head, missing = arriving.head, arriving.missing
-        if len(data) < missing:
-            arriving.add(data)
-            return b""
-        self._arriving = None
-        if missing == head.length == len(data):  # the client sent head and body one after the other
-            self._begin(head, data, arriving.came, arriving.permit)
-            return b""
-        arriving.add(memoryview(data)[:missing])
-        self._begin(head, arriving.body(), arriving.came, arriving.permit)
-        return data[missing:]
 
-    def _begin(
-        self, head: Head, body: Body, came: float, permit: Permit | None, room: BufferSlice | None = None
-    ) -> None:
-        if not head.keep_alive:
-            self._end_after_this()
-        request = InferenceRequest(self, head, body, 0, came, permit, room)
-        self._due.append(request)
-        self.intake.begin(request)
-
-    def _hold(self, data: bytes) -> bytes:
-        """Keeps the bytes until what stands before them is done."""
-        self._plain = False
-        self._held = data
-        self.flow.pause_reading()
-        return b""
-
-    def _release(self) -> None:
-        held, self._held = self._held, b""
-        self.flow.resume_reading()
-        self.data_received(held)
-
-    # --- the ordinary path ------------------------------------------------------------------------
-    def _ordinary(self, data: bytes) -> bytes:
-        self._plain = False
-        self._idle_since = None
-        if self._in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > _LARGEST_HEAD:  # else it ended in here, or another began
-            self.send_400_response("The head of the request is too large.")
-        return b""
-
-    def on_message_begin(self) -> None:
-        self._between_messages = False
-        self._in_head = True
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._between_messages = True
-        super().on_message_complete()
-
-    # --- small predictions ------------------------------------------------------------------------
-    @property
-    def default_headers(self) -> Headers:
-        return self.server_state.default_headers
-
-    # --- out --------------------------------------------------------------------------------------
-    def send_ready(self) -> None:
-        """Sends every answer whose turn it is, and goes on with what waited for that."""
-        due = self._due
-        while due and due[0].settled:
-            self._send(due.popleft())
-        if self._held:
-            self._release()
-        elif not due and self._arriving is None:
-            if self._ending:
-                self.transport.close()
-            else:
-                self._idle_since = now = self.loop.time()
-                if self._watch_at > now + self.timeout_keep_alive:
-                    self._watch_by(now + self.timeout_keep_alive)
-
-    def _send(self, request: InferenceRequest) -> None:
-        message = request.message
-        if message is None or self._ending:
-            self._send_parts(request)
-        else:  # nearly always
-            self.transport.write(message)
-        self.server_state.total_requests += 1
-        if self.access_log:
-            self._log(request.head, 200 if request.refusal is None else request.refusal.status)
-
-    def _log(self, head: Head, status: int) -> None:
-        client = ":".join(map(str, self.client or ()))
-        self.access_logger.info('%s - "%s %s HTTP/%s" %d', client, "POST", head.target, "1.1", status)
-
-    def _send_parts(self, request: InferenceRequest) -> None:
-        message, payload = request.message, request.payload
-        status, _, headers, _ = request.refusal or (200, b"", {}, "")
-        closes = self._ending and not self._due and self._arriving is None and "connection" not in headers
-        if message is not None:
-            at = message.index(END)
-            self.transport.write(message[:at] + _CLOSE + message[at:] if closes else message)
-            return
-        defaults = self.server_state.default_headers
-        if closes:
-            headers = {**headers, "connection": "close"}
-        head = self.responses.make(defaults, status, len(payload), request.identity, headers)
-        if len(payload) < LONG_BODY:
-            self.transport.write(head + payload)
-        else:
-            self.transport.write(head)
-            self.transport.write(payload)
-
-    def _end_after_this(self) -> None:
-        self._plain = False
-        self._ending = True
-
-    def pause_writing(self) -> None:
-        self._plain = False
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._held:
-            self._release()
-
-    # --- time and end -----------------------------------------------------------------------------
-    def _watch_by(self, at: float) -> None:
-        """Looks after the connection at `at` or earlier. One timer for all purposes, which is seldom set anew."""
-        if self._watch_at <= at:
-            return
-        if self._watch is not None:
-            self._watch.cancel()
-        self._watch_at = at
-        self._watch = self.loop.call_at(at, self._look_after)
-
-    def _look_after(self) -> None:
-        self._watch, self._watch_at = None, inf
-        now = self.loop.time()
-        if self._arriving is not None:
-            if now < self._arriving.due:
-                self._watch_by(self._arriving.due)
-            else:
-                self._time_out(self._arriving)
-        elif self._idle_since is not None and not self._due:
-            ends = self._idle_since + self.timeout_keep_alive
-            if now < ends:
-                self._watch_by(ends)
-            else:
-                self.timeout_keep_alive_handler()
-
-    def _time_out(self, arriving: Arriving) -> None:
-        self._arriving = None
-        if self._receiver is not None:
-            self._receiver.stop()
-        self._end_after_this()
-        error = body_timed_out(self.body_timeout_s)
-        self._due.append(self._refuse(arriving, error))
-        self.send_ready()
-
-    def _refuse(self, arriving: Arriving, error: VernierError) -> InferenceRequest:
-        request = InferenceRequest(self, arriving.head, b"", 0, arriving.came, arriving.permit)
-        self.intake.refuse(request, error)
-        return request
-
-    def shutdown(self) -> None:
-        """Finishes what has begun, then closes; uvicorn waits for the connection."""
-        if self._due or self._arriving is not None:
-            self._end_after_this()
-            self._held = b""
-        else:
-            super().shutdown()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        self._held = b""
-        arriving, self._arriving = self._arriving, None
-        if arriving is not None:
-            self._refuse(arriving, disconnected_early())
-        for request in self._due:
-            self.intake.abandon(request)
-        self._due.clear()
-        super().connection_lost(exc)
-
-
-def fast_protocol(
-    predictions: Predictions, metrics: Metrics, guard: Guard, settings: Settings, arena: Arena | None = None
-) -> type[FastProtocol]:
-    """The class for uvicorn's `http` option.
+def service_protocol(
+    predictions: Predictions,
+    metrics: Metrics,
+    guard: Guard,
+    settings: Settings,
+    drain: Drain,
+    budget: ByteBudget | None = None,
+    arena: Arena | None = None,
+) -> type[Connection]:
+    """The class for uvicorn's `http` option on the port of predictions.
 
     Args:
+        drain: says when the service begins to shut down.
+        budget: of the whole process, when other ports share it.
         arena: where large bodies are received; None for memory of this process alone.
     """
 
-    class ServiceProtocol(FastProtocol):
+    class ServiceConnection(plain_protocol(settings, drain, budget)):  # type: ignore[misc]
+        __slots__ = ()
         responses = ResponseHeads()
         intake = RequestIntake(predictions, ResponseWriter(metrics, responses, predictions.clock))
-        heads = Heads(settings.max_body_bytes)
         memory = BodyBufferPool(_KEPT_BYTES, arena)
-        body_timeout_s = head_timeout_s = settings.body_timeout_s
 
-    ServiceProtocol.guard = None if guard.open else guard
-    return ServiceProtocol
+    ServiceConnection.guard = None if guard.open else guard
+    return ServiceConnection
+
+
+def plain_protocol(settings: Settings, drain: Drain, budget: ByteBudget | None = None) -> type[Connection]:
+    """The same for a port without predictions: all requests go to the application."""
+
+    class PlainConnection(Connection):
+        __slots__ = ()
+        heads = Heads(settings.max_body_bytes)
+        responses = ResponseHeads()
+        request_s = settings.body_timeout_s
+        idle_s = settings.keep_alive_timeout_s
+        max_body_bytes = settings.max_body_bytes
+
+    PlainConnection.drain = drain
+    PlainConnection.budget = budget or byte_budget(settings)
+    return PlainConnection

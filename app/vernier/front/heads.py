@@ -1,9 +1,8 @@
-"""The head of a request: read once by the real HTTP parser, then known by its bytes.
+"""The head of a prediction: read once by the real HTTP parser, then known by its bytes.
 
-A client on a kept connection sends the same head again and again, so the fast path looks it up. Where heads differ in
-what means nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that.
-Whether a head is plain enough for the fast path is decided by what llhttp says of it, the parser of the ordinary
-path: both can never see two different requests in the same bytes.
+A client on a kept connection sends the same head again and again, so it is looked up. Where heads differ in what means
+nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that. Whatever is known
+was read by `vernier.api.messages`, which reads all other heads too: the same bytes are never two different requests.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httptools
 from starlette.datastructures import QueryParams
 
 from vernier.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
+from vernier.api.messages import END, MessageHead, read_head
 from vernier.api.security import token_of
-from vernier.errors import RequestError
+from vernier.errors import InvalidHttp, RequestError
 from vernier.front.templates import NO_TEMPLATES, TemplateCache
 
 PATH = b"/v1/predict"
 START = b"POST " + PATH
-END = b"\r\n\r\n"
 
 _LONGEST_KEPT = 8192
 _MOST_KEPT = 512
@@ -31,7 +29,7 @@ _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"te", b"trai
 
 _VALUE = rb"[!-~](?:[ -~]*[!-~])?"
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*(" + _VALUE + rb")(?=\r\n)", re.IGNORECASE)
-#: A header that neither llhttp nor the fast path looks at.
+#: A header that neither llhttp nor anything here looks at.
 _MEANS_NOTHING = re.compile(
     rb"(?!content-|transfer-|connection|proxy-|upgrade|expect|te:|trailer|authorization|x-api-key|x-request-id)"
     rb"[a-z0-9-]+:[ \t]*" + _VALUE,
@@ -51,7 +49,7 @@ class _Meaning(dict[bytes, bool]):
 
 @dataclass(slots=True)
 class Head:
-    """A head that the fast path takes.
+    """The head of a prediction.
 
     Attributes:
         target: path and query, for the access log.
@@ -61,6 +59,7 @@ class Head:
         request_id: the client's, if it sent one.
         token: the API key or token, if there is one.
         templates: those of the bodies behind such heads; shared by heads whose bodies may be alike.
+        version: of HTTP.
     """
 
     target: str
@@ -70,6 +69,7 @@ class Head:
     request_id: str | None
     token: str | None
     templates: TemplateCache = NO_TEMPLATES
+    version: str = "1.1"
 
     def with_id(self, request_id: str | None) -> Head:
         """The same with another id; `dataclasses.replace` takes five times as long."""
@@ -93,12 +93,12 @@ class Heads:
         self._forms: dict[tuple[bytes, ...], TemplateCache] = {}
 
     def find(self, block: bytes) -> Head | None:
-        """None when the ordinary path must take the request."""
+        """None when the head must be read: it is no plain head of a prediction."""
         head = self.known.get(block)
         if head is not None or not block.startswith(START):
             return head
         if len(block) > _LONGEST_KEPT or block.find(END) != len(block) - len(END):
-            return read_head(block, self._max_body_bytes)
+            return plain_head(block, self._max_body_bytes)
         rest, request_id = block, None
         found = _REQUEST_ID.search(block)
         if found is not None:
@@ -108,7 +108,7 @@ class Heads:
         lines = tuple([line for line in rest.split(b"\r\n") if meaning[line]])
         head = self._reduced.get(lines)
         if head is None:
-            head = read_head(block, self._max_body_bytes)
+            head = plain_head(block, self._max_body_bytes)
             if head is None or _is_odd(lines):
                 return head
             head = replace(head, request_id=None, templates=self._forms_of(head, lines))
@@ -142,70 +142,33 @@ def _make_room(kept: dict[Any, Any]) -> None:
         kept.clear()
 
 
-def read_head(block: bytes, max_body_bytes: int) -> Head | None:
-    """The head in `block`, which ends with a blank line; None when the ordinary path must take it."""
-    seen = _Listener()
+def plain_head(block: bytes, max_body_bytes: int) -> Head | None:
+    """The head in `block` when it is that of a prediction of known length with nothing unusual about it."""
     try:
-        seen.parser.feed_data(block)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        message = read_head(block)
+    except InvalidHttp:
         return None
-    headers = seen.headers
-    if seen.messages != 1 or not seen.is_plain or seen.has_body or headers.keys() & _UNUSUAL:
+    length = message.length
+    if message.version != "1.1" or message.is_upgrade or length is None or length > max_body_bytes:
         return None
-    length = int(headers.get(b"content-length", b"0"))
-    url = httptools.parse_url(seen.url)
-    if url.path != PATH or length > max_body_bytes or seen.complete != (length == 0):
+    return None if any(name in _UNUSUAL for name, _ in message.headers) else prediction_head(message)
+
+
+def prediction_head(message: MessageHead) -> Head | None:
+    """The same as the head of a prediction; None when it is none, or when its body must be read to be refused."""
+    if message.method != "POST" or message.path != PATH:
         return None
     try:
-        is_json = media_type_of(_text(headers, b"content-type") or "") == JSON
-        envelope = None if is_json else raw_envelope(QueryParams(url.query or b""))
+        is_json = media_type_of(message.header(b"content-type") or "") == JSON
+        envelope = None if is_json else raw_envelope(QueryParams(message.query))
     except RequestError:
         return None
     return Head(
-        target=seen.url.decode("latin-1"),
-        length=length,
-        keep_alive=seen.keep_alive,
+        target=message.target.decode("latin-1"),
+        length=message.length or 0,
+        keep_alive=message.keep_alive,
         envelope=envelope,
-        request_id=_text(headers, b"x-request-id") or None,
-        token=token_of(_text(headers, b"authorization"), _text(headers, b"x-api-key")),
+        request_id=message.header(b"x-request-id") or None,
+        token=token_of(message.header(b"authorization"), message.header(b"x-api-key")),
+        version=message.version,
     )
-
-
-def _text(headers: dict[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1")
-
-
-class _Listener:
-    """Of a header that comes twice the first counts, as in Starlette."""
-
-    def __init__(self) -> None:
-        self.parser = httptools.HttpRequestParser(self)
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.messages = 0
-        self.is_plain = self.keep_alive = self.complete = self.has_body = False
-
-    def on_message_begin(self) -> None:
-        self.messages += 1
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.setdefault(name.lower(), value)
-
-    def on_headers_complete(self) -> None:
-        parser = self.parser
-        self.keep_alive = parser.should_keep_alive()
-        self.is_plain = (
-            parser.get_method() == b"POST"
-            and parser.get_http_version() == "1.1"
-            and not parser.should_upgrade()
-        )
-
-    def on_body(self, body: bytes) -> None:
-        self.has_body = True
-
-    def on_message_complete(self) -> None:
-        self.complete = True

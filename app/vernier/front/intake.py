@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from vernier.api.codecs import PredictRequest, RawInputs, parse_predict
+from vernier.api.codecs import Body, Inputs, PredictRequest, RawInputs, parse_predict
 from vernier.api.identity import new_id, new_ids
 from vernier.api.service import Predictions, Prepared
 from vernier.border.batch import RequestBatch
@@ -43,6 +43,7 @@ class RequestIntake:
         self._turn: list[InferenceRequest] = []
         self._seen = 1  # requests of the turn when it was looked at last
         self._large: defaultdict[Template, list[InferenceRequest]] = defaultdict(list)
+        self._long: set[asyncio.Task[None]] = set()
 
     # --- the turn ---------------------------------------------------------------------------------
     def begin(self, request: InferenceRequest) -> None:
@@ -182,6 +183,9 @@ class RequestIntake:
         prepared = self._predictions.prepare(envelope, inputs, model, request.came)
         if templates.should_learn():
             self._learn(request, envelope, model, prepared)
+        self._submit_prepared(request, model, prepared)
+
+    def _submit_prepared(self, request: InferenceRequest, model: ServedModel, prepared: Prepared) -> None:
         arrays, rows, outputs, precision, priority, deadline = prepared
         request.forget_body()
         request.batch = batch = RequestBatch(
@@ -196,6 +200,37 @@ class RequestIntake:
             (request,),
         )
         model.scheduler.submit(batch)
+
+    def begin_long(self, request: InferenceRequest) -> None:
+        """As `begin`, for a JSON body that would hold up the loop: a helper reads it."""
+        task = request.connection.loop.create_task(self._submit_long(request))
+        self._long.add(task)
+        task.add_done_callback(self._long.discard)
+
+    async def _submit_long(self, request: InferenceRequest) -> None:
+        request.identity = own = request.head.request_id or ""
+
+        def seen(envelope: PredictRequest, model: ServedModel | None) -> None:
+            request.identity, request.model = envelope.id or own or new_id(), model
+
+        body: list[Body] = [request.body]
+        request.forget_body()
+        try:
+            envelope, inputs = await self._predictions.read_long(
+                body, request.came, seen, lambda: not request.settled
+            )
+            if not request.settled:
+                self._submit_read(request, envelope, inputs)
+        except Exception as error:  # every failure is answered, and its code is counted
+            if not request.settled:
+                self.responses.fail((request,), error)
+
+    def _submit_read(self, request: InferenceRequest, envelope: PredictRequest, inputs: Inputs) -> None:
+        """Resolves and submits in one turn of the loop, so that the model cannot be replaced in between."""
+        request.model = model = self._repository.resolve(envelope.model, envelope.version)
+        self._submit_prepared(
+            request, model, self._predictions.prepare(envelope, inputs, model, request.came)
+        )
 
     def _learn(
         self, request: InferenceRequest, envelope: PredictRequest, model: ServedModel, prepared: Prepared

@@ -25,7 +25,7 @@ class Connection(Protocol):
     transport: asyncio.Transport
 
     def find_head(self, block: bytes) -> Head | None:
-        """What a whole head says; None when the ordinary path must take it."""
+        """What a whole head says; None when it is not a plain one."""
         ...
 
     def request_received(self, head: Head, room: BufferSlice, body: memoryview) -> bool:
@@ -36,11 +36,15 @@ class Connection(Protocol):
         """A whole head; whether its body is to be received and given to `body_received`."""
         ...
 
+    def bytes_received(self, nbytes: int) -> bool:
+        """More of a body whose head has been received; False when the receiver was stopped."""
+        ...
+
     def body_received(self, room: BufferSlice, body: memoryview) -> None: ...
 
     def data_received(self, data: bytes) -> None: ...
 
-    def eof_received(self) -> None: ...
+    def eof_received(self) -> bool | None: ...
 
     def connection_lost(self, exc: Exception | None) -> None: ...
 
@@ -142,6 +146,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
                 return
             if not self._is_expected(view[:at]):
                 return
+            nbytes -= start
+        if not self._connection.bytes_received(nbytes):
+            return
         if is_whole:
             if not self._again:
                 self.stop()
@@ -150,7 +157,9 @@ class BodyReceiver(asyncio.BufferedProtocol):
     def _read_on(self, first: memoryview) -> None:
         """What came behind a body before the loop looked elsewhere."""
         if self._is_expected(first):
-            self._continue(first[len(self._block) :])
+            arrived = first[len(self._block) :]
+            if self._connection.bytes_received(len(arrived)):
+                self._continue(arrived)
 
     def _is_expected(self, first: memoryview) -> bool:
         """Whether the first bytes of a request begin a body that belongs in here; else they are dealt with."""
@@ -176,8 +185,8 @@ class BodyReceiver(asyncio.BufferedProtocol):
         is_alike = head.length == last.length and (head.envelope is None) == (last.envelope is None)
         return head if is_alike else None
 
-    def eof_received(self) -> None:
-        self._connection.eof_received()
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._room = None

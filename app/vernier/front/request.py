@@ -7,11 +7,11 @@ from typing import Protocol
 
 from vernier.api.codecs import Body
 from vernier.api.errors import ErrorAnswer
-from vernier.api.security import Permit
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel
 from vernier.front.buffers import BufferSlice
 from vernier.front.heads import Head
+from vernier.front.limits import Releasable
 from vernier.front.response_heads import Headers
 
 
@@ -74,7 +74,7 @@ class InferenceRequest:
         text: Body,
         start: int,
         came: float,
-        permit: Permit | None = None,
+        permit: Releasable | None = None,
         buffer: BufferSlice | None = None,
     ) -> None:
         self.connection = connection

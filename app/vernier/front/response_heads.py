@@ -12,8 +12,8 @@ from vernier.api.codecs import JSON
 from vernier.api.errors import ErrorAnswer
 from vernier.api.guarding import SECURITY_HEADERS
 from vernier.api.identity import Identities, header_value
+from vernier.api.messages import END
 from vernier.front.answer_bodies import Bodies
-from vernier.front.heads import END
 
 Headers = Sequence[tuple[bytes, bytes]]
 

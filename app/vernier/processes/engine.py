@@ -38,6 +38,7 @@ class Engine:
         self._repository: Repository | None = None
         self._fronts: Fronts | None = None
         self._starting = True
+        self._published: object = None
         self._waiting: list[list[int]] = []  # fronts that came before there was a repository
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -101,8 +102,15 @@ class Engine:
         return {}
 
     def _publish(self) -> None:
-        if self._fronts is not None:
-            self._fronts.publish()
+        """Tells the fronts what has changed, if anything has; to find that out is cheap, since it is asked often."""
+        repository, fronts = self._repository, self._fronts
+        if repository is None or fronts is None:
+            return
+        models = [(id(m), m.precision, m.precisions, m.state) for m in repository.models()]
+        state = models, repository.not_ready_reason(), repository.awaited(), self._starting
+        if state != self._published:
+            self._published = state
+            fronts.publish()
 
     async def _publish_for_ever(self) -> None:
         while True:

@@ -125,7 +125,9 @@ class Front:
         if self._waiting:
             self._attach(engine, self._waiting)
         try:
-            app = create_front(settings, engine, lifecycle, metrics, self._scrape, counts=limits)
+            app = create_front(
+                settings, engine, lifecycle, metrics, self._scrape, counts=limits, fronts=hello["fronts"]
+            )
             config = server_config(app, settings, arena)
             config.load()
         except SettingsError as error:
@@ -137,7 +139,7 @@ class Front:
         main = FrontServer(config)
         acceptors = [await self._serve(main, listeners, counts, index)]
         if operations:
-            acceptors.append(await self._serve_operations(app, settings, operations, index))
+            acceptors.append(await self._serve_operations(app, operations, index))
         telling = asyncio.create_task(self._tell_connections(acceptors[0]))
         self._child.send({"type": "ready"})
         ends = [asyncio.create_task(self._draining.wait()), asyncio.create_task(self._child.ended.wait())]
@@ -147,6 +149,7 @@ class Front:
         for acceptor in acceptors[:1]:
             acceptor.close()
         await self._end(main)
+        app.state.predictions.close()
         engine.close()
         for acceptor in acceptors[1:]:
             acceptor.close()
@@ -174,12 +177,11 @@ class Front:
     async def _serve_operations(
         self,
         app: FastAPI,
-        settings: Settings,
         listeners: list[socket.socket],
         index: int,
     ) -> Acceptor:
         """Health and metrics on a port of their own; few connections, which need not be spread."""
-        server = FrontServer(operations_config(operations_app(app), settings))
+        server = FrontServer(operations_config(operations_app(app)))
         return await self._serve(server, listeners, None, index)
 
     async def _tell_connections(self, acceptor: Acceptor) -> None:

@@ -117,7 +117,12 @@ class Supervisor:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("the supervisor made a mistake", exc_info=task.exception())
 
     # --- starting ---------------------------------------------------------------------------------
     async def _start(self, place: Place) -> None:
@@ -215,8 +220,13 @@ class Supervisor:
             os.close(place.memory)  # the next one begins with memory of its own
             place.memory = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
         await asyncio.sleep(pause_s)
-        if not self._stopping:
-            await self._start(place)
+        while not self._stopping:
+            try:
+                await self._start(place)
+                return
+            except OSError as error:
+                logger.error("a process cannot be started", extra={"role": place.role, "error": str(error)})
+                await asyncio.sleep(_LONGEST_PAUSE_S)
 
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)

@@ -15,6 +15,9 @@ from vernier.serving.inline import Inline
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.span import BatchState, runs
 
+#: Inputs that are worth more where they lie than beside others: an execution of several batches copies them.
+_LARGE_BYTES = 256 * 1024
+
 
 class Entrance:
     """Belongs to the event loop's thread. The arguments are as those of Scheduler, or its parts.
@@ -88,6 +91,8 @@ class Entrance:
         enough, or would be late.
         """
         start, stop, deadlines = requests.start, requests.stop, batch.deadlines
+        if not self._at_once and sum([array.nbytes for array in batch.inputs.values()]) < _LARGE_BYTES:
+            return start
         room = self._room_at_once(batch.precision)
         if not room or (
             deadlines is not None
@@ -110,7 +115,7 @@ class Entrance:
     def _room_at_once(self, precision: str | None) -> int:
         """The most rows that run at once on this thread; 0 for none."""
         layout = self._layout
-        if not self._at_once or not self._inline.slots or self._queue.requests or self._tracker.delivering:
+        if not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
         if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
             return 0

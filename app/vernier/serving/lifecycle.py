@@ -1,6 +1,7 @@
 """Start and end of the service: readiness, and a drain that loses no admitted request.
 
-    readiness red → wait `drain_delay_s` (load balancers look away) → stop accepting → finish → free
+    readiness red, every answer ends its connection → wait `drain_delay_s` (load balancers look away)
+    → stop accepting → finish → free
 
 uvicorn runs the lifespan's shutdown last, too late to turn readiness red; so the signal is taken
 first here, and handed on to uvicorn when the delay is over.
@@ -18,6 +19,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+#: How long requests are still served after a delay, on connections that were idle when the service stopped accepting.
+_GRACE_S = 1.0
+
 
 class Phase(Enum):
     STARTING = "starting"
@@ -31,24 +35,22 @@ class Lifecycle:
 
     def __init__(self, drain_delay_s: float) -> None:
         self.phase = Phase.STARTING
+        self.draining = False  # an attribute: connections ask with every answer
         self._drain_delay_s = drain_delay_s
         self._previous: dict[int, Any] = {}
-        self._handed_on = False
+        self._refuses = False
 
     def started(self) -> None:
         self.phase = Phase.RUNNING
 
     def stopped(self) -> None:
         self.phase = Phase.STOPPED
-
-    @property
-    def draining(self) -> bool:
-        return self.phase in (Phase.DRAINING, Phase.STOPPED)
+        self.draining = True
 
     @property
     def refuses_new(self) -> bool:
-        """True once the delay is over: requests on connections that are still open are refused."""
-        return self._handed_on or self.phase is Phase.STOPPED
+        """True a moment after the delay: requests on connections that are still open are refused."""
+        return self._refuses or self.phase is Phase.STOPPED
 
     def take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
         """Puts the drain in front of the server's own handlers for SIGTERM and SIGINT.
@@ -70,17 +72,29 @@ class Lifecycle:
         self._previous.clear()
 
     def drain(self, loop: asyncio.AbstractEventLoop, hand_on: Callable[[], None]) -> None:
-        """Turns readiness red; after the delay new requests are refused and `hand_on` is called. A second call ends the
-        delay at once."""
+        """Turns readiness red; after the delay `hand_on` is called, and a moment later new requests are refused.
+
+        A second call ends the delay at once.
+        """
         if self.phase is Phase.DRAINING:
-            self._hand_on(hand_on)
+            self._hand_on(hand_on, 0.0)
             return
         self.phase = Phase.DRAINING
-        loop.call_later(self._drain_delay_s, self._hand_on, hand_on)
+        self.draining = True
+        delay_s = self._drain_delay_s
+        loop.call_later(delay_s, self._hand_on, hand_on, _GRACE_S if delay_s else 0.0, loop)
 
-    def _hand_on(self, hand_on: Callable[[], None]) -> None:
-        self._handed_on = True
+    def _hand_on(
+        self, hand_on: Callable[[], None], grace_s: float, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        if grace_s and loop is not None:
+            loop.call_later(grace_s, self._refuse)
+        else:
+            self._refuse()
         hand_on()
+
+    def _refuse(self) -> None:
+        self._refuses = True
 
     def _handler(
         self, loop: asyncio.AbstractEventLoop, previous: Any

@@ -54,7 +54,8 @@ class Scheduler:
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
         at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
-            else has come in it, as suits a process that several fronts send batches to.
+            else has come in it, as suits a process that several fronts send batches to. Large ones run in `submit` all
+            the same, since they are read where they lie only when they run alone.
 
     Must be made on the event loop's thread. `started` must be awaited before traffic is sent.
     """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.front.heads import Head, Heads, read_head
+from vernier.front.heads import Head, Heads, plain_head
 
 LIMIT = 1000
 
@@ -23,7 +23,7 @@ def block(
 
 
 def test_a_plain_head_is_read_whole() -> None:
-    head = read_head(
+    head = plain_head(
         block("Content-Type: application/json", "X-Request-ID: abc", "Authorization: Bearer key"), LIMIT
     )
     assert head is not None
@@ -33,14 +33,14 @@ def test_a_plain_head_is_read_whole() -> None:
 
 def test_the_query_of_a_raw_body_is_its_envelope() -> None:
     target = "/v1/predict?model=m&outputs=y,z&priority=2"
-    head = read_head(block("content-type: application/octet-stream", target=target), LIMIT)
+    head = plain_head(block("content-type: application/octet-stream", target=target), LIMIT)
     assert head is not None
     assert head.envelope is not None
     assert (head.envelope.model, head.envelope.outputs, head.envelope.priority) == ("m", ["y", "z"], 2)
 
 
 def test_a_client_may_ask_for_the_end_of_the_connection() -> None:
-    head = read_head(block("connection: close"), LIMIT)
+    head = plain_head(block("connection: close"), LIMIT)
     assert head is not None
     assert not head.keep_alive
 
@@ -115,7 +115,7 @@ LINES = st.sampled_from(
 @given(st.lists(LINES, max_size=4), st.binary(max_size=12))
 def test_the_body_is_what_the_ordinary_parser_takes_for_it(lines: list[str], tail: bytes) -> None:
     head_block = block(*lines, length="")
-    head = read_head(head_block, LIMIT)
+    head = plain_head(head_block, LIMIT)
     if head is None or len(tail) < head.length:
         return
     reader = _Reader()
@@ -202,7 +202,7 @@ def test_a_head_that_was_seen_with_other_lines_is_read_as_if_it_were_new(
     heads = Heads(LIMIT)
     for lines in variants:
         head_block = block(*lines, length=length)  # with an empty line, it ends before its end
-        found, new = heads.find(head_block), read_head(head_block, LIMIT)
+        found, new = heads.find(head_block), plain_head(head_block, LIMIT)
         assert (found is None) == (new is None)
         if found is not None and new is not None:
             assert replace(found, templates=new.templates) == new

@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
         self.heads: list[Head] = []
         self.bodies: list[memoryview] = []
         self.accepts = True
+        self.received = 0  # bytes of bodies whose head was handed on
         self.whole = False  # whether requests are taken whole
         self.something = asyncio.Event()
 
@@ -58,6 +59,10 @@ class Connection(asyncio.Protocol):
         assert block in (BLOCK, TRACED_BLOCK)
         self._note("head")
         return self.accepts
+
+    def bytes_received(self, nbytes: int) -> bool:
+        self.received += nbytes
+        return True
 
     def body_received(self, room: BufferSlice, body: memoryview) -> None:
         self.bodies.append(body)

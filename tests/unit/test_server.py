@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from vernier.front.listeners import AcceptingServer
+from vernier.composition.operations import AcceptingServer
 
 uvloop = pytest.importorskip("uvloop")
 CLIENTS = 160
