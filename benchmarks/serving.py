@@ -1,9 +1,10 @@
 """`python -m benchmarks.serving`: requests per second and latency of the service on this machine.
 
 Closed loop: each connection sends its next request when the last one is answered, so the latencies hold
-for this many clients and say nothing of a queue that grows. Both doors of the service are measured in turns
-in one run, on the example ranker with one row a request; every answer is compared with the first. Server and
-load have a core each where there are two, and the load is made in Python: read the ratios rather than the figures.
+for this many clients and say nothing of a queue that grows. The service's own connections and uvicorn's with the ASGI
+route are measured in turns in one run, on the example ranker with one row a request; every answer is compared with the
+first. Server and load have a core each where there are two, and the load is made in Python: read the ratios rather
+than the figures.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from vernier.api.schemas import EXAMPLE
 BODY = json.dumps({k: v for k, v in EXAMPLE.items() if k != "timeout_ms"}).encode()
 
 
-def start(engines: Path, fast: bool, core: int | None, **settings: str) -> ServerProcess:
+def start(engines: Path, own: bool, core: int | None, **settings: str) -> ServerProcess:
     """The service. `settings`: VERNIER_… without the prefix, in lower case."""
     port = free_port()
     environment = {
         "VERNIER_PORT": str(port),
         "VERNIER_HOST": "127.0.0.1",
         "VERNIER_ENGINES_DIR": str(engines),
-        "VERNIER_FAST_PATH": str(fast).lower(),
         "VERNIER_LOG_LEVEL": "error",
         **{f"VERNIER_{name.upper()}": value for name, value in settings.items()},
     }
-    log = ROOT / "build" / "bench" / f"{'fast' if fast else 'ordinary'}.log"
-    return ServerProcess([sys.executable, "-m", "vernier"], port, log, core=core, environment=environment)
+    log = ROOT / "build" / "bench" / f"{'own' if own else 'uvicorn'}.log"
+    command = ["vernier"] if own else ["uvicorn", "vernier.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    return ServerProcess([sys.executable, "-m", *command], port, log, core=core, environment=environment)
 
 
 def call_of(server: ServerProcess) -> Call:
@@ -56,10 +57,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     first, second = sorted(os.sched_getaffinity(0))[:2] if len(os.sched_getaffinity(0)) > 1 else (None, None)
-    rounds: dict[str, list[Summary]] = {"fast path": [], "ordinary path": []}
+    rounds: dict[str, list[Summary]] = {"own connections": [], "uvicorn": []}
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(start(options.engines, name == "fast path", first)) for name in rounds
+            name: stack.enter_context(start(options.engines, name == "own connections", first)) for name in rounds
         }
         for server in servers.values():
             try:
@@ -89,7 +90,7 @@ def main() -> None:
     for name, found in rounds.items():
         p50, p99 = (statistics.median(getattr(s, f) or 0.0 for s in found) for f in ("p50_ms", "p99_ms"))
         print(f"{name:14} {rates[name]:8.0f} requests/s   p50 {p50:6.2f} ms   p99 {p99:6.2f} ms")
-    print(f"\nfast path : ordinary path = {rates['fast path'] / rates['ordinary path']:.2f}")
+    print(f"\nown connections : uvicorn = {rates['own connections'] / rates['uvicorn']:.2f}")
 
 
 if __name__ == "__main__":
