@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     precision: Precision = "auto"
     max_queue_delay_ms: float = Field(2.0, ge=0)
     latency_objective_ms: float | None = Field(None, gt=0)
-    queue_limit: int = Field(1024, ge=1)
+    queue_limit: int = Field(8192, ge=1)
     models: dict[str, ModelSettings] = Field(default_factory=dict)
 
     monitor_share: float = Field(0.01, ge=0, le=1)

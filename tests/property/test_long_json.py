@@ -1,4 +1,4 @@
-"""What is refused in the parser's memory is what the careful decoder and the model's check refuse, with the same error."""
+"""What is refused in the parser's memory is what the careful decoder and the model's check refuse, with one error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from simdjson import Parser
 
 from vernier.api.json_tensors import decode_values, judge_in_place
+from vernier.border.signature import Signature
 from vernier.errors import RequestError
-from vernier.serving.signature import Signature
 from vernier.tensors import TensorSpec
 
 SIGNATURE = Signature(

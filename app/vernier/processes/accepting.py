@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 
 BYTES = mmap.PAGESIZE
 MAX_FRONTS = BYTES // 8
-#: A front with more connections than the others looks away for so long, and then accepts all the same when nobody has.
+#: A front with more connections than the others looks away for so long. When a connection still waits after so many
+#: looks, the others hang: it accepts whatever comes for a while.
 _LOOK_AWAY_S = 0.002
-_PATIENCE = 5
+_PATIENCE = 25
+_ALONE_S = 0.25
 _ACCEPTED_A_TURN = 4
 #: Without file descriptors left, accepting is tried again after it.
 _EXHAUSTED_S = 0.5
@@ -74,6 +76,7 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         self._waited: dict[socket.socket, int] = {}
+        self._alone_until = 0.0
         self._listeners = list(listeners)
         self._closed = False
         for listener in self._listeners:
@@ -102,10 +105,12 @@ class Acceptor:
     def _ready(self, listener: socket.socket) -> None:
         waited = self._waited.get(listener, 0)
         for _ in range(_ACCEPTED_A_TURN):
-            if waited < _PATIENCE and self._has_its_share():
-                self._waited[listener] = waited + 1
-                self._look_away(listener, _LOOK_AWAY_S)
-                return
+            if self._loop.time() >= self._alone_until and self._has_its_share():
+                if waited < _PATIENCE:
+                    self._waited[listener] = waited + 1
+                    self._look_away(listener, _LOOK_AWAY_S)
+                    return
+                self._alone_until = self._loop.time() + _ALONE_S
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):

@@ -144,11 +144,11 @@ class Front:
         self._child.send({"type": "ready"})
         ends = [asyncio.create_task(self._draining.wait()), asyncio.create_task(self._child.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        lifecycle.stopped()
         telling.cancel()
         for acceptor in acceptors[:1]:
             acceptor.close()
         await self._end(main)
+        lifecycle.stopped()
         app.state.predictions.close()
         engine.close()
         for acceptor in acceptors[1:]:

@@ -324,6 +324,8 @@ class Supervisor:
             await self._ends(self._running, 5.0)
             sys.stderr.write(f"vernier: {self._fatal}\n")
             return 1
+        for listener in (*self._listeners, *self._operations):
+            listener.close()  # when the last front has closed its own, clients are refused and wait for nobody
         fronts = [place.running for place in self._fronts if place.running is not None]
         for process in fronts:
             process.control.send({"type": "drain"})

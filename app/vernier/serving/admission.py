@@ -36,7 +36,7 @@ class Policy:
 
     max_queue_delay_s: float = 0.002
     objective_s: float | None = None
-    queue_limit: int = 1024
+    queue_limit: int = 8192
     age_s: float = 1.0
 
 
