@@ -50,7 +50,43 @@ def _operands(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
+def _holds_strings(node: ast.JoinedStr) -> bool:
+    """Whether an expression in an f-string holds a string, which Python 3.12 writes with the f-string's own quotes."""
+    values = [value.value for value in node.values if isinstance(value, ast.FormattedValue)]
+    inside = [found for value in values for found in ast.walk(value)]
+    return any(
+        isinstance(found, ast.JoinedStr)
+        or (isinstance(found, ast.Constant) and isinstance(found.value, (str, bytes)))
+        for found in inside
+    )
+
+
+def _template(parts: list[ast.expr], arguments: list[ast.expr], is_spec: bool = False) -> str:
+    """An f-string's parts as `str.format` takes them; what is to be formatted is appended to `arguments`."""
+    text = ""
+    for part in parts:
+        if isinstance(part, ast.FormattedValue):
+            arguments.append(part.value)
+            text += "{" + (f"!{chr(part.conversion)}" if part.conversion >= 0 else "")
+            if isinstance(part.format_spec, ast.JoinedStr):
+                text += ":" + _template(part.format_spec.values, arguments, is_spec=True)
+            text += "}"
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            text += part.value if is_spec else part.value.replace("{", "{{").replace("}", "}}")
+    return text
+
+
 class _Backport(ast.NodeTransformer):
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.expr:
+        if not _holds_strings(node):
+            self.generic_visit(node)
+            return node
+        arguments: list[ast.expr] = []
+        template = ast.Constant(_template(node.values, arguments))
+        made = ast.Call(ast.Attribute(template, "format", ast.Load()), arguments, [])
+        self.generic_visit(made)
+        return made
+
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         union = isinstance(node.op, ast.BitOr) and (_is_type(node.left) or _is_type(node.right))
         operands = _operands(node) if union else []

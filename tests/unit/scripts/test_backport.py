@@ -35,6 +35,28 @@ def test_newer_syntax_becomes_older(new: str, old: str) -> None:
     assert old in backport(new)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        """f"{names['a']}, {', '.join(names)}" """,
+        """f"{{{'x'!r:>{width}}}} {width:03d} {'b' if width else ''}" """,
+        """f"{f'{width}' + 'é'}" """,
+    ],
+)
+def test_strings_inside_f_strings_do_not_need_quotes_that_python_3_9_cannot_nest(text: str) -> None:
+    """Python 3.12 and newer write both with the same quotes."""
+    text = text.strip()
+    written = backport(f"found = {text}").splitlines()[-1].partition(" = ")[2]
+    assert ".format(" in written
+    before = "names, width = {'a': 1, 'b': 2}, 5\n"
+    program = f"{before}assert {written} == {text}, {written}"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_other_f_strings_stay_as_they_are() -> None:
+    assert "f'{a.b:>{width}} {c!r}'" in backport("x = f'{a.b:>{width}} {c!r}'")
+
+
 def test_what_python_3_9_cannot_parse_is_an_error() -> None:
     with pytest.raises(SyntaxError):
         backport("match x:\n    case 1: pass\n")
