@@ -72,6 +72,10 @@ class Totals:
                         text_ended = "Admitted requests by how they ended."
                         self._add(family, "counter", text_ended, ENDED, cancelled, value)
 
+    def count(self, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
+        """Adds a counter of the supervisor's own, named without `_total`."""
+        self._add(name, "counter", text, f"{name}_total", labels, value)
+
     def include(self, other: Totals) -> None:
         """Adds what other totals hold."""
         for name, samples in other._samples.items():

@@ -11,7 +11,7 @@ RANGE = "$__rate_interval"
 BY = "namespace, model, version"
 NAMES = "{{model}} {{version}}"
 #: What the service owed and did not give; the same list stands in monitoring/prometheus/rules/recording.yml.
-OWED = 'code=~"internal|queue_full|not_ready|draining|deadline_exceeded"'
+OWED = 'code=~"internal|queue_full|not_ready|engine_restarting|draining|overloaded|deadline_exceeded"'
 
 Steps = tuple[tuple[float | None, str], ...]
 PLAIN: Steps = ((None, "blue"),)

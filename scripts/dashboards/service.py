@@ -9,6 +9,7 @@ from scripts.dashboards.queries import (
     NAMES,
     OWED,
     PLAIN,
+    RANGE,
     REPLICAS,
     RUNNING,
     buckets,
@@ -29,6 +30,9 @@ QUEUE = "vernier_queue_duration_seconds"
 COMPUTE = "vernier_compute_duration_seconds"
 PREDICTED = "vernier_predicted_duration_seconds"
 INFER = 'stage="infer"'
+#: The service in one process tells no `process`: the label is then empty.
+PROCESS = "instance, process"
+PROCESS_NAMES = "{{instance}} {{process}}"
 
 
 def overview() -> list[Json]:
@@ -225,16 +229,35 @@ def traffic_and_capacity() -> list[Json]:
             "ops",
         ),
         graph(
-            "Memory of the process",
-            [Query(f"process_resident_memory_bytes{process}", "{{instance}}")],
-            "Resident set. It should be flat under steady load.",
+            "Memory",
+            [Query(f"sum by ({PROCESS}) (process_resident_memory_bytes{process})", PROCESS_NAMES)],
+            "Resident set of each process. It should be flat under steady load.",
             "bytes",
             6,
         ),
         graph(
             "Open files and connections",
-            [Query(f"process_open_fds{process}", "{{instance}}")],
-            "File descriptors, connections included.",
+            [Query(f"sum by ({PROCESS}) (process_open_fds{process})", PROCESS_NAMES)],
+            "File descriptors of each process, connections included.",
+            "none",
+            6,
+        ),
+        graph(
+            "Cores in use",
+            [Query(f"sum by ({PROCESS}) (rate(process_cpu_seconds_total{process}[{RANGE}]))", PROCESS_NAMES)],
+            "Of each process. A front takes one core at most: at 1 on all of them, more fronts help.",
+            "none",
+            6,
+        ),
+        graph(
+            "Restarted processes",
+            [
+                Query(
+                    f"sum by (instance, role) (increase(vernier_process_restarts_total{{{REPLICAS}}}[{RANGE}]))",
+                    "{{instance}} {{role}}",
+                )
+            ],
+            "Engine and front processes that died and were started again. Any is an alert when it repeats.",
             "none",
             6,
         ),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -127,6 +129,7 @@ def test_an_engine_process_that_is_killed_costs_no_answer_and_no_connection(
             os.kill(engine, signal.SIGKILL)
             await_children(server, "engine", 1, {engine})
         clients.wait_for(100)
+        assert server.metric("vernier_process_restarts_total", role="engine") == times
         began = time.monotonic()
         server.wait_until("/v2/health/ready", 200)
         assert time.monotonic() - began < 5
@@ -146,6 +149,8 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
             await_children(server, "front", 2, {fronts[0]})
             clients.wait_for(100)
             assert clients.broken - before <= held
+    assert server.metric("vernier_process_restarts_total", role="front") == times
+    assert server.metrics()["vernier_process_restarts_total"][0] == ({"role": "engine"}, 0)
     assert set(clients.codes) == {"ok"}
 
 
@@ -169,6 +174,47 @@ def test_the_service_ends_when_its_supervisor_is_killed(engines: Path, tmp_path:
         while any(_runs(pid) for pid in pids):
             assert time.monotonic() < limit
             time.sleep(0.05)
+
+
+#: Becomes the first process of a PID namespace, as in a container.
+AS_PID_1 = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+def _can_unshare() -> bool:
+    return shutil.which("unshare") is not None and not subprocess.run([*AS_PID_1, "true"]).returncode
+
+
+@pytest.mark.skipif(not _can_unshare(), reason="needs root and unshare")
+def test_as_the_first_process_of_a_container_it_hears_sigterm_and_leaves_no_zombie(
+    engines: Path, tmp_path: Path
+) -> None:
+    write_package(engines, "mlp", model=slow_model(layers=2))
+    with serve(engines, tmp_path / "log", fronts="1", prefix=AS_PID_1) as server:
+        (supervisor,) = _descendants(server.process.pid, deep=False)
+        # long enough for a helper process, and refused; the helper stays
+        assert server.predict({"x": [[1.0, 0.0, 0.0, 0.0]] * 100_000}).status_code in (200, 400, 429)
+        (front,) = [p for p in _descendants(supervisor) if b"child\0front" in _command(p)]
+        helpers = _descendants(front)
+        assert len(helpers) == 1
+        os.kill(front, signal.SIGKILL)
+        limit = time.monotonic() + 15
+        while Path(f"/proc/{helpers[0]}").exists() or Path(f"/proc/{front}").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        server.wait_until("/v2/health/ready", 200)
+        os.kill(supervisor, signal.SIGTERM)
+        assert server.wait(20) == 0
+
+
+def _descendants(pid: int, deep: bool = True) -> list[int]:
+    own = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    own += [int(p) for t in Path(f"/proc/{pid}/task").iterdir() for p in (t / "children").read_text().split()]
+    own = sorted(set(own))
+    return own + [p for child in own for p in _descendants(child)] if deep else own
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _runs(pid: int) -> bool:
@@ -209,6 +255,25 @@ def test_what_waits_beyond_the_limit_is_told_to_come_back(engines: Path, tmp_pat
         time.sleep(0.2)
         os.kill(engine, signal.SIGKILL)
         assert [wire.reply().status for wire in wires] == [200] * 3
+        for wire in wires:
+            wire.socket.close()
+
+
+def test_a_front_without_an_engine_process_holds_as_many_rows_as_the_queue_and_refuses_others(
+    engines: Path, tmp_path: Path
+) -> None:
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="1", queue_limit="4") as server:
+        wires = [Wire(server, 30) for _ in range(9)]
+        (engine,) = children(server)["engine"]
+        os.kill(engine, signal.SIGKILL)
+        time.sleep(0.1)  # the front has heard of it, and the next one has only begun to start
+        body = json.dumps({"model": "mlp", "inputs": {"x": [[1.0] * 4]}}).encode()
+        for wire in wires:
+            wire.send(request(body))
+        replies = [wire.reply() for wire in wires]
+        told = Counter((reply.status, reply.json().get("code", "ok")) for reply in replies)
+        assert told == {(200, "ok"): 4, (503, "engine_restarting"): 5}
         for wire in wires:
             wire.socket.close()
 

@@ -53,8 +53,10 @@ def exposed() -> dict[str, set[str]]:
     for family in metrics.collect():
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    for name in ("up", "process_resident_memory_bytes", "process_open_fds"):
-        found[name] = set()
+    found["up"] = set()
+    for name in ("process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"):
+        found[name] = {"process"}
+    found["vernier_process_restarts_total"] = {"role"}
     return found
 
 

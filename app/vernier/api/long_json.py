@@ -28,6 +28,7 @@ import orjson
 from vernier import errors
 from vernier.api.codecs import Body, PredictRequest
 from vernier.border.signature import Signature
+from vernier.cores import available_cores
 from vernier.errors import BodyTooLarge, NotReady, Overloaded, RequestError
 from vernier.tensors import Array, Arrays
 
@@ -69,7 +70,7 @@ class LongJson:
     """
 
     def __init__(self, max_body_bytes: int = 64 * 2**20, helpers: int | None = None) -> None:
-        count = helpers or max(1, min(_MAX_HELPERS, (os.cpu_count() or 1) // 2))
+        count = helpers or max(1, min(_MAX_HELPERS, available_cores() // 2))
         self._max_body_bytes = max_body_bytes
         self._idle: list[_Helper] = []
         self._places = asyncio.Semaphore(count)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 
 from prometheus_client import CollectorRegistry
 
 from vernier.accuracy import spread_of
+from vernier.cores import available_cores
 from vernier.engine.nvml import GpuCollector, Nvml
 from vernier.engine.plan_source import BuilderProcess
 from vernier.engine.ready import PlanEvent
@@ -32,11 +32,6 @@ logger = logging.getLogger("vernier")
 
 #: Two slots overlap copies with compute; three give some throughput for more latency (benchmarks/GPU.md).
 DEFAULT_GPU_SLOTS = 2
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def create_repository(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
+from vernier.cores import available_cores
 from vernier.settings import Settings, SettingsError
 
 #: More fronts than this gain nothing: one engine process cannot keep up with them (benchmarks/SCALING.md).
 MAX_DEFAULT = 8
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def front_count(settings: Settings) -> int:

@@ -34,6 +34,7 @@ _BACKLOG = 2048
 #: A process whose loop has not turned for so long is killed; while it starts, imports and loading may hold it up.
 _SILENCE_S, _STARTING_SILENCE_S = 5.0, 60.0
 _WATCH_S = 0.25
+_ORPHANS_A_TURN = 16
 #: Pauses before a process that died soon after its start is started again.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STABLE_S = 0.1, 10.0, 10.0
 _COLLECT_S = 2.0
@@ -98,6 +99,8 @@ class Supervisor:
             Place(f"front-{n}", create_memfd(f"requests-{n}", ARENA_BYTES)) for n in range(fronts)
         ]
         self._ended = Totals()
+        for place in self._places:
+            self._count_restarts(place, 0)
         self._collecting: dict[int, tuple[set[Process], asyncio.Event]] = {}
         self._number = 0
         self._stopping = False
@@ -220,6 +223,8 @@ class Supervisor:
             os.close(place.memory)  # the next one begins with memory of its own
             place.memory = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
         await asyncio.sleep(pause_s)
+        if not self._stopping:
+            self._count_restarts(place, 1)
         while not self._stopping:
             try:
                 await self._start(place)
@@ -227,6 +232,12 @@ class Supervisor:
             except OSError as error:
                 logger.error("a process cannot be started", extra={"role": place.role, "error": str(error)})
                 await asyncio.sleep(_LONGEST_PAUSE_S)
+
+    def _count_restarts(self, place: Place, by: int) -> None:
+        """A role's counter is there from the start, so that its first restart is an increase."""
+        text = "Processes that ended by themselves or were killed, and were started again."
+        role = "engine" if place is self._engine else "front"
+        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
 
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)
@@ -244,6 +255,20 @@ class Supervisor:
                     logger.error("a process does not answer and is killed", extra=silent)
                     process.heard = now
                     process.process.kill()
+            if os.getpid() == 1 and len(self._running) == len(self._places):  # none is being started
+                self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """As the first process of a container, which inherits the helpers of fronts and engine processes that died."""
+        own = {process.process.pid for process in self._running}
+        for _ in range(_ORPHANS_A_TURN):
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in own:  # its own are waited for elsewhere
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _take(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
         for fd in fds:

@@ -18,13 +18,13 @@ from prometheus_client import CollectorRegistry
 from vernier.builder.progress import Advance, Progress
 from vernier.composition.engine import (
     DEFAULT_GPU_SLOTS,
-    available_cores,
     batch_layout,
     make_loader,
     model_settings,
     shared_device,
     start_scheduler,
 )
+from vernier.cores import available_cores
 from vernier.engine.curve import measure_curve
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
