@@ -17,7 +17,7 @@ from vernier.border.channel import Channel
 from vernier.border.messages import write_message
 from vernier.border.placement import PlacedReader, place
 from vernier.border.running import RunningBatches
-from vernier.errors import Draining, EngineError, UnsupportedPrecision, VernierError
+from vernier.errors import Draining, EngineError, VernierError
 from vernier.tensors import numpy_dtype
 
 if TYPE_CHECKING:
@@ -88,16 +88,7 @@ class FrontSession:
             submission = wire.read_submission(record)
             model = self._fronts.model(submission.model)
             if model is None:
-                error: VernierError = Draining(
-                    "the model was taken out of service while the request was on its way; send the request again"
-                )
-                self._refuse(submission, error)
-                return
-            if submission.precision is not None and submission.precision not in model.precisions:
-                error = UnsupportedPrecision(
-                    f"model '{model.name}' version {model.version} has no '{submission.precision}' variant now"
-                )
-                self._refuse(submission, error)
+                self._refuse(submission)
                 return
             batch = self._batch(model, submission, fds)
         except wire.WireError as fault:
@@ -112,7 +103,10 @@ class FrontSession:
         else:
             self._start(model, batch)
 
-    def _refuse(self, submission: wire.Submission, error: VernierError) -> None:
+    def _refuse(self, submission: wire.Submission) -> None:
+        error = Draining(
+            "the model was taken out of service while the request was on its way; send the request again"
+        )
         self._channel.write(wire.write_failed(submission.number, range(len(submission.rows)), error))
         self._channel.write(wire.write_released(submission.number))
 

@@ -19,7 +19,7 @@ from typing import Any
 from vernier.border import wire
 from vernier.border.answer_memory import AnswerMemory
 from vernier.border.arena import Arena
-from vernier.border.batch import Answer, RequestBatch
+from vernier.border.batch import RequestBatch
 from vernier.border.channel import Channel
 from vernier.border.held import HeldParts
 from vernier.border.messages import read_message

@@ -18,7 +18,14 @@ from vernier.border.batch import Answer, RequestBatch
 from vernier.border.catalogue import SchedulerObserver
 from vernier.engine.base import Executor
 from vernier.engine.pool import Slots as OpenSlots
-from vernier.errors import DeadlineExceeded, Draining, NotReady, QueueFull, VernierError
+from vernier.errors import (
+    DeadlineExceeded,
+    Draining,
+    NotReady,
+    QueueFull,
+    UnsupportedPrecision,
+    VernierError,
+)
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
@@ -220,15 +227,17 @@ class Scheduler:
     def submit(self, batch: RequestBatch) -> None:
         """Takes a batch of at least one request; its target is told how each ends, of some perhaps before this returns.
 
-        In this order: nothing is admitted while the model is taken out of service, or when it cannot run any more
-        (Draining, NotReady); requests whose deadline has passed fail (DeadlineExceeded); requests in front run at once
-        on this thread, where that is quick and nothing waits before them; of the others those are queued that may
+        In this order: nothing is admitted while the model is taken out of service, when it cannot run any more, or for
+        a variant that is not loaded (Draining, NotReady, UnsupportedPrecision); requests whose deadline has passed fail
+        (DeadlineExceeded); requests in front run at once on this thread, where that is quick and nothing waits before them; of the others those are queued that may
         wait, the rest is refused (QueueFull).
         """
         now = self._clock()
         count = len(batch.rows)
         batch.state = BatchState(batch.rows, now)
         closed = self._closed()
+        if closed is None and batch.precision is not None and batch.precision not in self._runtimes:
+            closed = UnsupportedPrecision(f"model '{self.name}' has no '{batch.precision}' variant now")
         if closed is not None:
             self._refuse(batch, range(count), closed)
         else:
