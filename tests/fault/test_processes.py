@@ -213,9 +213,7 @@ def test_what_waits_beyond_the_limit_is_told_to_come_back(engines: Path, tmp_pat
             wire.socket.close()
 
 
-def test_a_request_that_kills_the_engine_process_takes_nobody_with_it(
-    engines: Path, tmp_path: Path
-) -> None:
+def test_a_request_that_kills_the_engine_process_takes_nobody_with_it(engines: Path, tmp_path: Path) -> None:
     """Killed each time while it computes; the request is tried twice and then told, others are answered."""
     write_package(engines, "slow", model=slow_model(layers=400))
     write_package(engines, "mlp")

@@ -229,8 +229,8 @@ class Scheduler:
 
         In this order: nothing is admitted while the model is taken out of service, when it cannot run any more, or for
         a variant that is not loaded (Draining, NotReady, UnsupportedPrecision); requests whose deadline has passed fail
-        (DeadlineExceeded); requests in front run at once on this thread, where that is quick and nothing waits before them; of the others those are queued that may
-        wait, the rest is refused (QueueFull).
+        (DeadlineExceeded); requests in front run at once on this thread, where that is quick and nothing waits before
+        them; of the others those are queued that may wait, the rest is refused (QueueFull).
         """
         now = self._clock()
         count = len(batch.rows)
