@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from tests.support.scheduling import serving, until
 from tests.support.specs import make_manifest
-from vernier.border.arena import CHUNK_BYTES, Arena, create_memfd
+from vernier.border import arena as arenas
+from vernier.border.arena import Arena, create_memfd
 from vernier.border.channel import socket_pair
 from vernier.border.front_session import FrontSession
 from vernier.border.remote import RemoteEngine
@@ -110,8 +111,8 @@ class FrontSide:
     def __init__(
         self, chunks: int = 4, queue_limit: int = 1000, clock: Callable[[], float] | None = None
     ) -> None:
-        self.memory = create_memfd("requests", chunks * CHUNK_BYTES)
-        self.arena = Arena(self.memory, chunks * CHUNK_BYTES)
+        self.memory = create_memfd("requests", chunks * arenas.CHUNK_BYTES)
+        self.arena = Arena(self.memory, chunks * arenas.CHUNK_BYTES)
         self.metrics = Metrics(CollectorRegistry(), "0")
         options = {} if clock is None else {"clock": clock}
         self.engine = RemoteEngine(self.arena, self.metrics, queue_limit, lambda: None, **options)
@@ -120,7 +121,7 @@ class FrontSide:
     def meet(self, engine: EngineSide, chunks: int = 4, join: bool = True) -> FrontSession:
         """A new engine process is there."""
         front_end, engine_end = socket_pair()
-        answers = create_memfd("answers", chunks * CHUNK_BYTES)
+        answers = create_memfd("answers", chunks * arenas.CHUNK_BYTES)
         running = create_memfd("running", RUNNING_BYTES)
         self.session = FrontSession(
             engine.fronts, engine_end, os.dup(self.memory), os.dup(answers), os.dup(running)

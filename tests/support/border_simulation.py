@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from tests.support.border_engine import (
     numbers_of,
 )
 from tests.support.virtual_loop import VirtualLoop
+from vernier.border import arena as arenas
+from vernier.border import placement
 from vernier.border.batch import Answer, RequestBatch, cut
 from vernier.errors import (
     DeadlineExceeded,
@@ -34,6 +37,8 @@ from vernier.errors import (
     VernierError,
 )
 
+#: So that memory is used again and again.
+_CHUNK = 2048
 NAMES = ("a", "bb", "ccc")
 PRECISIONS = ("fp32", "int8")
 
@@ -130,7 +135,7 @@ class Simulation:
         self.tasks: list[asyncio.Task[None]] = []
         self.held_limit = self.random.choice([5, 40, 10**6])
         self.queue_limit = self.random.choice([5, 40, 10**6])
-        self.chunks = self.random.choice([1, 2, 4])
+        self.chunks = self.random.choice([1, 8, 32])
         self.shapes = dict.fromkeys(NAMES, 2)
         self.counts: dict[str, int] = {}
         loop.set_exception_handler(self._fault)
@@ -228,7 +233,7 @@ class Simulation:
         self.engine.reason = "loading"
         self.engine.awaited = {name: [1] for name in names}
         for front in self.fronts:
-            front.meet(self.engine, self.random.choice([1, 2]))
+            front.meet(self.engine, self.random.choice([1, 8, 32]))
 
     def _load_next(self) -> None:
         engine = self.engine
@@ -315,7 +320,8 @@ class Simulation:
             self.leaving.append(served)
             self.tasks.append(self.loop.create_task(self._retire(engine, served)))
             self.changes += 1
-        engine.fronts.publish()
+        if random.random() < 0.5:  # else a while later
+            engine.fronts.publish()
 
     async def _retire(self, engine: EngineSide, model: EngineModel) -> None:
         await engine.fronts.retire(model)
@@ -353,7 +359,9 @@ class Simulation:
         engine, session = self.engine, front.session
         if engine is None or engine.starting or session is None:
             return False
-        return session.taken == engine.fronts._generation
+        told = [entry["number"] for entry in engine.fronts._told["models"]]
+        served = [engine.fronts._number.get(id(model)) for model in engine.models]
+        return session.taken == engine.fronts._generation and told == served
 
     def _submit(self) -> None:
         random = self.random
@@ -444,6 +452,8 @@ class Simulation:
                 self._step_engine()
             elif choice < 0.9:
                 self.loop.now += random.choice([0.0001, 0.001, 0.02])
+                if self.engine is not None and not self.engine.starting:
+                    self.engine.fronts.publish()
                 self._expire()
             elif choice < 0.93:
                 self._stall()
@@ -469,6 +479,8 @@ class Simulation:
             self._step_engine()
             if self.engine is not None and self.engine.starting:
                 self._load_next()
+            elif self.engine is not None:
+                self.engine.fronts.publish()
             for model in self._all_models():
                 for execution in list(model.scheduler.running):
                     model.scheduler.finish(execution)
@@ -526,7 +538,11 @@ def simulate(seed: int, steps: int) -> dict[str, int]:
         return simulation.counts
 
     try:
-        return loop.run_until_complete(play())
+        with (
+            patch.multiple(arenas, CHUNK_BYTES=_CHUNK, MAX_BYTES=_CHUNK),
+            patch.object(placement, "MAX_BYTES", _CHUNK),
+        ):
+            return loop.run_until_complete(play())
     finally:
         asyncio.set_event_loop(None)
         loop.close()
