@@ -75,8 +75,9 @@ def test_answers(
     requests = range(start, data.draw(st.integers(start + 1, 4096)))
     places = data.draw(_list(PLACES, len(sent)))
     answer = Answer({}, precision, data.draw(TIMES), data.draw(TIMES), data.draw(SMALL))
-    found = wire.read_answered(memoryview(wire.write_answered(number, requests, answer, sent, places)))
-    assert found[:6] == (
+    found = wire.read_answered(memoryview(wire.write_answered(5, number, requests, answer, sent, places)))
+    assert found[:7] == (
+        5,
         number,
         requests,
         precision,
@@ -132,7 +133,7 @@ def _good() -> list[bytes]:
     return [
         wire.write_submission(1, 2, [1, 1], [0.0, 1.0], [2.0, 3.0], 0, "int8", [0, 1], sent, places),
         wire.write_submission(7, 2, [2], [0.0], None, 1, None, None, sent, places, True),
-        wire.write_answered(1, range(2), Answer({}, "fp32", 0.1, 0.2, 8), sent, places),
+        wire.write_answered(5, 1, range(2), Answer({}, "fp32", 0.1, 0.2, 8), sent, places),
         wire.write_failed(1, [0, 1], error),
         wire.write_cancel(1, 1),
         wire.write_consumed([1, 2, 3]),
@@ -200,7 +201,7 @@ def test_arrays_are_read_as_they_were_placed(sent: list[np.ndarray], full: bool,
         hoard = arena.take(CHUNK_BYTES) if full else None
         placed = place(given_arrays, arena)
         assert len(placed.fds) <= 1
-        record = wire.write_answered(1, range(1), Answer({}, "fp32", 0, 0, 1), given_arrays, placed.places)
+        record = wire.write_answered(5, 1, range(1), Answer({}, "fp32", 0, 0, 1), given_arrays, placed.places)
         answered = wire.read_answered(memoryview(record))
         names = [str(n) for n in range(len(sent))]
         found = wire.arrays_of(names, answered.tensors, PlacedReader(ArenaReader(fd), placed.fds).read)

@@ -45,37 +45,30 @@ class AnswerMemory:
         self._loop = asyncio.get_running_loop()
         self._reader = ArenaReader(fd)
         self._write = write
-        self._count = 0
         self._roots: dict[int, list[_Root]] = {}
         self._gone: deque[_Root] = deque()  # the only thing that other threads touch
         self._free: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> int:
-        """The number of the answer whose record has just come."""
-        number = self._count
-        self._count += 1
-        return number
-
-    def read(self, number: int, names: Sequence[str], answered: wire.Answered, fds: Sequence[int]) -> Arrays:
+    def read(self, names: Sequence[str], answered: wire.Answered, fds: Sequence[int]) -> Arrays:
         """The outputs of an answer. Raises WireError."""
         reader = PlacedReader(self._reader, fds)
         arrays = wire.arrays_of(names, answered.tensors, reader.read)
         roots = []
         for array in reader.roots:
             root = _Root(array, self._gone.append)
-            root.answer = number
+            root.answer = answered.answer
             roots.append(root)
         if roots:
-            self._roots[number] = roots
+            self._roots[answered.answer] = roots
         else:
-            self._free.append(number)
+            self._free.append(answered.answer)
         return arrays
 
-    def skip(self, number: int) -> None:
+    def skip(self, answered: wire.Answered) -> None:
         """Nothing of an answer is handed on."""
-        if number not in self._roots:
-            self._free.append(number)
+        if answered.answer not in self._roots:
+            self._free.append(answered.answer)
 
     def acknowledge(self) -> None:
         """Tells which answers nothing refers to any more."""

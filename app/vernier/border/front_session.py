@@ -199,9 +199,9 @@ class FrontSession:
             return
         if batch is self._starting:
             self._told_of += len(requests)
-        self._unread[self._answers] = placed.kept
-        self._answers += 1
-        record = wire.write_answered(batch.tokens[0], requests, answer, outputs, placed.places)
+        number = self._answers = self._answers + 1
+        self._unread[number] = placed.kept
+        record = wire.write_answered(number, batch.tokens[0], requests, answer, outputs, placed.places)
         self._channel.write(record, placed.fds)
 
     def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:

@@ -140,14 +140,12 @@ class Part:
         places = self.places
         return column if len(places) == len(column) else [column[at] for at in places]
 
-    def read_answer(
-        self, memory: AnswerMemory, number: int, answered: wire.Answered, fds: Sequence[int]
-    ) -> Answer:
+    def read_answer(self, memory: AnswerMemory, answered: wire.Answered, fds: Sequence[int]) -> Answer:
         """Raises WireError."""
         requests, batch = answered.requests, self.whole.batch
         if requests.stop > len(self.places):
             raise wire.WireError("an answer to more requests than a batch has")
-        outputs = memory.read(number, batch.outputs, answered, fds)
+        outputs = memory.read(batch.outputs, answered, fds)
         if self.whole.model.signature.has_batch:
             rows = sum(self.column(batch.rows)[requests.start : requests.stop])
             if any(array.ndim == 0 or len(array) != rows for array in outputs.values()):

@@ -283,7 +283,7 @@ class RemoteEngine:
         try:
             kind = wire.kind_of(record)
             if kind == wire.ANSWERED:
-                self._answered(record, fds)
+                self._answered(wire.read_answered(record), fds)
             elif kind == wire.RELEASED:
                 self._released(wire.read_number(record))
             elif kind == wire.ADMITTED:
@@ -298,19 +298,16 @@ class RemoteEngine:
             for fd in fds:
                 os.close(fd)
 
-    def _answered(self, record: memoryview, fds: Sequence[int]) -> None:
-        memory = self._answers
+    def _answered(self, answered: wire.Answered, fds: Sequence[int]) -> None:
+        memory, part = self._answers, self._open.get(answered.number)
         assert memory is not None
-        number = memory.begin()
         answer = None
         try:
-            answered = wire.read_answered(record)
-            part = self._open.get(answered.number)
             if part is not None:
-                answer = part.read_answer(memory, number, answered, fds)
+                answer = part.read_answer(memory, answered, fds)
         finally:
             if answer is None:
-                memory.skip(number)
+                memory.skip(answered)
         if part is not None and answer is not None:
             part.answer(answered.requests, answer)
             del answer  # nothing here should keep its memory

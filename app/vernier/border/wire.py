@@ -37,8 +37,9 @@ _HAS_DEADLINES, _EQUAL_ROWS, _ALL_OUTPUTS, _LAST_TRY = 1, 2, 4, 8
 _CANCEL = Struct("<BQI")
 #: kind, answers
 _CONSUMED = Struct("<BI")
-#: kind, batch, first request, behind the last, queue and compute seconds, rows of the execution, outputs, precision
-_ANSWERED = Struct("<BQIIddIHB")
+#: kind, answer, batch, first request, behind the last, queue and compute seconds, rows of the execution, outputs,
+#: precision
+_ANSWERED = Struct("<BQQIIddIHB")
 #: kind, batch, requests
 _FAILED = Struct("<BQI")
 _RELEASED = Struct("<BQ")
@@ -94,8 +95,14 @@ class Submission(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An answer as it arrives at a front; `number` is the batch's."""
+    """An answer as it arrives at a front.
 
+    Attributes:
+        answer: its number, under which its memory is given back.
+        number: of the batch.
+    """
+
+    answer: int
     number: int
     requests: range
     precision: str
@@ -248,7 +255,7 @@ def read_cancel(record: memoryview) -> tuple[int, int]:
 
 
 def write_consumed(answers: Sequence[int]) -> bytes:
-    """Numbers of answers, counted from 0 by both sides, which nothing refers to any more: their memory is free."""
+    """Numbers of answers that nothing refers to any more: their memory is free."""
     return _CONSUMED.pack(CONSUMED, len(answers)) + array("Q", answers).tobytes()
 
 
@@ -263,11 +270,17 @@ def read_consumed(record: memoryview) -> Sequence[int]:
 
 # --- answers --------------------------------------------------------------------------------------
 def write_answered(
-    number: int, requests: range, answer: Answer, outputs: Sequence[Array], places: Sequence[Place]
+    answer_number: int,
+    number: int,
+    requests: range,
+    answer: Answer,
+    outputs: Sequence[Array],
+    places: Sequence[Place],
 ) -> bytes:
     """Args: `places` of the outputs, which are in the order of the batch's."""
     head = _ANSWERED.pack(
         ANSWERED,
+        answer_number,
         number,
         requests.start,
         requests.stop,
@@ -283,12 +296,13 @@ def write_answered(
 def read_answered(record: memoryview) -> Answered:
     """Raises WireError."""
     cursor = _Cursor(record)
-    _, number, start, stop, queue_s, compute_s, rows, outputs, precision = cursor.read(_ANSWERED)
+    _, answer, number, start, stop, queue_s, compute_s, rows, outputs, precision = cursor.read(_ANSWERED)
     if not start < stop <= MAX_REQUESTS:
         raise WireError("an answer to no request")
     tensors = cursor.tensors(outputs)
     cursor.end()
-    return Answered(number, range(start, stop), _precision(precision), queue_s, compute_s, rows, tensors)
+    requests = range(start, stop)
+    return Answered(answer, number, requests, _precision(precision), queue_s, compute_s, rows, tensors)
 
 
 def write_failed(number: int, requests: Sequence[int], error: VernierError) -> bytes:
