@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 Family = Sequence[Any]
 
 _SHARED_GAUGES = frozenset({"vernier_inflight_requests", "vernier_connections"})
+_COUNTED = ("counter", "histogram", "unknown", "untyped")
 _OF_THE_PROCESS = ("process_", "python_")
-INFLIGHT = "vernier_inflight_requests"
 ADMITTED, ENDED = "vernier_requests_admitted_total", "vernier_requests_ended_total"
 
 
@@ -52,25 +52,22 @@ class Totals:
                 self._add(name, kind, text, sample, own, value)
 
     def add_ended(self, families: Iterable[Family]) -> None:
-        """Adds what a process had told before it ended: what has been counted stays counted, and requests that it had
-        open have been cancelled with it."""
+        """Adds what a process had told before it ended: what has been counted stays counted, and requests that had been
+        admitted and had not ended have been cancelled with it."""
+        left: dict[tuple[str, str], float] = {}  # by model and version
         for name, kind, text, samples in families:
-            if name.startswith(_OF_THE_PROCESS):
+            if kind not in _COUNTED or name.startswith(_OF_THE_PROCESS):
                 continue
-            if kind in ("counter", "histogram", "unknown", "untyped"):
-                for sample, labels, value in samples:
-                    self._add(name, kind, text, sample, labels, value)
-            elif name == INFLIGHT:
-                for _, labels, value in samples:
-                    if value:
-                        family = ADMITTED.removesuffix("_total")
-                        self._add(
-                            family, "counter", "Requests taken into the queue.", ADMITTED, labels, value
-                        )
-                        cancelled = {**labels, "outcome": "cancelled"}
-                        family = ENDED.removesuffix("_total")
-                        text_ended = "Admitted requests by how they ended."
-                        self._add(family, "counter", text_ended, ENDED, cancelled, value)
+            for sample, labels, value in samples:
+                self._add(name, kind, text, sample, labels, value)
+                if sample in (ADMITTED, ENDED):
+                    key = labels["model"], labels["version"]
+                    left[key] = left.get(key, 0.0) + (value if sample == ADMITTED else -value)
+        for (model, version), count in left.items():
+            if count > 0:
+                cancelled = {"model": model, "version": version, "outcome": "cancelled"}
+                family, text = ENDED.removesuffix("_total"), "Admitted requests by how they ended."
+                self._add(family, "counter", text, ENDED, cancelled, count)
 
     def count(self, name: str, text: str, labels: Mapping[str, str], value: float) -> None:
         """Adds a counter of the supervisor's own, named without `_total`."""

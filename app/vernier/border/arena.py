@@ -40,6 +40,20 @@ def create_memfd(name: str, size: int) -> int:
     return fd
 
 
+def filled_memfd(name: str, *pieces: bytes | memoryview) -> int:
+    """The same with these bytes, one after the other, in it."""
+    fd = create_memfd(name, 0)
+    try:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class _Chunk:
     __slots__ = ("array", "offset", "used")
 
@@ -128,7 +142,8 @@ class ArenaReader:
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
 
     def array(self, offset: int, dtype: np.dtype[np.generic], shape: Sequence[int]) -> Array:
-        """A read-only array over the arena. Raises ValueError when it does not lie in there."""
+        """A read-only array over the arena; its base lives for as long as anything refers to its memory. Raises
+        ValueError or OverflowError when it does not lie in there."""
         count = 1
         for size in shape:
             count *= size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -22,10 +23,14 @@ _LENGTH = Struct("<I")
 _DATAGRAM_BYTES = 48 * 1024
 MAX_RECORD_BYTES = 96 * 1024
 _RECEIVE_BYTES = 256 * 1024
-_MAX_FDS = 64
+#: The kernel's own limit.
+_MAX_FDS = 253
 #: Datagrams that are read in a turn before others have theirs.
 _DATAGRAMS_A_TURN = 4
 _SOCKET_BYTES = 4 * 2**20
+#: What the kernel may run short of for a moment (descriptors that are on their way count too), and when to try again.
+_SHORTAGES = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+_SHORTAGE_S = 0.005
 
 OnRecord = Callable[[memoryview, list[int]], None]
 
@@ -46,7 +51,8 @@ class Channel:
         sock: from `socket_pair`; belongs to the channel from now on.
         on_record: gets each record, which is valid during the call, and the file descriptors that came with it, which
             are the receiver's to close.
-        on_closed: called once, when the other side has gone or broke the rules.
+        on_closed: called once, when the other side has gone or broke the rules, and never while `write` runs; not after
+            `close`.
     """
 
     def __init__(self, sock: socket.socket, on_record: OnRecord, on_closed: Callable[[], None]) -> None:
@@ -58,6 +64,8 @@ class Channel:
         self._out_bytes = 0
         self._backlog: deque[tuple[bytes, Sequence[int]]] = deque()
         self._closed = False
+        self._ended = False  # by the owner, who knows
+        self._retry: asyncio.TimerHandle | None = None
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -98,15 +106,13 @@ class Channel:
         if self._closed:
             _close_all(fds)
             return
-        if not self._backlog and self._try(datagram, fds):
-            return
-        if self._closed:
-            return
-        if not self._backlog:
-            self._loop.add_writer(self._socket.fileno(), self._writable)
-        self._backlog.append((datagram, fds))
+        if self._backlog or not self._try(datagram, fds):
+            if not self._backlog and self._retry is None:
+                self._loop.add_writer(self._socket.fileno(), self._writable)
+            self._backlog.append((datagram, fds))
 
     def _try(self, datagram: bytes, fds: Sequence[int]) -> bool:
+        """False when it must be tried again; else it was sent, or never will be, and its descriptors are closed."""
         try:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
@@ -116,21 +122,35 @@ class Channel:
         except BlockingIOError:
             return False
         except OSError as error:
+            if error.errno in _SHORTAGES:
+                self._try_later()
+                return False
             logger.debug("a channel cannot be written to", extra={"error": str(error)})
             _close_all(fds)
-            self._lose()
+            self._shut()
+            self._loop.call_soon(self._tell_closed)  # whoever writes must not be called from within
             return True
         _close_all(fds)
         return True
 
+    def _try_later(self) -> None:
+        """The socket would tell of being writable all the time."""
+        self._loop.remove_writer(self._socket.fileno())
+        self._retry = self._loop.call_later(_SHORTAGE_S, self._tried_later)
+
+    def _tried_later(self) -> None:
+        self._retry = None
+        self._loop.add_writer(self._socket.fileno(), self._writable)
+        self._writable()
+
     def _writable(self) -> None:
         while self._backlog:
-            datagram, fds = self._backlog[0]
+            datagram, fds = self._backlog.popleft()
             if not self._try(datagram, fds):
+                self._backlog.appendleft((datagram, fds))
                 return
             if self._closed:
                 return
-            self._backlog.popleft()
         self._loop.remove_writer(self._socket.fileno())
 
     # --- in ---------------------------------------------------------------------------------------
@@ -157,12 +177,10 @@ class Channel:
         view = memoryview(data)
         at, end = 0, len(data)
         while at < end:
-            if end - at < _LENGTH.size:
-                self._lose()
-                return
-            (length,) = _LENGTH.unpack_from(data, at)
+            length = _LENGTH.unpack_from(data, at)[0] if end - at >= _LENGTH.size else end
             at += _LENGTH.size
             if length > end - at:
+                _close_all(fds)
                 self._lose()
                 return
             try:
@@ -178,24 +196,34 @@ class Channel:
     # --- end --------------------------------------------------------------------------------------
     def _lose(self) -> None:
         if not self._closed:
-            self.close()
+            self._shut()
+            self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        if not self._ended:
+            self._ended = True
             self._on_closed()
 
     def close(self) -> None:
         """Sends what can be sent at once, and ends; `on_closed` is not called."""
-        if self._closed:
-            return
-        if not self._backlog:
+        self._ended = True
+        if not self._closed and not self._backlog:
             self.flush()
+        self._shut()
+
+    def _shut(self) -> None:
         if self._closed:
             return
         self._closed = True
         number = self._socket.fileno()
         self._loop.remove_reader(number)
         self._loop.remove_writer(number)
+        if self._retry is not None:
+            self._retry.cancel()
         for _, fds in self._backlog:
             _close_all(fds)
         self._backlog.clear()
+        self._out.clear()
         self._socket.close()
 
 

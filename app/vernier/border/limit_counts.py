@@ -14,8 +14,8 @@ import numpy as np
 #: A second of requests is counted in so many steps, so a client may send a sixteenth less than its limit, never more.
 STEPS = 16
 _RING = 2 * STEPS
-#: A slot of the ring: the step in the upper 32 bits, the requests in the lower.
-_BITS = 32
+#: A slot of the ring: the requests in the lower 24 bits, above them the step: below 2^39 for a thousand years.
+_BITS = 24
 _MASK = 2**_BITS - 1
 
 

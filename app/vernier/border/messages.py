@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vernier.border import wire
-from vernier.border.arena import create_memfd
+from vernier.border.arena import filled_memfd
 from vernier.border.channel import MAX_RECORD_BYTES, Channel
 
 
@@ -21,14 +21,15 @@ def write_message(channel: Channel, message: dict[str, Any], fds: Sequence[int] 
     if fds or len(record) <= MAX_RECORD_BYTES:
         channel.write(record, fds)
         return
-    fd = create_memfd("message", 0)
-    with os.fdopen(os.dup(fd), "wb") as memory:
-        memory.write(record)
-    channel.write(record[:1], (fd,))
+    channel.write(record[:1], (filled_memfd("message", record),))
 
 
 def read_message(record: memoryview, fds: Sequence[int]) -> dict[str, Any]:
     """Raises WireError. The descriptors stay the caller's."""
     if len(record) > 1 or not fds:
         return wire.read_json(record)
-    return wire.read_json(memoryview(os.pread(fds[0], os.fstat(fds[0]).st_size, 0)))
+    try:
+        text = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+    except (OSError, MemoryError) as error:
+        raise wire.WireError(f"a message cannot be read: {error}") from error
+    return wire.read_json(memoryview(text))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from vernier.border.arena import MAX_BYTES, Arena, ArenaFull, ArenaReader, create_memfd
+from vernier.border.arena import ALIGNMENT, MAX_BYTES, Arena, ArenaFull, ArenaReader, filled_memfd
 from vernier.border.wire import Place, Tensor
 from vernier.tensors import Array
 
@@ -18,80 +17,82 @@ class Placed:
 
     Attributes:
         places: of each.
-        fds: to be sent along, for those that have memory of their own.
+        fds: to be sent along: of the memory of those that do not lie in the arena, which have one together.
         kept: must be referred to for as long as the other process may read.
     """
 
-    __slots__ = ("fds", "kept", "places")
+    __slots__ = ("_pieces", "_size", "fds", "kept", "places")
 
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.fds: list[int] = []
         self.kept: list[Any] = []
+        self._pieces: list[bytes | memoryview] = []
+        self._size = 0
+
+    def add(self, array: Array, arena: Arena) -> None:
+        if array.flags.c_contiguous:
+            offset = arena.offset_of(array)
+            if offset is not None:
+                self.places.append(Place(0, offset))
+                self.kept.append(array)
+                return
+        nbytes = array.nbytes
+        if nbytes <= MAX_BYTES:
+            try:
+                memory = arena.take(nbytes)
+            except ArenaFull:
+                pass
+            else:
+                target: Array = memory.view(array.dtype).reshape(array.shape)
+                target[...] = array
+                offset = arena.offset_of(memory)
+                assert offset is not None
+                self.places.append(Place(0, offset))
+                self.kept.append(memory)
+                return
+        gap = -self._size % ALIGNMENT
+        self._pieces += (bytes(gap), np.ascontiguousarray(array).data.cast("B"))
+        self.places.append(Place(1, self._size + gap))
+        self._size += gap + nbytes
+
+    def end(self) -> None:
+        if self._pieces:
+            self.fds.append(filled_memfd("tensors", *self._pieces))
+            self._pieces = []
 
 
 def place(arrays: Iterable[Array], arena: Arena) -> Placed:
     """Copies arrays into the arena that do not lie there already; large ones, and all when it is full, into memory of
     their own. Raises OSError or MemoryError when there is none."""
     placed = Placed()
-    try:
-        for array in arrays:
-            _place(array, arena, placed)
-    except BaseException:
-        for fd in placed.fds:
-            os.close(fd)
-        raise
+    for array in arrays:
+        placed.add(array, arena)
+    placed.end()
     return placed
 
 
-def _place(array: Array, arena: Arena, placed: Placed) -> None:
-    contiguous = array.flags.c_contiguous
-    if contiguous:
-        offset = arena.offset_of(array)
-        if offset is not None:
-            placed.places.append(Place(0, offset))
-            placed.kept.append(array)
-            return
-    nbytes = array.nbytes
-    if nbytes <= MAX_BYTES:
-        try:
-            memory = arena.take(nbytes)
-        except ArenaFull:
-            pass
-        else:
-            target: Array = memory.view(array.dtype).reshape(array.shape)
-            target[...] = array
-            offset = arena.offset_of(memory)
-            assert offset is not None
-            placed.places.append(Place(0, offset))
-            placed.kept.append(memory)
-            return
-    placed.fds.append(_own_memory(array, nbytes))
-    placed.places.append(Place(len(placed.fds), 0))
-
-
-def _own_memory(array: Array, nbytes: int) -> int:
-    fd = create_memfd("tensor", nbytes)
-    try:
-        view = np.ascontiguousarray(array).data.cast("B")
-        while view:
-            view = view[os.write(fd, view) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 class PlacedReader:
-    """Reads arrays of one record."""
+    """Reads arrays of one record.
+
+    Attributes:
+        roots: in the arena: each lives for as long as anything refers to the memory of an array that was read.
+    """
 
     def __init__(self, arena: ArenaReader, fds: Sequence[int]) -> None:
         self._arena = arena
         self._fds = fds
+        self._memories: dict[int, ArenaReader] = {}
+        self.roots: list[Any] = []
 
     def read(self, tensor: Tensor) -> Array:
-        """A read-only array. Raises ValueError or IndexError when it does not lie where it should."""
+        """A read-only array. Raises ValueError, IndexError or OSError when it does not lie where it should."""
         memory, offset = tensor.place
         if memory == 0:
-            return self._arena.array(offset, tensor.dtype, tensor.shape)
-        return ArenaReader(self._fds[memory - 1]).array(offset, tensor.dtype, tensor.shape)
+            array = self._arena.array(offset, tensor.dtype, tensor.shape)
+            if array.base is not None:
+                self.roots.append(array.base)
+            return array
+        if memory not in self._memories:
+            self._memories[memory] = ArenaReader(self._fds[memory - 1])
+        return self._memories[memory].array(offset, tensor.dtype, tensor.shape)

@@ -10,6 +10,7 @@ import mmap
 
 MODELS = 1024
 BYTES = 16 * MODELS
+_LONGEST_S = 1e9
 #: What stands there before anything is known.
 _UNKNOWN = 2**62
 
@@ -30,7 +31,7 @@ class RoomPage:
         Args:
             rows: that may still be queued. retry_after_s: after which a refused request should come back.
         """
-        self._retry_us[model % MODELS] = int(1e6 * retry_after_s)
+        self._retry_us[model % MODELS] = int(1e6 * min(retry_after_s, _LONGEST_S))
         self._rows[model % MODELS] = rows - _UNKNOWN  # a page of zeros tells of room without end
 
     def rows(self, model: int) -> int:

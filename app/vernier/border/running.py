@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 
-SLOTS = 512
+#: More than requests of one front that can run at a time; what has no slot is not suspected.
+SLOTS = 4096
 BYTES = 8 * SLOTS
 
 

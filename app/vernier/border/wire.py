@@ -18,21 +18,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vernier.border.batch import Answer, RequestBatch
+from vernier.border.batch import Answer
 from vernier.errors import EngineError, QueueFull, VernierError, all_errors
+from vernier.package.manifest import PRECISIONS
 from vernier.tensors import DTYPES, Array, Arrays, numpy_dtype
 
 SUBMIT, CANCEL, CONSUMED, ANSWERED, FAILED, RELEASED, JSON, ADMITTED = range(1, 9)
 MAX_REQUESTS = 4096
-_MAX_DIMS = 32
+#: NumPy's own limit.
+_MAX_DIMS = 64
+#: Of an error's message; the record with all requests of a batch must still fit into a datagram.
+_MAX_MESSAGE = 4096
 
-#: kind, number of the batch, model, requests, priority, precision (0 for the active one), inputs, flags
-_SUBMIT = Struct("<BQIIbBBB")
+#: kind, number of the batch, model, requests, priority, precision (0 for the active one), inputs, flags. A precision is
+#: its place in PRECISIONS, from 1 on, so that both sides mean the same while variants come and go.
+_SUBMIT = Struct("<BQIIbBHB")
 _HAS_DEADLINES, _EQUAL_ROWS, _ALL_OUTPUTS, _LAST_TRY = 1, 2, 4, 8
 _CANCEL = Struct("<BQI")
-_CONSUMED = Struct("<BQ")
-#: kind, batch, first request, behind the last, queue and compute seconds, rows of the execution, outputs, precision
-_ANSWERED = Struct("<BQIIddIBB")
+#: kind, answers
+_CONSUMED = Struct("<BI")
+#: kind, answer, batch, first request, behind the last, queue and compute seconds, rows of the execution, outputs,
+#: precision
+_ANSWERED = Struct("<BQQIIddIHB")
 #: kind, batch, requests
 _FAILED = Struct("<BQI")
 _RELEASED = Struct("<BQ")
@@ -70,9 +77,9 @@ class Submission(NamedTuple):
     Attributes:
         number: of the batch, the front's own.
         model: of the catalogue.
-        precision: number within the model's precisions, from 1 on; 0 for the active one.
+        precision: that must compute them; None for the active one.
         outputs: numbers of the wanted outputs; None for all.
-        last_try: whether it must run alone, since it was running when an engine process died.
+        last_try: whether it was running when an engine process died, and must wait for others of that kind.
     """
 
     number: int
@@ -81,16 +88,24 @@ class Submission(NamedTuple):
     arrivals: Sequence[float]
     deadlines: Sequence[float] | None
     priority: int
-    precision: int
+    precision: str | None
     outputs: Sequence[int] | None
     tensors: Sequence[Tensor]
     last_try: bool
 
 
 class Answered(NamedTuple):
+    """An answer as it arrives at a front.
+
+    Attributes:
+        answer: its number, under which its memory is given back.
+        number: of the batch.
+    """
+
+    answer: int
     number: int
     requests: range
-    precision: int
+    precision: str
     queue_s: float
     compute_s: float
     batch_size: int
@@ -136,6 +151,10 @@ class _Cursor:
         self.at = end
         return column.tolist()
 
+    def end(self) -> None:
+        if self.at != len(self.record):
+            raise WireError("a record is longer than what it tells")
+
     def tensors(self, count: int) -> list[Tensor]:
         found = []
         for _ in range(count):
@@ -150,14 +169,17 @@ class _Cursor:
 def write_submission(
     number: int,
     model: int,
-    batch: RequestBatch,
-    places: Sequence[Place],
-    precision: int,
+    rows: Sequence[int],
+    arrivals: Sequence[float],
+    deadlines: Sequence[float] | None,
+    priority: int,
+    precision: str | None,
     outputs: Sequence[int] | None,
+    arrays: Sequence[Array],
+    places: Sequence[Place],
     last_try: bool = False,
 ) -> bytes:
-    """Args: as of Submission; `places` of the batch's inputs, in the order of its arrays."""
-    rows, deadlines, inputs = batch.rows, batch.deadlines, batch.inputs
+    """Args: as of Submission; `places` of the arrays, which are in the order of the model's inputs."""
     count = len(rows)
     equal = min(rows) == max(rows)
     flags = (
@@ -166,16 +188,17 @@ def write_submission(
         | (_ALL_OUTPUTS if outputs is None else 0)
         | (_LAST_TRY if last_try else 0)
     )
+    wanted = 0 if precision is None else _precision_number(precision)
     parts = [
-        _SUBMIT.pack(SUBMIT, number, model, count, batch.priority, precision, len(inputs), flags),
+        _SUBMIT.pack(SUBMIT, number, model, count, priority, wanted, len(arrays), flags),
         array("Q", rows[:1] if equal else rows).tobytes(),
-        array("d", batch.arrivals).tobytes(),
+        array("d", arrivals).tobytes(),
     ]
     if deadlines is not None:
         parts.append(array("d", deadlines).tobytes())
     if outputs is not None:
-        parts.append(bytes((len(outputs), *outputs)))
-    parts += map(_write_tensor, places, inputs.values())
+        parts.append(array("H", (len(outputs), *outputs)).tobytes())
+    parts += map(_write_tensor, places, arrays)
     return b"".join(parts)
 
 
@@ -190,13 +213,33 @@ def read_submission(record: memoryview) -> Submission:
     deadlines = cursor.column("d", count) if flags & _HAS_DEADLINES else None
     outputs = None
     if not flags & _ALL_OUTPUTS:
-        (wanted,) = cursor.column("B", 1)
-        outputs = cursor.column("B", wanted)
+        (wanted,) = cursor.column("H", 1)
+        outputs = cursor.column("H", wanted)
     tensors = cursor.tensors(inputs)
+    cursor.end()
     last_try = bool(flags & _LAST_TRY)
-    return Submission(
-        number, model, rows, arrivals, deadlines, priority, precision, outputs, tensors, last_try
-    )
+    if min(rows) < 1 or (last_try and count > 1):
+        raise WireError("a batch with a request without rows, or of several that must run alone")
+    named = None if precision == 0 else _precision(precision)
+    return Submission(number, model, rows, arrivals, deadlines, priority, named, outputs, tensors, last_try)
+
+
+def _precision_number(precision: str) -> int:
+    return 1 + PRECISIONS.index(precision)
+
+
+def _precision(number: int) -> str:
+    if not 0 < number <= len(PRECISIONS):
+        raise WireError(f"a precision of number {number}")
+    return PRECISIONS[number - 1]
+
+
+def submission_number(record: memoryview) -> int | None:
+    """The batch's number in a submission that cannot be read; None when not even that can."""
+    try:
+        return int(_Cursor(record).read(_SUBMIT)[1])
+    except WireError:
+        return None
 
 
 def write_cancel(number: int, index: int) -> bytes:
@@ -205,27 +248,39 @@ def write_cancel(number: int, index: int) -> bytes:
 
 def read_cancel(record: memoryview) -> tuple[int, int]:
     """The batch's number and the request's. Raises WireError."""
-    _, number, index = _Cursor(record).read(_CANCEL)
+    cursor = _Cursor(record)
+    _, number, index = cursor.read(_CANCEL)
+    cursor.end()
     return number, index
 
 
-def write_consumed(answers: int) -> bytes:
-    """How many answers of this engine process have been read: their memory is free."""
-    return _CONSUMED.pack(CONSUMED, answers)
+def write_consumed(answers: Sequence[int]) -> bytes:
+    """Numbers of answers that nothing refers to any more: their memory is free."""
+    return _CONSUMED.pack(CONSUMED, len(answers)) + array("Q", answers).tobytes()
 
 
-def read_consumed(record: memoryview) -> int:
-    _, answers = _Cursor(record).read(_CONSUMED)
-    return int(answers)
+def read_consumed(record: memoryview) -> Sequence[int]:
+    """Raises WireError."""
+    cursor = _Cursor(record)
+    _, count = cursor.read(_CONSUMED)
+    answers = cursor.column("Q", count)
+    cursor.end()
+    return answers
 
 
 # --- answers --------------------------------------------------------------------------------------
 def write_answered(
-    number: int, requests: range, answer: Answer, precision: int, places: Sequence[Place]
+    answer_number: int,
+    number: int,
+    requests: range,
+    answer: Answer,
+    outputs: Sequence[Array],
+    places: Sequence[Place],
 ) -> bytes:
-    outputs = answer.outputs
+    """Args: `places` of the outputs, which are in the order of the batch's."""
     head = _ANSWERED.pack(
         ANSWERED,
+        answer_number,
         number,
         requests.start,
         requests.stop,
@@ -233,19 +288,21 @@ def write_answered(
         answer.compute_s,
         answer.batch_size,
         len(outputs),
-        precision,
+        _precision_number(answer.precision),
     )
-    return b"".join((head, *map(_write_tensor, places, outputs.values())))
+    return b"".join((head, *map(_write_tensor, places, outputs)))
 
 
 def read_answered(record: memoryview) -> Answered:
     """Raises WireError."""
     cursor = _Cursor(record)
-    _, number, start, stop, queue_s, compute_s, rows, outputs, precision = cursor.read(_ANSWERED)
+    _, answer, number, start, stop, queue_s, compute_s, rows, outputs, precision = cursor.read(_ANSWERED)
     if not start < stop <= MAX_REQUESTS:
         raise WireError("an answer to no request")
     tensors = cursor.tensors(outputs)
-    return Answered(number, range(start, stop), precision, queue_s, compute_s, rows, tensors)
+    cursor.end()
+    requests = range(start, stop)
+    return Answered(answer, number, requests, _precision(precision), queue_s, compute_s, rows, tensors)
 
 
 def write_failed(number: int, requests: Sequence[int], error: VernierError) -> bytes:
@@ -260,23 +317,29 @@ def read_failed(record: memoryview) -> tuple[int, Sequence[int], VernierError]:
     if count > MAX_REQUESTS:
         raise WireError(f"{count} requests of a batch failed")
     requests = cursor.column("I", count)
-    return number, requests, error_of(json.loads(bytes(record[cursor.at :])))
+    return number, requests, error_of(_json_object(record[cursor.at :]))
 
 
 def error_fields(error: VernierError) -> dict[str, Any]:
     """What `error_of` makes the error of."""
-    fields: dict[str, Any] = {"type": type(error).__name__, "message": error.message}
+    fields: dict[str, Any] = {"type": type(error).__name__, "message": error.message[:_MAX_MESSAGE]}
     if isinstance(error, QueueFull):
         fields |= {"retry_after_s": error.retry_after_s, "reason": error.reason}
     return fields
 
 
 def error_of(fields: dict[str, Any]) -> VernierError:
-    """The error that `type`, `message` and perhaps `retry_after_s` and `reason` tell of."""
-    kind = _ERRORS.get(fields["type"], EngineError)
-    if issubclass(kind, QueueFull):
-        return kind(fields["message"], fields["retry_after_s"], fields["reason"])
-    return kind(fields["message"])
+    """The error that `type`, `message` and perhaps `retry_after_s` and `reason` tell of. Raises WireError."""
+    name, message = fields.get("type"), fields.get("message")
+    if not isinstance(name, str) or not isinstance(message, str):
+        raise WireError("an error without type and message")
+    kind = _ERRORS.get(name, EngineError)
+    if not issubclass(kind, QueueFull):
+        return kind(message)
+    retry_after_s, reason = fields.get("retry_after_s"), fields.get("reason")
+    if not isinstance(retry_after_s, (int, float)) or not isinstance(reason, str):
+        raise WireError("a refusal that does not tell when to come back")
+    return kind(message, retry_after_s, reason)
 
 
 def write_admitted(number: int) -> bytes:
@@ -290,7 +353,9 @@ def write_released(number: int) -> bytes:
 
 def read_number(record: memoryview) -> int:
     """Of the batch that an ADMITTED or RELEASED record tells of. Raises WireError."""
-    _, number = _Cursor(record).read(_RELEASED)
+    cursor = _Cursor(record)
+    _, number = cursor.read(_RELEASED)
+    cursor.end()
     return int(number)
 
 
@@ -301,9 +366,13 @@ def write_json(message: dict[str, Any]) -> bytes:
 
 def read_json(record: memoryview) -> dict[str, Any]:
     """Raises WireError."""
+    return _json_object(record[1:])
+
+
+def _json_object(text: memoryview) -> dict[str, Any]:
     try:
-        message = json.loads(bytes(record[1:]))
-    except ValueError as error:
+        message = json.loads(bytes(text))
+    except (ValueError, RecursionError) as error:
         raise WireError("a message is not JSON") from error
     if not isinstance(message, dict):
         raise WireError("a message is no object")
@@ -316,5 +385,5 @@ def arrays_of(names: Sequence[str], tensors: Sequence[Tensor], read: Callable[[T
         raise WireError(f"{len(tensors)} arrays for {len(names)} names")
     try:
         return {name: read(tensor) for name, tensor in zip(names, tensors, strict=True)}
-    except (ValueError, IndexError, OverflowError) as error:
-        raise WireError(f"an array lies outside its memory: {error}") from error
+    except (ValueError, IndexError, OverflowError, OSError, MemoryError) as error:
+        raise WireError(f"an array cannot be read where it should lie: {error}") from error

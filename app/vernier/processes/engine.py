@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.catalogue import ServedModel
+from vernier.border.front_session import FrontSession
 from vernier.border.room import RoomPage
-from vernier.border.serving_fronts import Fronts, FrontSession
+from vernier.border.serving_fronts import Fronts
 from vernier.composition.engine import create_repository
 from vernier.errors import EngineError, LoadRefused, PackageError
 from vernier.exposition import Metrics, register_process

@@ -100,6 +100,10 @@ class Batcher:
         """The variants that executions may take."""
         return {precision for precision, _ in self._curves}
 
+    def has(self, precision: str) -> bool:
+        """Whether batches may take this variant."""
+        return (precision, None) in self._curves
+
     def curve(self, precision: str, shape: ShapeKey) -> LatencyCurve:
         """The latency curve of a lane."""
         layout = self.layout

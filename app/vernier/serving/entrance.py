@@ -6,7 +6,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 from vernier.border.batch import RequestBatch
-from vernier.errors import DeadlineExceeded, Draining, NotReady, QueueFull, VernierError
+from vernier.errors import (
+    DeadlineExceeded,
+    Draining,
+    NotReady,
+    QueueFull,
+    UnsupportedPrecision,
+    VernierError,
+)
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
 from vernier.serving.deference import Deference
@@ -60,7 +67,7 @@ class Entrance:
             True  # until every request stands somewhere: what a target is told, it may answer with `cancel`
         )
         try:
-            closed = self._closed()
+            closed = self._closed() or self._no_variant(batch.precision)
             if closed is not None:
                 self._refuse(batch, range(len(batch.rows)), closed)
             else:
@@ -71,6 +78,12 @@ class Entrance:
         finally:
             tracker.held = False
         tracker.deliver()
+
+    def _no_variant(self, precision: str | None) -> VernierError | None:
+        """For a variant that was loaded when the request was read and is not any more."""
+        if precision is None or self._batcher.has(precision):
+            return None
+        return UnsupportedPrecision(f"model '{self._name}' has no '{precision}' variant now")
 
     def _in_time(self, batch: RequestBatch, now: float) -> Sequence[range]:
         """The requests whose deadline has not passed; fails the others."""

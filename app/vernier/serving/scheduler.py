@@ -229,10 +229,10 @@ class Scheduler:
     def submit(self, batch: RequestBatch) -> None:
         """Takes a batch of at least one request; its target is told how each ends, of some perhaps before this returns.
 
-        In this order: nothing is admitted while the model is taken out of service, or when it cannot run any more
-        (Draining, NotReady); requests whose deadline has passed fail (DeadlineExceeded); requests in front run at once
-        on this thread, where that is quick and nothing waits before them; of the others those are queued that may
-        wait, the rest is refused (QueueFull).
+        In this order: nothing is admitted while the model is taken out of service, when it cannot run any more, or for
+        a variant that is not loaded (Draining, NotReady, UnsupportedPrecision); requests whose deadline has passed fail
+        (DeadlineExceeded); requests in front run at once on this thread, where that is quick and nothing waits before
+        them; of the others those are queued that may wait, the rest is refused (QueueFull).
         """
         self._entrance.submit(batch)
 

@@ -1,0 +1,548 @@
+"""Random lives of fronts and engine processes in virtual time, from one seed, and what each request must see."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from tests.support.border import EngineModel, EngineSide, FrontSide, arithmetic_manifest, kill, stall
+from tests.support.border_engine import (
+    ROWS,
+    ManualScheduler,
+    factor,
+    mark,
+    numbers_of,
+)
+from tests.support.virtual_loop import VirtualLoop
+from vernier.border import arena as arenas
+from vernier.border import placement
+from vernier.border.batch import Answer, RequestBatch, cut
+from vernier.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineError,
+    EngineRestarting,
+    NotReady,
+    QueueFull,
+    UnknownModel,
+    UnknownVersion,
+    UnsupportedPrecision,
+    VernierError,
+)
+
+#: So that memory is used again and again.
+_CHUNK = 2048
+NAMES = ("a", "bb", "ccc")
+PRECISIONS = ("fp32", "int8")
+
+
+@dataclass(eq=False)
+class Request:
+    """What has happened to a request.
+
+    Attributes:
+        changes: how often the catalogue had changed when it was submitted, as far as its front knew.
+        poisonous: whether it kills the engine process that runs it, mostly.
+        running_deaths: engine processes that died while they ran it.
+    """
+
+    number: int
+    rows: np.ndarray
+    name: str
+    version: int
+    precision: str | None
+    deadline: float | None
+    front: FrontSide
+    changes: int
+    poisonous: bool
+    ends: list[Any] = field(default_factory=list)
+    cancelled: bool = False
+    running_deaths: int = 0
+
+
+class Batch:
+    """A target that checks whatever it is told."""
+
+    def __init__(self, simulation: Simulation, requests: list[Request], inputs: np.ndarray) -> None:
+        self.simulation = simulation
+        self.requests = requests
+        self.inputs = inputs
+        self.releases = 0
+        self.batch: RequestBatch | None = None
+        self.model: Any = None
+
+    def _ends(self, at: int, end: Any) -> Request:
+        request = self.requests[at]
+        assert not request.ends, "a request ended twice"
+        assert not request.cancelled, "a cancelled request was told"
+        assert self.releases == 0
+        request.ends.append(end)
+        return request
+
+    def answered(self, batch: RequestBatch, requests: range, answer: Answer) -> None:
+        rows = [batch.rows[at] for at in requests]
+        assert {len(array) for array in answer.outputs.values()} == {sum(rows)}
+        assert tuple(answer.outputs) == tuple(batch.outputs)
+        for at, outputs in zip(requests, cut(answer.outputs, rows), strict=True):
+            request = self._ends(at, "answered")
+            self.simulation.count("answered")
+            assert request.precision in (None, answer.precision)
+            self.simulation.check(request, answer.precision, outputs)
+            if self.simulation.random.random() < 0.1:
+                self.simulation.kept.append((request, answer.precision, outputs))
+
+    def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
+        for at in requests:
+            self.simulation.check_error(self._ends(at, error), error)
+
+    def released(self, batch: RequestBatch) -> None:
+        self.releases += 1
+        assert self.releases == 1
+        assert all(request.ends or request.cancelled for request in self.requests)
+        self.inputs[...] = -1e6
+        self.batch = None  # a cycle would keep the memory
+        self.inputs = np.zeros(0)
+
+
+class Simulation:
+    """One run.
+
+    Attributes:
+        changes: how often a model has left, or become another.
+        deaths: of engine processes.
+        kept: answers that somebody holds on to.
+    """
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.random = Random(seed)
+        self.loop = loop
+        self.changes = self.deaths = 0
+        self.kept: list[tuple[Request, str, Any]] = []
+        self.requests: list[Request] = []
+        self.open: list[Batch] = []
+        self.batches: list[Batch] = []
+        self.engine: EngineSide | None = None
+        self.coming = 0.0
+        self.later: list[EngineModel] = []
+        self.stalled: list[Callable[[], None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.held_limit = self.random.choice([5, 40, 10**6])
+        self.queue_limit = self.random.choice([5, 40, 10**6])
+        self.chunks = self.random.choice([1, 8, 32])
+        self.shapes = dict.fromkeys(NAMES, 2)
+        self.counts: dict[str, int] = {}
+        loop.set_exception_handler(self._fault)
+        self.faults: list[dict[str, Any]] = []
+        self.fronts = [self._front() for _ in range(self.random.randint(1, 3))]
+        self._start_engine()
+
+    def _fault(self, loop: Any, context: dict[str, Any]) -> None:
+        self.faults.append(context)
+
+    def count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    # --- what must hold ---------------------------------------------------------------------------
+    def check(self, request: Request, precision: str, outputs: Any) -> None:
+        """The right rows of the right model."""
+        for name, array in outputs.items():
+            expected = (
+                np.float32(factor(request.name, request.version)) * request.rows
+                if name == "y"
+                else request.rows + np.float32(mark(precision))
+            )
+            np.testing.assert_array_equal(array, expected, f"request {request.number} got a wrong answer")
+
+    def check_error(self, request: Request, error: VernierError) -> None:
+        """Each error has its reason."""
+        kind = type(error)
+        self.count(kind.__name__)
+        if kind is EngineError:
+            allowed = "two engine processes" in error.message and request.running_deaths >= 2
+        elif kind is DeadlineExceeded:
+            allowed = request.deadline is not None and request.deadline <= self.loop.now
+        elif kind is EngineRestarting:
+            session = request.front.session
+            allowed = self.engine is None or session is None or session.taken < self.ready
+        elif kind in (UnknownVersion, Draining):
+            allowed = self.changes > request.changes
+        elif kind is QueueFull:
+            allowed = self.queue_limit < 10**6
+        elif kind is UnsupportedPrecision:
+            allowed = request.precision == "int8" and not self.reduced
+        else:
+            allowed = False
+        assert allowed, (request, error)
+
+    # --- the engine process -----------------------------------------------------------------------
+    def _model(self, name: str, version: int = 1) -> EngineModel:
+        size = self.shapes[name]
+        manifest = arithmetic_manifest(
+            name,
+            version,
+            inputs=[{"name": "x", "dtype": "float32", "shape": ["batch", size]}],
+            outputs=[{"name": n, "dtype": "float32", "shape": ["batch", size]} for n in ("y", "z")],
+            variants={p: {"precision": p, "files": ["fp32.onnx"]} for p in PRECISIONS},
+        )
+        loaded = PRECISIONS if self.reduced else PRECISIONS[:1]
+        scheduler = ManualScheduler(factor(name, version), self.loop.time, loaded, self.queue_limit)
+        scheduler.on_submit = self._on_submit
+        return EngineModel(manifest, scheduler, loaded)
+
+    def _on_submit(self, batch: RequestBatch) -> None:
+        numbers = numbers_of(batch)
+        tries = [self.requests[number].running_deaths for number in numbers]
+        assert max(tries) < 2, "a request that ran at two deaths ran again"
+        if max(tries) == 1:
+            assert len(numbers) == 1, "a suspect had company in its batch"
+            assert self.engine is not None
+            for model in self.engine.models:
+                for other in model.scheduler.batches:
+                    for number in numbers_of(other) - numbers:
+                        assert self.requests[number].running_deaths == 0 or not self._was_tried(number), (
+                            "two suspects ran at a time"
+                        )
+            self.tried.update(numbers)
+
+    def _was_tried(self, number: int) -> bool:
+        return number in self.tried
+
+    def _start_engine(self) -> None:
+        names = list(NAMES)
+        if self.deaths and self.random.random() < 0.3:
+            names.remove(self.random.choice(names))
+            self.changes += 1
+        if self.deaths and self.random.random() < 0.3:
+            changed = self.random.choice(NAMES)
+            self.shapes[changed] = 5 - self.shapes[changed]
+            self.changes += 1
+        self.random.shuffle(names)
+        self.reduced = self.random.random() < 0.8  # whether int8 is loaded
+        self.tried: set[int] = set()
+        self.later = [self._model(name) for name in names]
+        self.engine = EngineSide()
+        self.ready = 10**9  # the catalogue that holds all models
+        self.engine.starting = True
+        self.engine.reason = "loading"
+        self.engine.awaited = {name: [1] for name in names}
+        for front in self.fronts:
+            front.meet(self.engine, self.random.choice([1, 8, 32]))
+
+    def _load_next(self) -> None:
+        engine = self.engine
+        assert engine is not None
+        if self.later:
+            model = self.later.pop()
+            engine.models.append(model)
+            del engine.awaited[model.name]
+        if not self.later:
+            engine.starting, engine.reason = False, None
+        engine.fronts.publish()
+        if not engine.starting:
+            self.ready = engine.fronts._generation
+
+    def _kill_engine(self) -> None:
+        engine = self.engine
+        assert engine is not None
+        self.count("death")
+        for model in self._all_models():
+            for batch in model.scheduler.begun:
+                for number in numbers_of(batch):
+                    request = self.requests[number]
+                    if not request.ends and not request.cancelled:
+                        request.running_deaths += 1
+        self.deaths += 1
+        for session in list(engine.fronts._sessions):
+            kill(session)
+        engine.fronts._sessions.clear()
+        for task in self.tasks:
+            task.cancel()
+        self.tasks.clear()
+        engine.fronts.last_tries._waiting.clear()
+        engine.close()
+        self.leaving.clear()
+        self.engine = None
+        self.coming = self.loop.now + self.random.choice([0.0, 0.0, 0.01, 0.1])
+
+    leaving: list[EngineModel]
+
+    def _all_models(self) -> list[EngineModel]:
+        return [*(self.engine.models if self.engine else ()), *self.leaving]
+
+    def _step_engine(self) -> None:
+        engine, random = self.engine, self.random
+        if engine is None:
+            if self.loop.now >= self.coming:
+                self._start_engine()
+            return
+        models = self._all_models()
+        if not models:
+            self._load_next()
+            return
+        scheduler = random.choice(models).scheduler
+        choice = random.random()
+        if choice < 0.5:
+            execution = scheduler.begin(random.choice([1, 3, 100]))
+            if execution is not None and random.random() < 0.7:
+                numbers = numbers_of(execution.batch)
+                if any(self.requests[number].poisonous for number in numbers):
+                    self._kill_engine()
+                    return
+        elif scheduler.running:
+            scheduler.finish(random.choice(scheduler.running))
+        if engine.starting and random.random() < 0.6:
+            self._load_next()
+        for model in list(self.leaving):
+            if model.scheduler.draining and not model.scheduler.batches:
+                self.leaving.remove(model)
+
+    def _change_catalogue(self) -> None:
+        """Unloads, loads or reloads a model, as a repository does."""
+        engine, random = self.engine, self.random
+        if engine is None or engine.starting:
+            return
+        self.count("change")
+        name = random.choice(NAMES)
+        served = next((model for model in engine.models if model.name == name), None)
+        if served is None or random.random() < 0.5:
+            if served is not None and random.random() < 0.5:
+                self.shapes[name] = 5 - self.shapes[name]
+            engine.models.append(self._model(name))
+        if served is not None:
+            engine.models.remove(served)
+            self.leaving.append(served)
+            self.tasks.append(self.loop.create_task(self._retire(engine, served)))
+            self.changes += 1
+        if random.random() < 0.5:  # else a while later
+            engine.fronts.publish()
+
+    async def _retire(self, engine: EngineSide, model: EngineModel) -> None:
+        await engine.fronts.retire(model)
+        model.scheduler.draining = True
+
+    # --- fronts -----------------------------------------------------------------------------------
+    def _front(self) -> FrontSide:
+        self.leaving = getattr(self, "leaving", [])
+        return FrontSide(self.chunks, self.held_limit, self.loop.time)
+
+    def _kill_front(self) -> None:
+        self.count("front death")
+        at = self.random.randrange(len(self.fronts))
+        front = self.fronts[at]
+        self._forget(front)
+        self.fronts[at] = fresh = self._front()
+        if self.engine is not None:
+            fresh.meet(self.engine)
+
+    def _forget(self, front: FrontSide) -> None:
+        """It dies with all of its requests."""
+        engine = front.engine
+        if engine._channel is not None:
+            kill(engine)  # type: ignore[arg-type]
+        for handle in (engine._expiring, engine._answers and engine._answers._timer):
+            if handle is not None:
+                handle.cancel()
+        os.close(front.memory)
+        self.open = [batch for batch in self.open if batch.requests[0].front is not front]
+        self.batches = [batch for batch in self.batches if batch.requests[0].front is not front]
+        self.kept = [kept for kept in self.kept if kept[0].front is not front]
+
+    def _is_up_to_date(self, front: FrontSide) -> bool:
+        """Whether a front knows what is served."""
+        engine, session = self.engine, front.session
+        if engine is None or engine.starting or session is None:
+            return False
+        told = [entry["number"] for entry in engine.fronts._told["models"]]
+        served = [engine.fronts._number.get(id(model)) for model in engine.models]
+        return session.taken == engine.fronts._generation and told == served
+
+    def _submit(self) -> None:
+        random = self.random
+        front, name = random.choice(self.fronts), random.choice(NAMES)
+        try:
+            model = front.engine.resolve(name, None)
+        except (UnknownModel, NotReady):
+            return
+        deadline_s = random.choice([None, None, 0.005, 0.05, 1.0])
+        precision = random.choice([None, None, *PRECISIONS])
+        count = random.choice([1, 1, 1, 2, 5, 30])
+        changes = self.changes if self._is_up_to_date(front) else -1
+        size = model.signature.inputs["x"].shape[1]
+        requests, arrays = [], []
+        for _ in range(count):
+            rows = random.randint(1, ROWS)
+            number = len(self.requests)
+            array = np.zeros((rows, size), np.float32)
+            array[:, 0] = ROWS * number + np.arange(rows)
+            array[:, 1] = random.random()
+            deadline = None if deadline_s is None else self.loop.now + deadline_s * random.random()
+            poisonous = random.random() < 0.01
+            made = Request(number, array, name, 1, precision, deadline, front, changes, poisonous)
+            self.requests.append(made)
+            requests.append(made)
+            arrays.append(array)
+        together = np.concatenate(arrays)
+        inputs = together
+        if random.random() < 0.5:
+            memory = self._arena_memory(front, together.nbytes)
+            if memory is not None:
+                inputs = memory.view(np.float32).reshape(together.shape)
+                inputs[...] = together
+        target = Batch(self, requests, inputs)
+        outputs = random.choice([("y", "z"), ("z",), ("z", "y")])
+        deadlines = None if deadline_s is None else [request.deadline for request in requests]
+        rows_of = [len(array) for array in arrays]
+        batch = RequestBatch(
+            {"x": inputs}, rows_of, outputs, precision, 0, [self.loop.now] * count, deadlines, target
+        )
+        target.batch, target.model = batch, model
+        self.open.append(target)
+        self.batches.append(target)
+        model.scheduler.submit(batch)
+
+    @staticmethod
+    def _arena_memory(front: FrontSide, nbytes: int) -> Any:
+        try:
+            return front.arena.take(nbytes)
+        except MemoryError:
+            return None
+
+    def _cancel(self) -> None:
+        self.open = [batch for batch in self.open if not batch.releases]
+        if self.open:
+            batch = self.random.choice(self.open)
+            at = self.random.randrange(len(batch.requests))
+            request = batch.requests[at]
+            if not request.ends:
+                request.cancelled = True
+            assert batch.batch is not None
+            batch.model.scheduler.cancel(batch.batch, at)
+
+    def _stall(self) -> None:
+        if self.stalled and self.random.random() < 0.6:
+            self.stalled.pop()()
+            return
+        front = self.random.choice(self.fronts)
+        channels = [front.engine._channel, front.session and front.session._channel]
+        open_ends = [channel for channel in channels if channel is not None and not channel.closed]
+        if open_ends:
+            self.stalled.append(stall(self.random.choice(open_ends)))
+
+    # --- the run ----------------------------------------------------------------------------------
+    def _expire(self) -> None:
+        for model in self._all_models():
+            model.scheduler.expire()
+
+    async def run(self, steps: int) -> None:
+        random = self.random
+        for _ in range(steps):
+            choice = random.random()
+            if choice < 0.3:
+                self._submit()
+            elif choice < 0.36:
+                self._cancel()
+            elif choice < 0.8:
+                self._step_engine()
+            elif choice < 0.9:
+                self.loop.now += random.choice([0.0001, 0.001, 0.02])
+                if self.engine is not None and not self.engine.starting:
+                    self.engine.fronts.publish()
+                self._expire()
+            elif choice < 0.93:
+                self._stall()
+            elif choice < 0.95:
+                self._change_catalogue()
+            elif choice < 0.96:
+                if self.engine is not None:
+                    self._kill_engine()
+            elif choice < 0.965:
+                self._kill_front()
+            elif self.kept:
+                self.check(*self.kept.pop(random.randrange(len(self.kept))))
+            for _ in range(random.choice([0, 0, 1, 2, 5])):
+                await asyncio.sleep(0)
+            assert not self.faults, self.faults
+        await self._end()
+
+    async def _end(self) -> None:
+        """Everything that is open ends, and all memory comes back."""
+        for go_on in self.stalled:
+            go_on()
+        for _ in range(10_000):
+            self._step_engine()
+            if self.engine is not None and self.engine.starting:
+                self._load_next()
+            elif self.engine is not None:
+                self.engine.fronts.publish()
+            for model in self._all_models():
+                for execution in list(model.scheduler.running):
+                    model.scheduler.finish(execution)
+            await asyncio.sleep(0.001)
+            self._expire()
+            assert not self.faults, self.faults
+            if self._quiet():
+                break
+        assert [batch for batch in self.batches if batch.releases != 1] == []
+        while self.kept:
+            self.check(*self.kept.pop())
+        await asyncio.sleep(1)
+        for front in self.fronts:
+            assert front.engine.open_requests == 0
+            assert not front.engine._open
+            assert len(front.engine._held) == front.engine._held.rows == 0
+            assert front.session is None or not front.session._unread, "memory of answers was lost"
+            for metrics in front.metrics._models.values():
+                totals = metrics.totals()
+                assert totals.pop("admitted") == sum(totals.values())
+                assert metrics._inflight == 0
+        self.open.clear()
+        self.batches.clear()
+        for front in self.fronts:
+            free = front.free_chunks
+            assert free == self.chunks, f"{self.chunks - free} chunks of an arena are in use for ever"
+
+    def _quiet(self) -> bool:
+        engine = self.engine
+        if engine is None or engine.starting or any(model.scheduler.batches for model in self._all_models()):
+            return False
+        return all(batch.releases for batch in self.batches)
+
+    def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        if self.engine is not None:
+            self.engine.close()
+        for front in self.fronts:
+            front.close()
+
+
+def simulate(seed: int, steps: int) -> dict[str, int]:
+    """Plays a run; AssertionError when anything is not as it must be. Returns how often what happened."""
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+
+    async def play() -> dict[str, int]:
+        simulation = Simulation(seed, loop)
+        try:
+            await simulation.run(steps)
+        finally:
+            simulation.close()
+            await asyncio.sleep(0)
+        return simulation.counts
+
+    try:
+        with (
+            patch.multiple(arenas, CHUNK_BYTES=_CHUNK, MAX_BYTES=_CHUNK),
+            patch.object(placement, "MAX_BYTES", _CHUNK),
+        ):
+            return loop.run_until_complete(play())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
