@@ -151,7 +151,9 @@ class TimedConnection(asyncio.Protocol):
     def _idle_is_over(self) -> None:
         if self._bytes_in_kernel(termios.FIONREAD):  # a request has come, and is read next
             self._idle_until = self.loop.time() + _MOMENT_S
-        elif not self._leaving and self._bytes_in_kernel(termios.TIOCOUTQ):  # the client does not read its answers
+        elif not self._leaving and self._bytes_in_kernel(
+            termios.TIOCOUTQ
+        ):  # the client does not read its answers
             self._cut_off()
         else:
             self._close()
