@@ -369,12 +369,7 @@ def service_protocol(
     drain: Drain,
     budget: ByteBudget | None = None,
 ) -> type[Connection]:
-    """The class for uvicorn's `http` option on the port of predictions.
-
-    Args:
-        drain: says when the service begins to shut down.
-        budget: of the whole process, when other ports share it.
-    """
+    """The class for uvicorn's `http` option on the port of predictions. `budget`: that other ports share, if any."""
 
     class ServiceConnection(plain_protocol(settings, drain, budget)):  # type: ignore[misc]
         __slots__ = ()
