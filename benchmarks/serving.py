@@ -38,7 +38,9 @@ def start(engines: Path, own: bool, core: int | None, **settings: str) -> Server
         **{f"VERNIER_{name.upper()}": value for name, value in settings.items()},
     }
     log = ROOT / "build" / "bench" / f"{'own' if own else 'uvicorn'}.log"
-    command = ["vernier"] if own else ["uvicorn", "vernier.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    command = (
+        ["vernier"] if own else ["uvicorn", "vernier.main:app", "--host", "127.0.0.1", "--port", str(port)]
+    )
     return ServerProcess([sys.executable, "-m", *command], port, log, core=core, environment=environment)
 
 
@@ -60,7 +62,8 @@ def main() -> None:
     rounds: dict[str, list[Summary]] = {"own connections": [], "uvicorn": []}
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(start(options.engines, name == "own connections", first)) for name in rounds
+            name: stack.enter_context(start(options.engines, name == "own connections", first))
+            for name in rounds
         }
         for server in servers.values():
             try:

@@ -47,11 +47,13 @@ def outcome(decode: Any) -> type[RequestError] | None:
 @given(st.dictionaries(st.sampled_from(["x", "k", "other"]), st.one_of(ROWS, NESTED), min_size=1))
 def test_errors_are_those_of_the_careful_decoder(inputs: dict[str, Any]) -> None:
     parsed = Parser().parse(json.dumps(inputs).encode())
-    expected = outcome(lambda: decode_values(inputs, SIGNATURE))
+    expected = {outcome(lambda: decode_values(inputs, SIGNATURE))}
+    if len(inputs) > 1:  # of several faults either may be told
+        expected |= {outcome(lambda v=v, n=n: decode_values({n: v}, SIGNATURE)) for n, v in inputs.items()}
     try:
         shapes = judge_in_place(parsed, SIGNATURE)
     except RequestError as error:
-        assert type(error) is expected
+        assert type(error) in expected
         return
     if shapes is not None:
-        assert expected is not None
+        assert expected != {None}

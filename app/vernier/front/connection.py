@@ -374,9 +374,7 @@ def service_protocol(
     """The class for uvicorn's `http` option on the port of predictions.
 
     Args:
-        drain: says when the service begins to shut down.
-        budget: of the whole process, when other ports share it.
-        arena: where large bodies are received; None for memory of this process alone.
+        budget: that other ports share, if any. arena: where large bodies are received, if anywhere but here.
     """
 
     class ServiceConnection(plain_protocol(settings, drain, budget)):  # type: ignore[misc]
