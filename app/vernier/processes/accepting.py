@@ -21,6 +21,7 @@ MAX_FRONTS = BYTES // 8
 _LOOK_AWAY_S = 0.002
 _PATIENCE = 5
 _ACCEPTED_A_TURN = 4
+_BACKLOG = 2048
 #: Without file descriptors left, accepting is tried again after it.
 _EXHAUSTED_S = 0.5
 
@@ -144,3 +145,23 @@ class Acceptor:
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address that the host has. Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in found:
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+    except OSError:
+        for listener in sockets:
+            listener.close()
+        raise
+    return sockets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -218,19 +219,7 @@ async def test_a_submission_that_makes_no_sense_ends_all_the_same(
     write = wire.write_submission
 
     def written(*args: Any) -> bytes:
-        keys = [
-            "number",
-            "model",
-            "rows",
-            "arrivals",
-            "deadlines",
-            "priority",
-            "precision",
-            "outputs",
-            "arrays",
-            "places",
-            "last_try",
-        ]
+        keys = list(inspect.signature(write).parameters)
         return write(**{**dict(zip(keys, args, strict=True)), **change})
 
     with pytest.MonkeyPatch.context() as patch:
