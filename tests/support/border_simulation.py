@@ -197,6 +197,8 @@ class Simulation:
         return EngineModel(manifest, scheduler, loaded)
 
     def _on_submit(self, batch: RequestBatch) -> None:
+        if batch.deadlines is not None and min(batch.deadlines) <= self.loop.now and len(batch) == 1:
+            return  # it will not run
         numbers = numbers_of(batch)
         tries = [self.requests[number].running_deaths for number in numbers]
         assert max(tries) < 2, "a request that ran at two deaths ran again"
@@ -468,7 +470,7 @@ class Simulation:
                 self.check(*self.kept.pop(random.randrange(len(self.kept))))
             for _ in range(random.choice([0, 0, 1, 2, 5])):
                 await asyncio.sleep(0)
-            assert not self.faults, self.faults
+            assert not self.faults, self.faults[0]
         await self._end()
 
     async def _end(self) -> None:
@@ -486,7 +488,7 @@ class Simulation:
                     model.scheduler.finish(execution)
             await asyncio.sleep(0.001)
             self._expire()
-            assert not self.faults, self.faults
+            assert not self.faults, self.faults[0]
             if self._quiet():
                 break
         assert [batch for batch in self.batches if batch.releases != 1] == []
