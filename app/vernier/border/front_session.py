@@ -196,7 +196,7 @@ class FrontSession:
             return
         outputs = [answer.outputs[name] for name in batch.outputs]
         try:
-            placed = place(outputs, self._arena)
+            placed = place(outputs, self._arena, may_lie_there=False)
         except (OSError, MemoryError):
             logger.exception("an answer cannot be handed over")
             self.failed(batch, requests, EngineError("there was no memory for the answer"))
