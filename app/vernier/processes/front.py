@@ -27,7 +27,7 @@ from vernier.exposition_merge import render
 from vernier.logs import configure_logging
 from vernier.processes.accepting import Acceptor, ConnectionCounts
 from vernier.processes.control import FATAL, Child, close_all
-from vernier.serving.lifecycle import Lifecycle
+from vernier.serving.lifecycle import Lifecycle, Phase
 from vernier.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Front:
         self._lifecycle: Lifecycle | None = None
         self._servers: list[FrontServer] = []
         self._draining = asyncio.Event()
+        self._drain_asked = False
         self._asking: asyncio.TimerHandle | None = None
         self._waiting: list[int] = []  # an engine process that came before this was ready for it
 
@@ -110,7 +111,9 @@ class Front:
             self._engine_changed()
 
     def _drain(self) -> None:
-        if self._lifecycle is not None:
+        if self._lifecycle is None or self._lifecycle.phase is Phase.STARTING:
+            self._drain_asked = True  # the service ends while this front is only starting
+        else:
             self._lifecycle.drain(self._loop, self._draining.set)
 
     async def _scrape(self, accept: str) -> tuple[bytes, str]:
@@ -155,6 +158,8 @@ class Front:
             return
         beating = asyncio.create_task(self._child.beat(registry))
         lifecycle.started()
+        if self._drain_asked:
+            self._drain()
         main = FrontServer(config)
         acceptors = [await self._serve(main, listeners, counts, index)]
         if operations:
