@@ -107,6 +107,18 @@ def await_children(server: Server, role: str, count: int, without: set[int]) -> 
         time.sleep(0.02)
 
 
+def await_connection(server: Server, front: int) -> None:
+    """Returns when this front has taken a connection."""
+    limit = time.monotonic() + 30
+    connections = []
+    while not _inet_sockets(front):
+        assert time.monotonic() < limit
+        connections.append(socket.create_connection(("127.0.0.1", server.port)))
+        time.sleep(0.05)
+    for connection in connections:
+        connection.close()
+
+
 @pytest.fixture
 def server(engines: Path, tmp_path: Path) -> Iterator[Server]:
     write_package(engines, "mlp")
@@ -151,6 +163,7 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
 
 def test_a_front_that_hangs_is_replaced(server: Server) -> None:
     hanging = children(server)["front"][0]
+    await_connection(server, hanging)  # one that has not started yet may take longer
     os.kill(hanging, signal.SIGSTOP)
     await_children(server, "front", 2, {hanging})
     with clients_of(server, 4) as clients:
