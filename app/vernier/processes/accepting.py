@@ -22,6 +22,8 @@ _LOOK_AWAY_S = 0.002
 _PATIENCE = 5
 _ACCEPTED_A_TURN = 4
 _BACKLOG = 2048
+#: How long a handshake may take once nothing more is accepted.
+_HANDSHAKE_S = 1.0
 #: Without file descriptors left, accepting is tried again after it.
 _EXHAUSTED_S = 0.5
 
@@ -137,14 +139,19 @@ class Acceptor:
         finally:
             self._arriving -= 1
 
-    def close(self) -> None:
-        """Accepts nothing more. The listening sockets are closed here; other fronts go on."""
+    async def close(self) -> None:
+        """Accepts nothing more, and returns when what was accepted has its protocol, whose owner can close it then. The
+        listening sockets are closed here; other fronts go on."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=_HANDSHAKE_S)
+            for task in late:
+                task.cancel()
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -171,14 +171,14 @@ class Front:
         lifecycle.stopped()
         telling.cancel()
         for acceptor in acceptors[:1]:
-            acceptor.close()
+            await acceptor.close()
         await self._end(main)
         if self._asking is not None:
             self._asking.cancel()
         self._engine = None
         engine.close()
         for acceptor in acceptors[1:]:
-            acceptor.close()
+            await acceptor.close()
         for server in self._servers[1:]:
             await self._end(server)
         for task in (*ends, beating):
