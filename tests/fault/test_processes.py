@@ -232,7 +232,7 @@ def test_a_request_that_kills_the_engine_process_takes_nobody_with_it(engines: P
     write_package(engines, "mlp")
     with serve(engines, tmp_path / "log", fronts="1") as server:
         poison = Wire(server, 60)
-        poison.send(request(json.dumps({"model": "slow", "inputs": {"x": [[0.1] * 4] * 400}}).encode()))
+        poison.send(request(json.dumps({"model": "slow", "inputs": {"x": [[0.1] * 4] * 4000}}).encode()))
         with clients_of(server, 4) as clients:
             for _ in range(2):
                 engine = children(server)["engine"][0]
