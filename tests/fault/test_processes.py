@@ -109,6 +109,18 @@ def await_children(server: Server, role: str, count: int, without: set[int]) -> 
         time.sleep(0.02)
 
 
+def await_connection(server: Server, front: int) -> None:
+    """Returns when this front has taken a connection."""
+    limit = time.monotonic() + 30
+    connections = []
+    while not _inet_sockets(front):
+        assert time.monotonic() < limit
+        connections.append(socket.create_connection(("127.0.0.1", server.port)))
+        time.sleep(0.05)
+    for connection in connections:
+        connection.close()
+
+
 @pytest.fixture
 def server(engines: Path, tmp_path: Path) -> Iterator[Server]:
     write_package(engines, "mlp")
@@ -156,6 +168,7 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
 
 def test_a_front_that_hangs_is_replaced(server: Server) -> None:
     hanging = children(server)["front"][0]
+    await_connection(server, hanging)  # one that has not started yet may take longer
     os.kill(hanging, signal.SIGSTOP)
     await_children(server, "front", 2, {hanging})
     with clients_of(server, 4) as clients:
@@ -284,7 +297,7 @@ def test_a_request_that_kills_the_engine_process_takes_nobody_with_it(engines: P
     write_package(engines, "mlp")
     with serve(engines, tmp_path / "log", fronts="1") as server:
         poison = Wire(server, 60)
-        poison.send(request(json.dumps({"model": "slow", "inputs": {"x": [[0.1] * 4] * 400}}).encode()))
+        poison.send(request(json.dumps({"model": "slow", "inputs": {"x": [[0.1] * 4] * 4000}}).encode()))
         with clients_of(server, 4) as clients:
             for _ in range(2):
                 engine = children(server)["engine"][0]

@@ -54,15 +54,13 @@ class AnswerMemory:
         """The outputs of an answer. Raises WireError."""
         reader = PlacedReader(self._reader, fds)
         arrays = wire.arrays_of(names, answered.tensors, reader.read)
-        roots = []
-        for array in reader.roots:
-            root = _Root(array, self._gone.append)
-            root.answer = answered.answer
-            roots.append(root)
-        if roots:
-            self._roots[answered.answer] = roots
-        else:
-            self._free.append(answered.answer)
+        number, gone, roots = answered.answer, self._gone.append, reader.roots
+        if not roots:
+            self._free.append(number)
+            return arrays
+        made = self._roots[number] = [_Root(root, gone) for root in roots]
+        for root in made:
+            root.answer = number
         return arrays
 
     def skip(self, answered: wire.Answered) -> None:

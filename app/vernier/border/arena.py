@@ -98,6 +98,10 @@ class Arena:
 
     def take(self, nbytes: int) -> Array:
         """Writable bytes, free again when nothing refers to them. Raises ArenaFull; ValueError above MAX_BYTES."""
+        return self.take_at(nbytes)[1]
+
+    def take_at(self, nbytes: int) -> tuple[int, Array]:
+        """The same, and where in the arena they begin."""
         if nbytes > MAX_BYTES:
             raise ValueError(f"{nbytes} bytes are more than a chunk holds")
         chunk = self._current
@@ -106,7 +110,7 @@ class Arena:
             chunk = self._current = self._next()
             start = 0
         chunk.used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
-        return chunk.array[start : start + nbytes]
+        return chunk.offset + start, chunk.array[start : start + nbytes]
 
     def region(self, nbytes: int) -> Array | None:
         """The first `nbytes` of a chunk of its own; None when none is free.

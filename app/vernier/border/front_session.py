@@ -114,6 +114,10 @@ class FrontSession:
         self._starting, self._told_of = batch, 0
         try:
             model.scheduler.submit(batch)
+        except Exception:  # cannot be; but its front would wait for ever
+            logger.exception("a batch cannot be queued", extra={"model": model.name})
+            self.released(batch)
+            return
         finally:
             self._starting = None
         if self._told_of < len(batch):
@@ -130,9 +134,9 @@ class FrontSession:
         every = sum(rows)
         for name, spec in signature.inputs.items():
             array = arrays[name]
-            if array.dtype != numpy_dtype(spec.dtype):
-                raise wire.WireError(f"input '{name}' has dtype {array.dtype}")
-            if signature.has_batch and (array.ndim == 0 or len(array) != every):
+            if array.dtype != numpy_dtype(spec.dtype) or array.ndim != len(spec.shape):
+                raise wire.WireError(f"input '{name}' is of {array.dtype} and {array.ndim} dimensions")
+            if signature.has_batch and len(array) != every:
                 raise wire.WireError(f"input '{name}' has not {every} rows")
         if not signature.has_batch and every != 1:
             raise wire.WireError("several rows for a model without a batch axis")
@@ -192,7 +196,7 @@ class FrontSession:
             return
         outputs = [answer.outputs[name] for name in batch.outputs]
         try:
-            placed = place(outputs, self._arena)
+            placed = place(outputs, self._arena, may_lie_there=False)
         except (OSError, MemoryError):
             logger.exception("an answer cannot be handed over")
             self.failed(batch, requests, EngineError("there was no memory for the answer"))

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from vernier.border.batch import RequestBatch
 
+#: After a deadline, by every clock.
+_SURELY_S = 0.01
+
 
 class LastTries:
     """Belongs to the event loop's thread."""
@@ -21,6 +24,15 @@ class LastTries:
         """Calls `start` when no other one runs; `ended` must be called afterwards, when the batch is released."""
         self._waiting[id(batch)] = batch, start
         self._next()
+        if batch.deadlines is not None and id(batch) in self._waiting:
+            self._loop.call_at(min(batch.deadlines) + _SURELY_S, self._late, batch)
+
+    def _late(self, batch: RequestBatch) -> None:
+        """Its deadline has come before its turn: the scheduler refuses it."""
+        waiting = self._waiting.get(id(batch))
+        if waiting is not None and waiting[0] is batch:
+            del self._waiting[id(batch)]
+            waiting[1]()
 
     def withdraw(self, batch: RequestBatch) -> bool:
         """The batch shall not be started any more. False when it has been."""

@@ -156,12 +156,15 @@ class Part:
     def answer(self, requests: range, answer: Answer) -> None:
         """Requests, by their numbers within the part, have this answer; those that have ended are not told."""
         whole, places = self.whole, self.places[requests.start : requests.stop]
-        batch, books = whole.batch, whole.model.books
-        if isinstance(places, range) and whole.ended.find(1, places.start, places.stop) < 0:
-            books.left(len(whole.end(places)), "answered", self.admitted)
+        batch, books, ended = whole.batch, whole.model.books, whole.ended
+        if isinstance(places, range) and ended.find(1, places.start, places.stop) < 0:
+            count = places.stop - places.start
+            ended[places.start : places.stop] = b"\1" * count
+            whole.left -= count
+            books.left(count, "answered", self.admitted)
             _tell(batch.target.answered, batch, places, answer)
             return
-        alive = [at for at, place in enumerate(places) if not whole.ended[place]]
+        alive = [at for at, place in enumerate(places) if not ended[place]]
         books.left(len(whole.end(places)), "answered", self.admitted)
         starts = list(accumulate([batch.rows[at] for at in places], initial=0))
         for run in _runs(alive, places):

@@ -30,24 +30,22 @@ class Placed:
         self._pieces: list[bytes | memoryview] = []
         self._size = 0
 
-    def add(self, array: Array, arena: Arena) -> None:
-        if array.flags.c_contiguous:
-            offset = arena.offset_of(array)
-            if offset is not None:
-                self.places.append(Place(0, offset))
+    def add(self, array: Array, arena: Arena, may_lie_there: bool) -> None:
+        if may_lie_there and array.flags.c_contiguous:
+            known = arena.offset_of(array)
+            if known is not None:
+                self.places.append(Place(0, known))
                 self.kept.append(array)
                 return
         nbytes = array.nbytes
         if nbytes <= MAX_BYTES:
             try:
-                memory = arena.take(nbytes)
+                offset, memory = arena.take_at(nbytes)
             except ArenaFull:
                 pass
             else:
                 target: Array = memory.view(array.dtype).reshape(array.shape)
                 target[...] = array
-                offset = arena.offset_of(memory)
-                assert offset is not None
                 self.places.append(Place(0, offset))
                 self.kept.append(memory)
                 return
@@ -62,12 +60,16 @@ class Placed:
             self._pieces = []
 
 
-def place(arrays: Iterable[Array], arena: Arena) -> Placed:
+def place(arrays: Iterable[Array], arena: Arena, may_lie_there: bool = True) -> Placed:
     """Copies arrays into the arena that do not lie there already; large ones, and all when it is full, into memory of
-    their own. Raises OSError or MemoryError when there is none."""
+    their own. Raises OSError or MemoryError when there is none.
+
+    Args:
+        may_lie_there: False where no array lies in the arena, which saves looking.
+    """
     placed = Placed()
     for array in arrays:
-        placed.add(array, arena)
+        placed.add(array, arena, may_lie_there)
     placed.end()
     return placed
 
@@ -82,7 +84,7 @@ class PlacedReader:
     def __init__(self, arena: ArenaReader, fds: Sequence[int]) -> None:
         self._arena = arena
         self._fds = fds
-        self._memories: dict[int, ArenaReader] = {}
+        self._memories: dict[int, ArenaReader] | None = None
         self.roots: list[Any] = []
 
     def read(self, tensor: Tensor) -> Array:
@@ -93,6 +95,8 @@ class PlacedReader:
             if array.base is not None:
                 self.roots.append(array.base)
             return array
+        if self._memories is None:
+            self._memories = {}
         if memory not in self._memories:
             self._memories[memory] = ArenaReader(self._fds[memory - 1])
         return self._memories[memory].array(offset, tensor.dtype, tensor.shape)

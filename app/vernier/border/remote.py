@@ -227,13 +227,15 @@ class RemoteEngine:
         requests = len(batch.rows)
         whole = OpenBatch(model, batch)
         model.books.taken(requests)
+        current = self._catalogue.current(model)
+        if current is not None and requests <= wire.MAX_REQUESTS:  # the most frequent case of the next
+            self._send(current, Part(next(self._numbers), whole, range(requests)))
+            return
         pieces = [
             range(start, min(requests, start + wire.MAX_REQUESTS))
             for start in range(0, requests, wire.MAX_REQUESTS)
         ]
-        parts = [Part(next(self._numbers), whole, places) for places in pieces]
-        current = self._catalogue.current(model)
-        for part in parts:
+        for part in [Part(next(self._numbers), whole, places) for places in pieces]:
             if current is not None and self._channel is not None:
                 self._send(current, part)
             elif self._channel is not None and not self._catalogue.starting:

@@ -23,6 +23,9 @@ _LOOK_AWAY_S = 0.002
 _PATIENCE = 25
 _ALONE_S = 0.25
 _ACCEPTED_A_TURN = 4
+_BACKLOG = 2048
+#: How long a handshake may take once nothing more is accepted.
+_HANDSHAKE_S = 1.0
 #: Without file descriptors left, accepting is tried again after it.
 _EXHAUSTED_S = 0.5
 
@@ -141,11 +144,36 @@ class Acceptor:
         finally:
             self._arriving -= 1
 
-    def close(self) -> None:
-        """Accepts nothing more. The listening sockets are closed here; other fronts go on."""
+    async def close(self) -> None:
+        """Accepts nothing more, and returns when what was accepted has its protocol, whose owner can close it then. The
+        listening sockets are closed here; other fronts go on."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=_HANDSHAKE_S)
+            for task in late:
+                task.cancel()
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address that the host has. Raises OSError."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in found:
+            listener = socket.socket(family, kind, protocol)
+            sockets.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+    except OSError:
+        for listener in sockets:
+            listener.close()
+        raise
+    return sockets

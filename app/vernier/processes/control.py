@@ -1,7 +1,7 @@
 """The control socket between the supervisor and a process that it has started.
 
 supervisor → process   hello, engine | front (somebody to talk to, with descriptors), collect, scraped, drain, stop
-process → supervisor   ready, beat, collected, scrape, fatal
+process → supervisor   ready, beat, collected, scrape, unconnected (a front without an engine process), fatal
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ FATAL = "fatal"
 OnMessage = Callable[[dict[str, Any], list[int]], None]
 
 
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Control:
     """One end. Belongs to the event loop's thread.
 
@@ -39,12 +44,15 @@ class Control:
         self._channel = Channel(sock, self._take, on_closed)
 
     def _take(self, record: memoryview, fds: list[int]) -> None:
-        if wire.kind_of(record) != wire.JSON:
-            raise wire.WireError("a control record that is no message")
-        message = read_message(record, fds)
+        try:
+            if wire.kind_of(record) != wire.JSON:
+                raise wire.WireError("a control record that is no message")
+            message = read_message(record, fds)
+        except wire.WireError:
+            close_all(fds)
+            raise
         if len(record) == 1:  # the descriptor held the message
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             fds = []
         self._on_message(message, fds)
 
@@ -63,7 +71,7 @@ class Child:
     """The side of a process that the supervisor has started: what all of them do.
 
     Attributes:
-        hello: the first message, and its file descriptors.
+        hello: the first message, and its file descriptors; cancelled when the supervisor goes before it.
         ended: set when the supervisor has gone.
     """
 
@@ -73,17 +81,22 @@ class Child:
         self.hello: asyncio.Future[tuple[dict[str, Any], list[int]]] = self._loop.create_future()
         self.ended = asyncio.Event()
         self._registry: CollectorRegistry | None = None
-        self._control = Control(sock, self._take, self.ended.set)
+        self._control = Control(sock, self._take, self._closed)
         self.send = self._control.send
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         kind = message.get("type")
-        if kind == "hello":
+        if kind == "hello" and not self.hello.done():
             self.hello.set_result((message, fds))
         elif kind == "collect":
+            close_all(fds)
             self.tell_metrics(message["id"])
         else:
             self._other(message, fds)
+
+    def _closed(self) -> None:
+        self.ended.set()
+        self.hello.cancel()
 
     def tell_metrics(self, number: int | None) -> None:
         families = families_of(self._registry) if self._registry is not None else []

@@ -20,7 +20,7 @@ from vernier.errors import EngineError, LoadRefused, PackageError
 from vernier.exposition import Metrics, register_process
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
-from vernier.processes.control import FATAL, Child
+from vernier.processes.control import FATAL, Child, close_all
 from vernier.serving.repository import Repository
 from vernier.settings import Settings, SettingsError
 
@@ -50,15 +50,20 @@ class Engine:
             else:
                 self._join(self._fronts, fds)
             return
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if kind == "stop":
             self._stopping.set()
 
     @staticmethod
     def _join(fronts: Fronts, fds: list[int]) -> None:
         sock_fd, requests_fd, answers_fd, running_fd = fds
-        fronts.join(FrontSession(fronts, socket.socket(fileno=sock_fd), requests_fd, answers_fd, running_fd))
+        sock = socket.socket(fileno=sock_fd)
+        try:
+            session = FrontSession(fronts, sock, requests_fd, answers_fd, running_fd)
+        except OSError:
+            logger.exception("a front cannot be served")  # it asks again
+            return
+        fronts.join(session)
 
     # --- what fronts are told ---------------------------------------------------------------------
     def _entries(self) -> list[tuple[ServedModel, dict[str, Any]]]:
@@ -115,7 +120,10 @@ class Engine:
 
     async def _publish_for_ever(self) -> None:
         while True:
-            self._publish()
+            try:
+                self._publish()
+            except Exception:  # the next time may succeed: there may be no memory for a moment
+                logger.exception("fronts could not be told of the models")
             await asyncio.sleep(_PUBLISH_S)
 
     # --- life -------------------------------------------------------------------------------------
@@ -155,7 +163,10 @@ class Engine:
         self._child.close()
 
     async def _load(self, repository: Repository) -> None:
-        await repository.load_all()
+        try:
+            await repository.load_all()
+        except Exception:  # what is loaded is served
+            logger.exception("not all models could be loaded")
         self._starting = False
         self._publish()
         self._child.send({"type": "ready"})

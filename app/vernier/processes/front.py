@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -25,12 +26,16 @@ from vernier.exposition import Metrics, register_process
 from vernier.exposition_merge import render
 from vernier.logs import configure_logging
 from vernier.processes.accepting import Acceptor, ConnectionCounts
-from vernier.processes.control import FATAL, Child
-from vernier.serving.lifecycle import Lifecycle
+from vernier.processes.control import FATAL, Child, close_all
+from vernier.serving.lifecycle import Lifecycle, Phase
 from vernier.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
 
 #: How long the supervisor may take to collect the figures of all processes.
 _SCRAPE_S = 5.0
+#: How long there may be no engine process before the supervisor is asked for it.
+_UNCONNECTED_S = 1.0
 #: How often the others are told how many connections this front holds.
 _TELL_CONNECTIONS_S = 0.02
 
@@ -63,6 +68,8 @@ class Front:
         self._lifecycle: Lifecycle | None = None
         self._servers: list[FrontServer] = []
         self._draining = asyncio.Event()
+        self._drain_asked = False
+        self._asking: asyncio.TimerHandle | None = None
         self._waiting: list[int] = []  # an engine process that came before this was ready for it
 
     # --- the supervisor ---------------------------------------------------------------------------
@@ -70,12 +77,12 @@ class Front:
         kind = message["type"]
         if kind == "engine":
             if self._engine is None:
+                close_all(self._waiting)  # of one that has died since
                 self._waiting = fds
             else:
                 self._attach(self._engine, fds)
             return
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if kind == "scraped":
             future = self._scrapes.pop(message["id"], None)
             if future is not None and not future.done():
@@ -83,13 +90,30 @@ class Front:
         elif kind == "drain":
             self._drain()
 
-    @staticmethod
-    def _attach(engine: RemoteEngine, fds: list[int]) -> None:
+    def _attach(self, engine: RemoteEngine, fds: list[int]) -> None:
         sock_fd, answers_fd, running_fd, room_fd = fds
-        engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
+        try:
+            engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
+        except OSError:
+            logger.exception("the engine process cannot be reached")
+            self._engine_changed()
+
+    def _engine_changed(self) -> None:
+        """Asks for the engine process anew when a while has passed without one: the socket to it may have broken though
+        it lives."""
+        if self._asking is None and self._engine is not None and not self._engine.connected:
+            self._asking = self._loop.call_later(_UNCONNECTED_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._asking = None
+        if self._engine is not None and not self._engine.connected:
+            self._child.send({"type": "unconnected"})
+            self._engine_changed()
 
     def _drain(self) -> None:
-        if self._lifecycle is not None:
+        if self._lifecycle is None or self._lifecycle.phase is Phase.STARTING:
+            self._drain_asked = True  # the service ends while this front is only starting
+        else:
             self._lifecycle.drain(self._loop, self._draining.set)
 
     async def _scrape(self, accept: str) -> tuple[bytes, str]:
@@ -121,7 +145,7 @@ class Front:
         metrics = Metrics(registry, package.__version__)
         self._lifecycle = lifecycle = Lifecycle(settings.drain_delay_s)
         arena = Arena(requests_fd, os.fstat(requests_fd).st_size)
-        self._engine = engine = RemoteEngine(arena, metrics, settings.queue_limit, lambda: None)
+        self._engine = engine = RemoteEngine(arena, metrics, settings.queue_limit, self._engine_changed)
         if self._waiting:
             self._attach(engine, self._waiting)
         try:
@@ -136,6 +160,8 @@ class Front:
             return
         beating = asyncio.create_task(self._child.beat(registry))
         lifecycle.started()
+        if self._drain_asked:
+            self._drain()
         main = FrontServer(config)
         acceptors = [await self._serve(main, listeners, counts, index)]
         if operations:
@@ -146,13 +172,16 @@ class Front:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         telling.cancel()
         for acceptor in acceptors[:1]:
-            acceptor.close()
+            await acceptor.close()
         await self._end(main)
         lifecycle.stopped()
         app.state.predictions.close()
+        if self._asking is not None:
+            self._asking.cancel()
+        self._engine = None
         engine.close()
         for acceptor in acceptors[1:]:
-            acceptor.close()
+            await acceptor.close()
         for server in self._servers[1:]:
             await self._end(server)
         for task in (*ends, beating):

@@ -13,7 +13,9 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vernier.border import limit_counts
@@ -23,14 +25,13 @@ from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.running import BYTES as RUNNING_BYTES
 from vernier.exposition_merge import Family, Totals
 from vernier.processes import accepting
-from vernier.processes.control import FATAL, Control
+from vernier.processes.control import FATAL, Control, close_all
 from vernier.settings import Settings
 
 logger = logging.getLogger("vernier")
 
 #: Of the memory that a front writes, and of that which the engine process writes for it. Pages are taken when used.
 ARENA_BYTES = 32 * CHUNK_BYTES
-_BACKLOG = 2048
 #: A process whose loop has not turned for so long is killed; while it starts, imports and loading may hold it up.
 _SILENCE_S, _STARTING_SILENCE_S = 5.0, 60.0
 _WATCH_S = 0.25
@@ -129,6 +130,8 @@ class Supervisor:
 
     # --- starting ---------------------------------------------------------------------------------
     async def _start(self, place: Place) -> None:
+        """Raises OSError when there is no process, descriptor or memory left."""
+        hello, fds = self._hello(place)
         ours, theirs = socket_pair()
         try:
             child = await asyncio.create_subprocess_exec(
@@ -140,59 +143,61 @@ class Supervisor:
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
             )
+        except BaseException:
+            close_all(fds)
+            ours.close()
+            raise
         finally:
             theirs.close()
         now = self._loop.time()
         process = Process(place.role, child, None, now, now)  # type: ignore[arg-type]
-        process.control = Control(
-            ours,
-            lambda message, fds: self._take(process, message, fds),
-            lambda: None,  # its end is told by the process itself
-        )
+        take = partial(self._take, process)
+        process.control = Control(ours, take, lambda: None)  # its end is told by the process itself
         place.running = process
-        hello: dict[str, Any] = {"type": "hello", "settings": self._settings}
-        if place is self._engine:
-            os.close(self._room)
-            self._room = create_memfd("room", ROOM_BYTES)
-            fds = [os.dup(self._room)]
-        else:
-            hello |= {
-                "index": self._fronts.index(place),
-                "fronts": len(self._fronts),
-                "listeners": len(self._listeners),
-                "clients": self._clients,
-            }
-            sockets = [*self._listeners, *self._operations]
-            fds = [
-                os.dup(fd)
-                for fd in (self._counts, self._limits, place.memory, *[s.fileno() for s in sockets])
-            ]
+        self._spawn(self._await_end(place, process))
         process.control.send(hello, fds)
         for other in self._fronts:
-            engine, front = self._engine.running, other.running
-            if engine is not None and front is not None and process in (engine, front):
-                self._introduce(engine, front, other.memory)
-        self._spawn(self._await_end(place, process))
+            if place is self._engine or place is other:
+                self._introduce(other)
 
-    def _introduce(self, engine: Process, front: Process, memory: int) -> None:
-        """A socket and memory between a front and the engine process."""
-        front_end, engine_end = socket_pair()
-        answers = create_memfd("answers", ARENA_BYTES)
-        running = create_memfd("running", RUNNING_BYTES)
-        try:
-            engine.control.send(
-                {"type": "front"},
-                (os.dup(engine_end.fileno()), os.dup(memory), os.dup(answers), os.dup(running)),
-            )
-            front.control.send(
-                {"type": "engine"},
-                (os.dup(front_end.fileno()), os.dup(answers), os.dup(running), os.dup(self._room)),
-            )
-        finally:
-            for fd in (answers, running):
-                os.close(fd)
-            front_end.close()
-            engine_end.close()
+    def _hello(self, place: Place) -> tuple[dict[str, Any], list[int]]:
+        """The first message for a process, and the descriptors that go with it."""
+        hello: dict[str, Any] = {"type": "hello", "settings": self._settings}
+        if place is self._engine:
+            return hello, _duplicates(self._room)
+        hello |= {
+            "index": self._fronts.index(place),
+            "fronts": len(self._fronts),
+            "listeners": len(self._listeners),
+            "clients": self._clients,
+        }
+        sockets = [s.fileno() for s in (*self._listeners, *self._operations)]
+        return hello, _duplicates(self._counts, self._limits, place.memory, *sockets)
+
+    def _introduce(self, place: Place) -> None:
+        """A socket and memory between a front and the engine process, if both are there. Where there is no descriptor
+        left for them, the front asks again."""
+        engine, front = self._engine.running, place.running
+        if engine is None or front is None:
+            return
+        with ExitStack() as stack:
+            try:
+                front_end, engine_end = socket_pair()
+                stack.callback(front_end.close)
+                stack.callback(engine_end.close)
+                answers = create_memfd("answers", ARENA_BYTES)
+                stack.callback(os.close, answers)
+                running = create_memfd("running", RUNNING_BYTES)
+                stack.callback(os.close, running)
+                to_engine = _duplicates(engine_end.fileno(), place.memory, answers, running)
+                to_front = _duplicates(front_end.fileno(), answers, running, self._room)
+            except OSError:
+                logger.exception(
+                    "a front and the engine process cannot be connected", extra={"role": place.role}
+                )
+                return
+            engine.control.send({"type": "front"}, to_engine)
+            front.control.send({"type": "engine"}, to_front)
 
     # --- watching ---------------------------------------------------------------------------------
     async def _await_end(self, place: Place, process: Process) -> None:
@@ -219,19 +224,28 @@ class Supervisor:
         else:
             pause_s = place.pause_s
             place.pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        if place is not self._engine:
-            os.close(place.memory)  # the next one begins with memory of its own
-            place.memory = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
         await asyncio.sleep(pause_s)
         if not self._stopping:
             self._count_restarts(place, 1)
-        while not self._stopping:
+        while not self._stopping and place.running is None:
             try:
+                self._renew(place)
                 await self._start(place)
-                return
-            except OSError as error:
-                logger.error("a process cannot be started", extra={"role": place.role, "error": str(error)})
-                await asyncio.sleep(_LONGEST_PAUSE_S)
+            except OSError:  # no process, no memory or no descriptor: there may be one later
+                logger.exception("a process cannot be started", extra={"role": place.role})
+                await asyncio.sleep(place.pause_s)
+                place.pause_s = min(2 * place.pause_s, _LONGEST_PAUSE_S)
+
+    def _renew(self, place: Place) -> None:
+        """Memory that nothing of the process before has."""
+        if place is self._engine:
+            fresh = create_memfd("room", ROOM_BYTES)
+            os.close(self._room)
+            self._room = fresh
+        else:
+            fresh = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
+            os.close(place.memory)
+            place.memory = fresh
 
     def _count_restarts(self, place: Place, by: int) -> None:
         """A role's counter is there from the start, so that its first restart is an increase."""
@@ -271,8 +285,7 @@ class Supervisor:
             os.waitpid(ended.si_pid, os.WNOHANG)
 
     def _take(self, process: Process, message: dict[str, Any], fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         process.heard = self._loop.time()
         kind = message["type"]
         if kind == "collected":
@@ -283,6 +296,10 @@ class Supervisor:
                 done.set()
         elif kind == "scrape":
             self._spawn(self._scrape(process, message["id"]))
+        elif kind == "unconnected":
+            for place in self._fronts:
+                if place.running is process:
+                    self._introduce(place)
         elif kind == "ready":
             process.ready = True
         elif kind == FATAL:
@@ -379,24 +396,15 @@ class Supervisor:
         await asyncio.sleep(0.05)  # what they have sent last is read
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets on every address that the host has. Raises OSError."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
+def _duplicates(*fds: int) -> list[int]:
+    """Of all, or an OSError."""
+    made: list[int] = []
     try:
-        for family, kind, protocol, _, address in found:
-            listener = socket.socket(family, kind, protocol)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
+        made += (os.dup(fd) for fd in fds)
     except OSError:
-        for listener in sockets:
-            listener.close()
+        close_all(made)
         raise
-    return sockets
+    return made
 
 
 def supervise(settings: Settings, fronts: int, clients: Sequence[str]) -> int:
@@ -406,8 +414,10 @@ def supervise(settings: Settings, fronts: int, clients: Sequence[str]) -> int:
         clients: names of those that have limits.
     """
     try:
-        listeners = listen(settings.host, settings.port)
-        operations = [] if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
+        listeners = accepting.listen(settings.host, settings.port)
+        operations = (
+            [] if settings.metrics_port is None else accepting.listen(settings.host, settings.metrics_port)
+        )
     except OSError as error:
         logger.error("the service cannot listen", extra={"host": settings.host, "error": str(error)})
         return NOT_STARTED

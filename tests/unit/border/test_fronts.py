@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.border import EngineModel, EngineSide, FrontSide, arithmetic_manifest, kill, stall
@@ -15,7 +17,7 @@ from tests.support.border_engine import ManualScheduler
 from tests.support.scheduling import Sent, until
 from vernier.border import serving_fronts, wire
 from vernier.border.arena import create_memfd
-from vernier.errors import Draining, EngineError, LoadRefused
+from vernier.errors import DeadlineExceeded, Draining, EngineError, LoadRefused
 
 
 def make_model(name: str = "m", **changes: Any) -> EngineModel:
@@ -205,6 +207,9 @@ async def test_calls_are_answered_with_what_they_raise(
         {"places": [wire.Place(0, 2**40)]},
         {"places": [wire.Place(2, 0)]},
         {"model": 9},
+        {"arrays": [np.zeros((2, 2), np.float64)]},
+        {"arrays": [np.zeros((2, 1, 2), np.float32)]},
+        {"arrays": [np.zeros((), np.float32)]},
         {"last_try": True},
     ],
     ids=str,
@@ -218,19 +223,7 @@ async def test_a_submission_that_makes_no_sense_ends_all_the_same(
     write = wire.write_submission
 
     def written(*args: Any) -> bytes:
-        keys = [
-            "number",
-            "model",
-            "rows",
-            "arrivals",
-            "deadlines",
-            "priority",
-            "precision",
-            "outputs",
-            "arrays",
-            "places",
-            "last_try",
-        ]
+        keys = list(inspect.signature(write).parameters)
         return write(**{**dict(zip(keys, args, strict=True)), **change})
 
     with pytest.MonkeyPatch.context() as patch:
@@ -291,3 +284,74 @@ async def test_an_answer_for_which_there_is_no_memory_is_told_as_a_failure(
     await until(lambda: sent.releases == 1)
     assert sent.kinds == [EngineError, EngineError]
     del hoard
+
+
+async def test_a_scheduler_that_faults_costs_only_what_it_was_given(
+    engine: EngineSide, fronts: list[FrontSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = Sent(1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.models[0].scheduler, "on_submit", lambda batch: 1 / 0)
+        fronts[0].engine.resolve("m", None).scheduler.submit(sent.batch)
+        await until(lambda: sent.releases == 1)
+    assert sent.kinds == [EngineError, EngineError]
+
+
+# --- last tries ---------------------------------------------------------------------------------------
+async def running_when_it_died(front: FrontSide, *sent: Sent) -> EngineSide:
+    """Submits, has everything run, kills the engine process, and starts another one."""
+    first = EngineSide(make_model())
+    front.meet(first)
+    await until(lambda: front.engine.not_ready_reason() is None)
+    for one in sent:
+        front.engine.resolve("m", None).scheduler.submit(one.batch)
+    scheduler = first.models[0].scheduler
+    await until(lambda: len(scheduler.batches) == len(sent))
+    while scheduler.begin() is not None:
+        pass
+    kill(front.session)
+    first.fronts._sessions.clear()
+    first.close()
+    await until(lambda: not front.engine.connected)
+    second = EngineSide(make_model())
+    front.meet(second)
+    await until(lambda: bool(second.models[0].scheduler.batches))
+    return second
+
+
+async def test_what_ran_when_the_engine_process_died_runs_again_one_after_the_other() -> None:
+    front = FrontSide()
+    sent = Sent(1, 2), Sent(3)
+    engine = await running_when_it_died(front, *sent)
+    scheduler = engine.models[0].scheduler
+    for _ in range(3):
+        await asyncio.sleep(0.005)
+        (batch,) = scheduler.batches
+        assert len(batch) == 1
+        scheduler.finish(scheduler.begin())
+    await until(lambda: all(one.releases for one in sent))
+    for one in sent:
+        assert one.releases == 1
+        for at in range(len(one.ends)):
+            one.answer(at)
+    front.close()
+    engine.close()
+
+
+async def test_a_last_try_that_waits_can_be_cancelled_and_expires() -> None:
+    front = FrontSide()
+    now = asyncio.get_running_loop().time()
+    sent = Sent(1), Sent(1), Sent(1, deadlines=[now + 0.3]), Sent(1)
+    engine = await running_when_it_died(front, *sent)
+    scheduler = engine.models[0].scheduler
+    front.engine.cancel(sent[1].batch, 0)
+    await until(lambda: sent[1].releases == 1)
+    await until(lambda: sent[2].kinds == [DeadlineExceeded])
+    assert len(scheduler.batches) == 1
+    for at in (0, 3):
+        await until(lambda: bool(scheduler.waiting))
+        scheduler.finish(scheduler.begin())
+        await until(lambda at=at: sent[at].releases == 1)
+        sent[at].answer()
+    front.close()
+    engine.close()
