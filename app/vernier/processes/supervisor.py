@@ -208,6 +208,7 @@ class Supervisor:
         if self._stopping or self._fatal is not None:
             return
         logger.error("a process ended", extra={"role": place.role, "code": code})
+        self._count_restarts(place, 1)
         if self._loop.time() - process.started > _STABLE_S:
             place.pause_s = _FIRST_PAUSE_S
             pause_s = 0.0
@@ -219,14 +220,7 @@ class Supervisor:
             place.memory = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
         await asyncio.sleep(pause_s)
         if not self._stopping:
-            self._count_restarts(place, 1)
             await self._start(place)
-
-    def _count_restarts(self, place: Place, by: int) -> None:
-        """A role's counter is there from the start, so that its first restart is an increase."""
-        text = "Processes that ended by themselves or were killed, and were started again."
-        role = "engine" if place is self._engine else "front"
-        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
 
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)
@@ -246,6 +240,12 @@ class Supervisor:
                     process.process.kill()
             if os.getpid() == 1 and len(self._running) == len(self._places):  # none is being started
                 self._reap_orphans()
+
+    def _count_restarts(self, place: Place, by: int) -> None:
+        """A role's counter is there from the start, so that its first restart is an increase."""
+        text = "Processes that ended by themselves or were killed, and were started again."
+        role = "engine" if place is self._engine else "front"
+        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
 
     def _reap_orphans(self) -> None:
         """As the first process of a container, which inherits the helpers of fronts and engine processes that died."""
