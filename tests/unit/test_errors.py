@@ -28,7 +28,7 @@ PUBLISHED = {
     "load_refused": 409,
     "body_too_large": 413, "unsupported_media_type": 415, "queue_full": 429, "rate_limited": 429,
     "invalid_http": 400, "head_too_large": 431,
-    "not_ready": 503, "draining": 503, "overloaded": 503, "deadline_exceeded": 504,
+    "not_ready": 503, "engine_restarting": 503, "draining": 503, "overloaded": 503, "deadline_exceeded": 504,
 }  # fmt: skip
 
 

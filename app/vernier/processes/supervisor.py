@@ -218,6 +218,7 @@ class Supervisor:
         if self._stopping or self._fatal is not None:
             return
         logger.error("a process ended", extra={"role": place.role, "code": code})
+        self._count_restarts(place, 1)
         if self._loop.time() - process.started > _STABLE_S:
             place.pause_s = _FIRST_PAUSE_S
             pause_s = 0.0
@@ -225,8 +226,6 @@ class Supervisor:
             pause_s = place.pause_s
             place.pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         await asyncio.sleep(pause_s)
-        if not self._stopping:
-            self._count_restarts(place, 1)
         while not self._stopping and place.running is None:
             try:
                 self._renew(place)
@@ -247,12 +246,6 @@ class Supervisor:
             os.close(place.memory)
             place.memory = fresh
 
-    def _count_restarts(self, place: Place, by: int) -> None:
-        """A role's counter is there from the start, so that its first restart is an increase."""
-        text = "Processes that ended by themselves or were killed, and were started again."
-        role = "engine" if place is self._engine else "front"
-        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
-
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)
         limit_counts.forget_front(self._limits, len(self._clients), len(self._fronts), index)
@@ -271,6 +264,12 @@ class Supervisor:
                     process.process.kill()
             if os.getpid() == 1 and len(self._running) == len(self._places):  # none is being started
                 self._reap_orphans()
+
+    def _count_restarts(self, place: Place, by: int) -> None:
+        """A role's counter is there from the start, so that its first restart is an increase."""
+        text = "Processes that ended by themselves or were killed, and were started again."
+        role = "engine" if place is self._engine else "front"
+        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
 
     def _reap_orphans(self) -> None:
         """As the first process of a container, which inherits the helpers of fronts and engine processes that died."""

@@ -49,8 +49,9 @@ def test_an_error_says_when_to_come_back() -> None:
 
 def test_the_limit_is_a_share_of_the_memory_and_holds_the_largest_body() -> None:
     mib = 2**20
-    assert byte_budget(Settings(), lambda: 64 * 1024 * mib).limit == 512 * mib
-    assert byte_budget(Settings(), lambda: 1024 * mib).limit == 256 * mib
-    assert byte_budget(Settings(), lambda: 100 * mib).limit == 64 * mib
-    assert byte_budget(Settings(max_inflight_bytes=7)).limit == 7
+    assert byte_budget(Settings(), memory_bytes=lambda: 64 * 1024 * mib).limit == 512 * mib
+    assert byte_budget(Settings(), memory_bytes=lambda: 1024 * mib).limit == 256 * mib
+    assert byte_budget(Settings(), memory_bytes=lambda: 100 * mib).limit == 64 * mib
+    settings = Settings(max_inflight_bytes=7, max_body_bytes=3)
+    assert [byte_budget(settings, fronts).limit for fronts in (1, 2, 4)] == [7, 3, 3]
     assert available_memory() > 100 * mib
