@@ -139,7 +139,7 @@ def test_inputs_are_not_read_where_there_is_no_room_for_them_and_everything_else
 def test_clients_that_give_up_cost_nothing_more_and_the_books_balance(engines: Path, tmp_path: Path) -> None:
     """They leave once all of them are admitted: one that leaves earlier may never have been seen by the service."""
     clients = 20
-    write_package(engines, "slow", model=slow_model(layers=200))
+    write_package(engines, "slow", model=slow_model(layers=2000))
     body = json.dumps({"model": "slow", "inputs": {"x": X * 16}}).encode()
     with serve(engines, tmp_path / "log", slots="1") as server, ExitStack() as stack:
         connections = [stack.enter_context(Wire(server)) for _ in range(clients)]

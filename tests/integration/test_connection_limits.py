@@ -35,6 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     write_package(root / "engines", "mlp")
     side = free_port()
     settings = {"metrics_port": str(side), "keep_alive_timeout_s": "2", "body_timeout_s": "5"}
+    settings |= {"queue_limit": "1000000"}  # its bodies hold thousands of rows each
     with serve(root / "engines", root / "log", health_port=side, **settings) as server:
         yield server, side
         assert "Traceback" not in server.log
@@ -49,11 +50,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     keys.write_text(f'[[key]]\nname = "front"\nsha256 = "{digest_of(KEY)}"\nconcurrent = 4\n')
     with serve(root / "engines", root / "log", api_keys_file=str(keys)) as server:
         yield server
-
-
-def rss(server: Server) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def connect(port: int) -> socket.socket:
@@ -125,13 +121,13 @@ ENDLESS = {
 def test_what_never_ends_is_ended(service: tuple[Server, int], name: str, where: str) -> None:
     server, side = service
     opening, more, statuses = ENDLESS[name]
-    before = rss(server)
+    before = server.memory_bytes
     _, answer, seconds = flood(server.port if where == "service" else side, opening, more)
     status, closes = over(answer) if answer else (0, True)
     assert status in statuses | {0}, answer[:300]  # 0: the reset was quicker than the answer
     assert closes
     assert seconds < 7
-    assert rss(server) - before < 16 * MIB
+    assert server.memory_bytes - before < 16 * MIB
     settled(server)
 
 
@@ -146,13 +142,13 @@ def test_the_same_holds_behind_a_refusal(guarded: Server, head: str) -> None:
         ),
         (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n%btransfer-encoding: chunked\r\n\r\n0\r\n", LINES),
     ):
-        before = rss(guarded)
+        before = guarded.memory_bytes
         _, answer, seconds = flood(guarded.port, opening % key, more)
         status, closes = over(answer) if answer else (401, True)
         assert status == 401 or (more == LINES and status == 431)
         assert closes
         assert seconds < 7
-        assert rss(guarded) - before < 16 * MIB
+        assert guarded.memory_bytes - before < 16 * MIB
 
 
 EARLY = {
@@ -364,7 +360,7 @@ def test_the_bytes_of_all_connections_together_are_bounded(engines: Path, tmp_pa
         b"length: 0", b"length: %d" % size
     )
     with serve(engines, tmp_path / "log", max_inflight_bytes=str(limit)) as server, ExitStack() as stack:
-        before = rss(server)
+        before = server.memory_bytes
         answers: list[Reply | None] = []
         for _ in range(40):
             wire = stack.enter_context(Wire(server))
@@ -382,7 +378,7 @@ def test_the_bytes_of_all_connections_together_are_bounded(engines: Path, tmp_pa
         assert len(refused) > 20
         assert {(reply.status, reply.json()["code"]) for reply in refused} == {(503, "overloaded")}
         assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
-        assert rss(server) - before < limit + 32 * MIB
+        assert server.memory_bytes - before < limit + 32 * MIB
         assert server.predict({"x": [[1, 2, 3, 4]]}).status_code == 200  # small ones are answered still
         stack.close()
         time.sleep(0.5)
@@ -408,7 +404,7 @@ def test_what_never_fits_is_refused_before_it_is_sent(engines: Path, tmp_path: P
 
 def test_clients_that_never_read_are_bounded_and_cut_off(service: tuple[Server, int]) -> None:
     server, _ = service
-    before = rss(server)
+    before = server.memory_bytes
     with ExitStack() as stack:
         wires = [stack.enter_context(Wire(server)) for _ in range(20)]
         taken = 0
@@ -419,7 +415,7 @@ def test_clients_that_never_read_are_bounded_and_cut_off(service: tuple[Server, 
                     wire.send(raw(18_000))  # 288 KB, answered with more
                     taken += 1
         assert taken < 20 * 100
-        assert rss(server) - before < 200 * MIB
+        assert server.memory_bytes - before < 200 * MIB
         assert server.predict({"x": [[1, 2, 3, 4]]}).status_code == 200
         time.sleep(5)  # longer than they may take to read on
         for wire in wires:
@@ -433,9 +429,8 @@ def test_what_is_small_and_never_read_is_cut_off_when_the_connection_ends(
     service: tuple[Server, int],
 ) -> None:
     server, _ = service
-    files = Path(f"/proc/{server.process.pid}/fd")
     time.sleep(3)  # until the connections of other tests are gone
-    before = len(list(files.iterdir()))
+    before = server.open_files
     with connect(server.port) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(1)
@@ -443,7 +438,7 @@ def test_what_is_small_and_never_read_is_cut_off_when_the_connection_ends(
             for _ in range(3000):
                 client.sendall(request(target="/v1/models", method="GET") * 10)
         limit = time.monotonic() + 20
-        while len(list(files.iterdir())) > before:  # the service has let go of it
+        while server.open_files > before:  # the service has let go of it
             assert time.monotonic() < limit
             with suppress(OSError):
                 client.sendall(b"GET ")

@@ -81,11 +81,37 @@ class Server:
                 raise AssertionError(f"{path} did not become {status}: {seen}\n{self.log}")
             time.sleep(0.02)
 
+    @property
+    def processes(self) -> set[int]:
+        """Ids of the service's processes: of one, or of supervisor, engine process and fronts."""
+        return {self.process.pid, *descendants(self.process.pid)}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all its processes; what they share is counted once."""
+        rolled = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes]
+        return sum(int(text.split("\nPss:")[1].split()[0]) * 1024 for text in rolled)
+
+    @property
+    def open_files(self) -> int:
+        """File descriptors of all its processes."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.processes)
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float = 30) -> int:
         return self.process.wait(timeout_s)
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that it has started, and those that these have started."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        own = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    except OSError:  # it has ended
+        return set()
+    return own.union(*map(descendants, own))
 
 
 def administrator(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

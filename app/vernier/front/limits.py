@@ -100,13 +100,15 @@ class Charge:
 def byte_budget(
     settings: Settings, fronts: int = 1, memory_bytes: Callable[[], int] | None = None
 ) -> ByteBudget:
-    """As the settings say; by default 512 MiB or a quarter of the memory. Each front has its share, and never less than
-    the largest body."""
+    """A front's share of what the settings say; by default of 512 MiB or a quarter of the memory.
+
+    The share of several fronts holds the largest body all the same, if the whole does.
+    """
     limit = settings.max_inflight_bytes
     if limit is None:
         share = (memory_bytes or available_memory)() // _SHARE
-        limit = min(_DEFAULT_BYTES, share)
-    return ByteBudget(max(limit // fronts, settings.max_body_bytes))
+        limit = max(min(_DEFAULT_BYTES, share), settings.max_body_bytes)
+    return ByteBudget(max(limit // fronts, min(limit, settings.max_body_bytes)))
 
 
 def available_memory() -> int:
