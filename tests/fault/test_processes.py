@@ -156,6 +156,10 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
             clients.wait_for(100)
             before = clients.broken
             fronts = children(server)["front"]
+            limit = time.monotonic() + 10
+            while sum(map(_inet_sockets, fronts)) < CLIENTS:  # until those that had broken are connected again
+                assert time.monotonic() < limit
+                time.sleep(0.02)
             held = _inet_sockets(fronts[0])
             os.kill(fronts[0], signal.SIGKILL)
             await_children(server, "front", 2, {fronts[0]})
