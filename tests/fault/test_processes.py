@@ -29,7 +29,10 @@ def children(server: Server) -> dict[str, list[int]]:
     """Role → process ids, by their command lines."""
     found: dict[str, list[int]] = {}
     for pid in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:  # it has just ended
+            continue
         if b"vernier.processes.child" in words:
             role = words[words.index(b"vernier.processes.child") + 1].decode()
             found.setdefault(role, []).append(int(pid))
