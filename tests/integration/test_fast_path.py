@@ -370,6 +370,8 @@ def test_both_ways_answer_alike(both: list[Server], name: str) -> None:
             fields = dict(reply.headers)
             for changing in ("date", "content-length", "server"):  # the last is uvicorn's
                 fields.pop(changing, None)
+            if name == "1.0":  # such a connection ends, whether or not the answer says so
+                fields.pop("connection", None)
             if "location" in fields:
                 fields["location"] = "elsewhere"
             if reply.status >= 400 and "x-request-id" in fields and fields["x-request-id"] != "1":

@@ -38,6 +38,8 @@ _WATCH_S = 0.25
 _ORPHANS_A_TURN = 16
 #: Pauses before a process that died soon after its start is started again.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STABLE_S = 0.1, 10.0, 10.0
+#: After one that had served, which is missed more and costs less to try.
+_LONGEST_PAUSE_SERVED_S = 1.0
 _COLLECT_S = 2.0
 #: How often figures are collected, so that those of a process that dies are not lost.
 _KEEP_S = 1.0
@@ -223,8 +225,9 @@ class Supervisor:
             place.pause_s = _FIRST_PAUSE_S
             pause_s = 0.0
         else:
-            pause_s = place.pause_s
-            place.pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            longest_s = _LONGEST_PAUSE_S if not process.ready else _LONGEST_PAUSE_SERVED_S
+            pause_s = min(place.pause_s, longest_s)
+            place.pause_s = min(2 * pause_s, longest_s)
         await asyncio.sleep(pause_s)
         while not self._stopping and place.running is None:
             try:
