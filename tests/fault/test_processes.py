@@ -160,7 +160,9 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
             before = clients.broken
             fronts = children(server)["front"]
             limit = time.monotonic() + 10
-            while sum(map(_inet_sockets, fronts)) < CLIENTS:  # until those that had broken are connected again
+            while (
+                sum(map(_inet_sockets, fronts)) < CLIENTS
+            ):  # until those that had broken are connected again
                 assert time.monotonic() < limit
                 time.sleep(0.02)
             held = _inet_sockets(fronts[0])

@@ -17,7 +17,7 @@ import orjson
 from vernier.api.codecs import encode_answer
 from vernier.api.identity import Identities
 from vernier.border.batch import Answer, cut
-from vernier.tensors import Array, Arrays
+from vernier.tensors import Array
 
 #: Numbers of an output up to which it is worth while to write the rows of many answers together.
 _MOST_CUT = 1024
@@ -54,23 +54,6 @@ class Bodies:
     def whole(self) -> list[bytes]:
         """Each in one piece."""
         return list(map(b"".join, zip(*self.columns(), strict=False)))
-
-
-def alike_bodies(ids: Identities, model: str, version: str, answers: Sequence[Answer]) -> Bodies | None:
-    """`encode_answer` for answers of one precision with the same outputs, byte for byte.
-
-    None when they cannot be cut: when an answer has several rows, or rows that are not plain lists of numbers.
-    """
-    joined: Arrays = {}
-    for name, array in answers[0].outputs.items():
-        if array.ndim == 0 or len(array) != 1:
-            return None
-        try:
-            joined[name] = np.concatenate([answer.outputs[name] for answer in answers])
-        except ValueError:
-            return None
-    timings = [_timing(answer) for answer in answers]
-    return _rows(ids, model, version, answers[0].precision, joined, timings, [1] * len(answers))
 
 
 def joined_bodies(ids: Identities, model: str, version: str, answer: Answer, rows: Sequence[int]) -> Bodies:

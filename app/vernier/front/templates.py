@@ -63,14 +63,6 @@ class Decoded(NamedTuple):
             return (dict(zip(names, mine, strict=True)) for mine in zip(*columns, strict=True))
         return cut(self.arrays, self.rows)
 
-    def part(self, start: int, stop: int) -> Decoded:
-        """Of some of the bodies, where all of them are not."""
-        if stop - start == len(self.rows):
-            return self
-        first, last = sum(self.rows[:start]), sum(self.rows[:stop])
-        arrays = {name: array[first:last] for name, array in self.arrays.items()}
-        return Decoded(arrays, self.rows[start:stop])
-
 
 class Template(ABC):
     """What the bodies of a kind have in common.

@@ -10,27 +10,27 @@ import pytest
 from vernier.api.codecs import encode_answer
 from vernier.api.identity import Identities
 from vernier.border.batch import Answer
-from vernier.front.answer_bodies import Bodies, alike_bodies, joined_bodies
+from vernier.front.answer_bodies import Bodies, joined_bodies
 from vernier.front.response_heads import LONG_BODY, ResponseHeads
 
 IDS = Identities(["a", "b"])
 DEFAULTS = [(b"date", b"Thu, 26 Nov 2026 08:00:00 GMT")]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 0.0004, 12.3456789, 1e5])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
-def test_answers_written_together_are_those_written_alone(dtype: str) -> None:
+def test_answers_written_together_are_those_written_alone(dtype: str, seconds: float) -> None:
     values = np.random.default_rng(0).normal(size=(5, 3)) * [1e-9, 1.0, 100.0]
     if dtype == "float32":
         values[2] = np.inf, np.nan, -0.0
     score, top = (np.abs(values) if dtype == "uint8" else values).astype(dtype), np.arange(5)
-    times = [0.0, 1e-6, 0.0004, 12.3456789, 1e5]
     ids = ["a", 'quote " and \\', "é", "%b", "e"]
     answers = [
-        Answer({"score": score[i : i + 1], 't"op%': top[i : i + 1]}, "int8", t, t, i)
-        for i, t in enumerate(times)
+        Answer({"score": score[i : i + 1], 't"op%': top[i : i + 1]}, "int8", seconds, seconds, 5)
+        for i in range(5)
     ]
-    together = alike_bodies(Identities(ids), "ranker%d", "3", answers)
-    assert together is not None
+    whole = Answer({"score": score, 't"op%': top}, "int8", seconds, seconds, 5)
+    together = joined_bodies(Identities(ids), "ranker%d", "3", whole, [1] * 5)
     assert together.whole() == [
         encode_answer(i, "ranker%d", "3", a) for i, a in zip(ids, answers, strict=True)
     ]
@@ -50,15 +50,6 @@ def test_an_answer_to_joined_requests_is_written_as_each_would_be_alone(
     for name, text, (start, stop) in zip(ids, together.whole(), bounds, strict=True):
         mine = {n: array[start:stop] for n, array in whole.items()}
         assert text == encode_answer(name, "m", "1", Answer(mine, "int8", 0.0, 0.00123, total))
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 2), (1, 0), (1, 2000), ()])
-def test_answers_that_cannot_be_cut_are_left_alone(shape: tuple[int, ...]) -> None:
-    plain = Answer({"y": np.zeros((1, 3))}, "fp32", 0.0, 0.0, 1)
-    odd = Answer({"y": np.zeros(shape)}, "fp32", 0.0, 0.0, 1)
-    assert alike_bodies(IDS, "m", "1", [plain, plain]) is not None
-    assert alike_bodies(IDS, "m", "1", [odd, odd]) is None
-    assert alike_bodies(IDS, "m", "1", [plain, odd]) is None
 
 
 @pytest.mark.parametrize("odd", ["b", 'a "quote"', "back\\slash", "é", "x" * 200, "a\nb", ""])

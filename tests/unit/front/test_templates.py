@@ -297,10 +297,6 @@ def test_each_has_its_own_rows() -> None:
     decoded = template.decode(extracted)
     assert decoded is not None
     assert list(decoded.rows) == [1, 3, 2]
-    part = decoded.part(1, 3)
-    assert list(part.rows) == [3, 2]
-    assert part.arrays["user"].tolist() == [1, 2, 3, 4, 5]
-    assert part.arrays["item"][:, 0].tolist() == [1, 4, 7, 0, 1]
 
 
 def test_rows_may_be_numbers_and_there_is_one_at_least() -> None:
