@@ -30,7 +30,7 @@ def play(seeds: list[int]) -> Counter[str]:
 
 
 def test_every_request_ends_once_and_right_whoever_dies() -> None:
-    seen = play(runs(0, 40))
+    seen = play(runs(0, 100))
     if not REPEATED:
         kinds = {
             "EngineError",

@@ -92,8 +92,8 @@ def test_one_world() -> None:
 
 
 @pytest.mark.skipif(SEED is not None, reason="one world is played")
-def test_twenty_thousand_steps() -> None:
-    play_until(20_000, first=0)
+def test_fifty_thousand_steps() -> None:
+    play_until(50_000, first=0)
 
 
 @pytest.mark.slow

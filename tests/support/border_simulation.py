@@ -301,7 +301,7 @@ class Simulation(Expectations):
     def _arena_memory(front: FrontSide, nbytes: int) -> Any:
         try:
             return front.arena.take(nbytes)
-        except MemoryError:
+        except (MemoryError, ValueError):  # it is full, or a chunk is smaller
             return None
 
     def _cancel(self) -> None:
