@@ -81,7 +81,7 @@ class Channel:
             fds: sent along; they are closed here once they have been sent.
         """
         if self._closed:
-            _close_all(fds)
+            close_all(fds)
             return
         size = len(record)
         if fds or self._out_bytes + size > _DATAGRAM_BYTES:
@@ -104,7 +104,7 @@ class Channel:
 
     def _send(self, datagram: bytes, fds: Sequence[int]) -> None:
         if self._closed:
-            _close_all(fds)
+            close_all(fds)
             return
         if self._backlog or not self._try(datagram, fds):
             if not self._backlog and self._retry is None:
@@ -126,11 +126,11 @@ class Channel:
                 self._try_later()
                 return False
             logger.debug("a channel cannot be written to", extra={"error": str(error)})
-            _close_all(fds)
+            close_all(fds)
             self._shut()
             self._loop.call_soon(self._tell_closed)  # whoever writes must not be called from within
             return True
-        _close_all(fds)
+        close_all(fds)
         return True
 
     def _try_later(self) -> None:
@@ -166,7 +166,7 @@ class Channel:
                 data, ancillary, flags = b"", [], 0
             fds = _fds_of(ancillary) if ancillary else []
             if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                _close_all(fds)
+                close_all(fds)
                 self._lose()
                 return
             self._take(data, fds)
@@ -180,7 +180,7 @@ class Channel:
             length = _LENGTH.unpack_from(data, at)[0] if end - at >= _LENGTH.size else end
             at += _LENGTH.size
             if length > end - at:
-                _close_all(fds)
+                close_all(fds)
                 self._lose()
                 return
             try:
@@ -221,7 +221,7 @@ class Channel:
         if self._retry is not None:
             self._retry.cancel()
         for _, fds in self._backlog:
-            _close_all(fds)
+            close_all(fds)
         self._backlog.clear()
         self._out.clear()
         self._socket.close()
@@ -235,6 +235,6 @@ def _fds_of(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def _close_all(fds: Sequence[int]) -> None:
+def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 logger = logging.getLogger(__name__)
 
 BYTES = mmap.PAGESIZE
-MAX_FRONTS = BYTES // 8
 #: A front with more connections than the others looks away for so long. When a connection still waits after so many
 #: looks, the others hang: it accepts whatever comes for a while.
 _LOOK_AWAY_S = 0.002
@@ -47,9 +46,6 @@ class ConnectionCounts:
 
     def mean(self) -> float:
         return sum(self._counts[: self._fronts]) / self._fronts
-
-    def all(self) -> list[int]:
-        return list(self._counts[: self._fronts])
 
 
 class Acceptor:

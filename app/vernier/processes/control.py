@@ -7,7 +7,6 @@ process → supervisor   ready, beat, collected, scrape, unconnected (a front wi
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from vernier.border import wire
-from vernier.border.channel import Channel
+from vernier.border.channel import Channel, close_all
 from vernier.border.messages import read_message, write_message
 from vernier.exposition_merge import families_of
 
@@ -25,11 +24,6 @@ BEAT_S = 0.5
 FATAL = "fatal"
 
 OnMessage = Callable[[dict[str, Any], list[int]], None]
-
-
-def close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 class Control:

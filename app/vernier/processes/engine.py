@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.catalogue import ServedModel
+from vernier.border.channel import close_all
 from vernier.border.front_session import FrontSession
 from vernier.border.room import RoomPage
 from vernier.border.serving_fronts import Fronts
@@ -20,7 +21,7 @@ from vernier.errors import EngineError, LoadRefused, PackageError
 from vernier.exposition import Metrics, register_process
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
-from vernier.processes.control import FATAL, Child, close_all
+from vernier.processes.control import FATAL, Child
 from vernier.serving.repository import Repository
 from vernier.settings import Settings, SettingsError
 

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.arena import Arena
+from vernier.border.channel import close_all
 from vernier.border.limit_counts import SharedCounts
 from vernier.border.remote import RemoteEngine
 from vernier.composition.front import create_front
@@ -26,7 +27,7 @@ from vernier.exposition import Metrics, register_process
 from vernier.exposition_merge import render
 from vernier.logs import configure_logging
 from vernier.processes.accepting import Acceptor, ConnectionCounts
-from vernier.processes.control import FATAL, Child, close_all
+from vernier.processes.control import FATAL, Child
 from vernier.serving.lifecycle import Lifecycle, Phase
 from vernier.settings import Settings, SettingsError
 

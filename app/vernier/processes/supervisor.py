@@ -20,12 +20,12 @@ from typing import Any
 
 from vernier.border import limit_counts
 from vernier.border.arena import CHUNK_BYTES, create_memfd
-from vernier.border.channel import socket_pair
+from vernier.border.channel import close_all, socket_pair
 from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.running import BYTES as RUNNING_BYTES
 from vernier.exposition_merge import Family, Totals
 from vernier.processes import accepting
-from vernier.processes.control import FATAL, Control, close_all
+from vernier.processes.control import FATAL, Control
 from vernier.settings import Settings
 
 logger = logging.getLogger("vernier")
