@@ -17,10 +17,9 @@ logger = logging.getLogger(__name__)
 
 BYTES = mmap.PAGESIZE
 #: A front with more connections than the others looks away for so long. When a connection still waits after so many
-#: looks, the others hang: it accepts whatever comes for a while.
+#: looks, the others hang: it accepts some at each look.
 _LOOK_AWAY_S = 0.002
 _PATIENCE = 25
-_ALONE_S = 0.25
 _ACCEPTED_A_TURN = 4
 _BACKLOG = 2048
 #: How long a handshake may take once nothing more is accepted.
@@ -75,7 +74,6 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         self._waited: dict[socket.socket, int] = {}
-        self._alone_until = 0.0
         self._listeners = list(listeners)
         self._closed = False
         for listener in self._listeners:
@@ -102,14 +100,12 @@ class Acceptor:
         self._timers[listener] = self._loop.call_later(seconds, self._watch, listener)
 
     def _ready(self, listener: socket.socket) -> None:
-        waited = self._waited.get(listener, 0)
+        satisfied = self._has_its_share()
+        if satisfied and self._waited.get(listener, 0) < _PATIENCE:
+            self._waited[listener] = self._waited.get(listener, 0) + 1
+            self._look_away(listener, _LOOK_AWAY_S)
+            return
         for _ in range(_ACCEPTED_A_TURN):
-            if self._loop.time() >= self._alone_until and self._has_its_share():
-                if waited < _PATIENCE:
-                    self._waited[listener] = waited + 1
-                    self._look_away(listener, _LOOK_AWAY_S)
-                    return
-                self._alone_until = self._loop.time() + _ALONE_S
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
@@ -119,8 +115,13 @@ class Acceptor:
                 logger.error("a connection cannot be accepted", extra={"error": str(error)})
                 self._look_away(listener, _EXHAUSTED_S)
                 return
-            self._waited[listener] = 0
             self._begin(connection)
+            if not satisfied and self._has_its_share():
+                break
+        if satisfied:  # as long as the others hang; they can take some themselves in between
+            self._look_away(listener, _LOOK_AWAY_S)
+        else:
+            self._waited[listener] = 0
 
     def _begin(self, connection: socket.socket) -> None:
         connection.setblocking(False)

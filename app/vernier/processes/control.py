@@ -1,6 +1,7 @@
 """The control socket between the supervisor and a process that it has started.
 
-supervisor → process   hello, engine | front (somebody to talk to, with descriptors), collect, scraped, drain, stop
+supervisor → process   hello, engine | front (somebody to talk to, with descriptors), accept, collect, scraped, drain,
+                       stop
 process → supervisor   ready, beat, collected, scrape, unconnected (a front without an engine process), fatal
 """
 

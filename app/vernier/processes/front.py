@@ -68,6 +68,7 @@ class Front:
         self._engine: RemoteEngine | None = None
         self._lifecycle: Lifecycle | None = None
         self._servers: list[FrontServer] = []
+        self._accept = asyncio.Event()
         self._draining = asyncio.Event()
         self._drain_asked = False
         self._asking: asyncio.TimerHandle | None = None
@@ -88,6 +89,8 @@ class Front:
             future = self._scrapes.pop(message["id"], None)
             if future is not None and not future.done():
                 future.set_result(message)
+        elif kind == "accept":
+            self._accept.set()
         elif kind == "drain":
             self._drain()
 
@@ -163,13 +166,15 @@ class Front:
         lifecycle.started()
         if self._drain_asked:
             self._drain()
+        self._child.send({"type": "ready"})
+        ends = [asyncio.create_task(self._draining.wait()), asyncio.create_task(self._child.ended.wait())]
+        accept = asyncio.create_task(self._accept.wait())
+        await asyncio.wait([accept, *ends], return_when=asyncio.FIRST_COMPLETED)
         main = FrontServer(config)
         acceptors = [await self._serve(main, listeners, counts, index)]
         if operations:
             acceptors.append(await self._serve_operations(app, operations, index))
         telling = asyncio.create_task(self._tell_connections(acceptors[0]))
-        self._child.send({"type": "ready"})
-        ends = [asyncio.create_task(self._draining.wait()), asyncio.create_task(self._child.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         telling.cancel()
         for acceptor in acceptors[:1]:
@@ -185,7 +190,7 @@ class Front:
             await acceptor.close()
         for server in self._servers[1:]:
             await self._end(server)
-        for task in (*ends, beating):
+        for task in (*ends, accept, beating):
             task.cancel()
         self._child.close()
 

@@ -41,6 +41,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STABLE_S = 0.1, 10.0, 10.0
 #: After one that had served, which is missed more and costs less to try.
 _LONGEST_PAUSE_SERVED_S = 1.0
 _COLLECT_S = 2.0
+#: How long fronts that are ready wait for those that are not before they accept connections, at the service's start.
+_OPENING_S = 5.0
 #: How often figures are collected, so that those of a process that dies are not lost.
 _KEEP_S = 1.0
 NOT_STARTED = 3
@@ -106,6 +108,7 @@ class Supervisor:
             self._count_restarts(place, 0)
         self._collecting: dict[int, tuple[set[Process], asyncio.Event]] = {}
         self._number = 0
+        self._accepting = False
         self._stopping = False
         self._stop = asyncio.Event()
         self._signals = 0
@@ -158,6 +161,8 @@ class Supervisor:
         place.running = process
         self._spawn(self._await_end(place, process))
         process.control.send(hello, fds)
+        if self._accepting and place is not self._engine:
+            process.control.send({"type": "accept"})
         for other in self._fronts:
             if place is self._engine or place is other:
                 self._introduce(other)
@@ -201,6 +206,13 @@ class Supervisor:
             engine.control.send({"type": "front"}, to_engine)
             front.control.send({"type": "engine"}, to_front)
 
+    def _accept(self) -> None:
+        """Lets fronts accept connections: at the service's start together, since one alone would take all that wait."""
+        self._accepting = True
+        for place in self._fronts:
+            if place.running is not None:
+                place.running.control.send({"type": "accept"})
+
     # --- watching ---------------------------------------------------------------------------------
     async def _await_end(self, place: Place, process: Process) -> None:
         code = await process.process.wait()
@@ -217,6 +229,7 @@ class Supervisor:
         self._ended.add_ended(process.families)
         if place is not self._engine:
             self._forget_connections(self._fronts.index(place))
+            self._accept()  # the others wait for it no longer
         if self._stopping or self._fatal is not None:
             return
         logger.error("a process ended", extra={"role": place.role, "code": code})
@@ -304,6 +317,8 @@ class Supervisor:
                     self._introduce(place)
         elif kind == "ready":
             process.ready = True
+            if all(place.running is not None and place.running.ready for place in self._fronts):
+                self._accept()
         elif kind == FATAL:
             self._fatal = message["message"]
             self._stop.set()
@@ -360,7 +375,9 @@ class Supervisor:
             await self._start(place)
         for work in (self._watch(), self._keep_figures()):
             self._spawn(work)
+        opening = self._loop.call_later(_OPENING_S, self._accept)
         await self._stop.wait()
+        opening.cancel()
         self._stopping = True
         if self._fatal is not None:
             for process in self._running:

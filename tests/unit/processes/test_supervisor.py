@@ -120,6 +120,35 @@ async def test_a_front_that_has_lost_a_living_engine_process_gets_it_again(spawn
     await end(supervisor)
 
 
+async def test_fronts_accept_together_when_all_are_ready(spawned: list[Any]) -> None:
+    """The first would else take every connection that waits, and keep it."""
+    supervisor = make()
+    for place in supervisor._places:
+        await supervisor._start(place)
+    _, first, second = spawned
+    first.control.send({"type": "ready"})
+    await until(lambda: supervisor._fronts[0].running.ready)  # type: ignore[union-attr]
+    await asyncio.sleep(0.02)
+    assert ("accept", 0) not in first.messages
+    second.control.send({"type": "ready"})
+    await until(lambda: ("accept", 0) in first.messages and ("accept", 0) in second.messages)
+    second.kill()
+    await until(lambda: len(spawned) == 4)
+    await until(lambda: ("accept", 0) in spawned[3].messages)
+    await end(supervisor)
+
+
+async def test_a_front_that_dies_while_it_starts_keeps_the_others_from_nothing(spawned: list[Any]) -> None:
+    supervisor = make()
+    for place in supervisor._places:
+        await supervisor._start(place)
+    _, first, second = spawned
+    first.control.send({"type": "ready"})
+    second.kill()
+    await until(lambda: ("accept", 0) in first.messages)
+    await end(supervisor)
+
+
 async def test_a_process_that_cannot_be_started_is_tried_again(spawned: list[Any]) -> None:
     supervisor = make(1)
     for place in supervisor._places:
