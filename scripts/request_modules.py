@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from tests.support.packages import write_package
 from vernier.border.arena import CHUNK_BYTES, Arena, create_memfd
 from vernier.border.channel import socket_pair
-from vernier.border.remote import RemoteEngine
+from vernier.border.engine_group import EngineGroup
 from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.room import RoomPage
 from vernier.border.running import BYTES as RUNNING_BYTES
@@ -135,8 +135,8 @@ async def start_front(
     settings = Settings(engines_dir=folder)
     arena = Arena(requests_fd, ARENA_BYTES)
     ready = asyncio.Event()
-    engine = RemoteEngine(arena, metrics, 1024, lambda: ready.set() if engine.models() else None)
-    engine.attach(sock, answers, running, room)
+    engine = EngineGroup(arena, metrics, 1024, 1, lambda number: ready.set() if engine.models() else None)
+    engine.engines[0].attach(sock, answers, running, room)
     await ready.wait()
     lifecycle = Lifecycle(0.0)
     lifecycle.started()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from vernier.api.keyfile import make_guard
 from vernier.composition.tls import tls_options
 from vernier.logs import configure_logging
-from vernier.processes.number import front_count
+from vernier.processes.number import engine_count, front_count
 from vernier.settings import Settings, SettingsError, load_settings
 
 #: uvicorn's exit code for a service that could not start.
@@ -21,13 +21,14 @@ def main() -> None:
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
         fronts = front_count(settings)
+        engines = engine_count(settings, fronts)
         if fronts:
             from vernier.processes.supervisor import supervise
 
             # what is wrong with keys and certificates is told before anything is started
             tls_options(settings)
             guard = make_guard(settings)
-            sys.exit(supervise(settings, fronts, [key.name for key in guard.keys]))
+            sys.exit(supervise(settings, fronts, engines, [key.name for key in guard.keys]))
         serve_in_process(settings)
     except SettingsError as error:
         sys.exit(f"vernier: {error.message}")

@@ -2,7 +2,7 @@
 
 Counters and histograms are summed. Of a gauge the largest value counts, since one process alone knows it, except of
 gauges that each process has a share of. What a process tells of itself (memory, processor time) gets a label with the
-process's name.
+process's name; which precision is active gets a label with the number of the engine process where there are several.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from prometheus_client.registry import Collector
 #: Families as they travel: (name, type, documentation, [(sample name, labels, value)]).
 Family = Sequence[Any]
 
-_SHARED_GAUGES = frozenset({"vernier_inflight_requests", "vernier_connections"})
+_SHARED_GAUGES = frozenset(
+    {
+        "vernier_inflight_requests",
+        "vernier_connections",
+        "vernier_queue_depth",
+        "vernier_slots",
+        "nv_inference_pending_request_count",
+    }
+)
+_OF_THE_DEVICE = frozenset({"vernier_precision_active"})
 _COUNTED = ("counter", "histogram", "unknown", "untyped")
 _OF_THE_PROCESS = ("process_", "python_")
 ADMITTED, ENDED = "vernier_requests_admitted_total", "vernier_requests_ended_total"
@@ -43,13 +52,20 @@ class Totals:
         self._heads: dict[str, tuple[str, str]] = {}
         self._samples: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
 
-    def add(self, process: str, families: Iterable[Family]) -> None:
-        """Adds what a process tells now."""
+    def add(self, process: str, families: Iterable[Family], device: str | None = None) -> None:
+        """Adds what a process tells now.
+
+        Args:
+            device: the number of an engine process, if there are several.
+        """
         for name, kind, text, samples in families:
-            labelled = name.startswith(_OF_THE_PROCESS)
+            added = {}
+            if name.startswith(_OF_THE_PROCESS):
+                added["process"] = process
+            elif device is not None and name in _OF_THE_DEVICE:
+                added["device"] = device
             for sample, labels, value in samples:
-                own = {**labels, "process": process} if labelled else labels
-                self._add(name, kind, text, sample, own, value)
+                self._add(name, kind, text, sample, {**labels, **added}, value)
 
     def add_ended(self, families: Iterable[Family]) -> None:
         """Adds what a process had told before it ended: what has been counted stays counted, and requests that had been

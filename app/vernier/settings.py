@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     monitor_cool_down_s: float = Field(300.0, gt=0)
 
     fronts: int | None = Field(None, ge=0, le=64)
+    engine_processes: int | None = Field(None, ge=1, le=64)
     max_body_bytes: int = Field(64 * 2**20, ge=1)
     max_inflight_bytes: int | None = Field(None, ge=1)
     default_timeout_ms: float | None = Field(None, gt=0)
@@ -140,6 +141,11 @@ class Settings(BaseSettings):
             return init_settings, env_settings
         reader = YamlConfigSettingsSource if path.suffix in (".yaml", ".yml") else TomlConfigSettingsSource
         return init_settings, env_settings, reader(settings_cls, path)
+
+    def for_engine(self, number: int, engines: int) -> Settings:
+        """What one of several engine processes is given: its share of the GPUs, one at least."""
+        devices = self.devices[number::engines] or (self.devices[number % len(self.devices)],)
+        return self.model_copy(update={"devices": devices, "engine_processes": engines})
 
     def for_model(self, name: str) -> ModelSettings:
         return self.models.get(name, ModelSettings())

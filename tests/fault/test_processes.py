@@ -12,14 +12,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.load import settled
 from tests.support.packages import slow_model, write_package
-from tests.support.server import Server, serve
+from tests.support.server import Server, administrator, serve
 from tests.support.wire import Wire, request
 
 CLIENTS = 12
@@ -173,6 +175,60 @@ def test_a_front_that_is_killed_costs_the_connections_of_others_nothing(server: 
     assert server.metric("vernier_process_restarts_total", role="front") == times
     assert server.metrics()["vernier_process_restarts_total"][0] == ({"role": "engine"}, 0)
     assert set(clients.codes) == {"ok"}
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_with_two_engine_processes_the_service_stays_ready_when_one_is_killed(
+    engines: Path, tmp_path: Path, times: int
+) -> None:
+    write_package(engines, "mlp")
+    with serve(engines, tmp_path / "log", fronts="2", engine_processes="2") as server:
+        with clients_of(server) as clients:
+            for at in range(times):
+                clients.wait_for(100)
+                both = children(server)["engine"]
+                assert len(both) == 2
+                os.kill(both[at % 2], signal.SIGKILL)
+                clients.wait_for(50)
+                assert server.get("/v2/health/ready").status_code == 200
+                await_children(server, "engine", 2, {both[at % 2]})
+                limit = time.monotonic() + 15
+                while len(active_devices(server)) < 2:  # the new one serves, too
+                    assert time.monotonic() < limit
+                    time.sleep(0.05)
+            clients.wait_for(100)
+        assert set(clients.codes) == {"ok"}
+        assert clients.broken == 0
+        assert server.metric("vernier_process_restarts_total", role="engine") == times
+        settled(server, "mlp")
+
+
+def active_devices(server: Server) -> set[str]:
+    """The engine processes that tell which precision is active."""
+    return {labels["device"] for labels, _ in server.metrics().get("vernier_precision_active", [])}
+
+
+def test_both_engine_processes_compute_and_are_administered_together(engines: Path, tmp_path: Path) -> None:
+    write_package(engines, "slow", model=slow_model(layers=400))
+    setting, headers = administrator(tmp_path)
+    inputs = {"x": [[0.1] * 4] * 50}
+    with serve(engines, tmp_path / "log", fronts="1", engine_processes="2", **setting) as server:
+        began = [_cpu_seconds(pid) for pid in children(server)["engine"]]
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda _: server.predict(inputs), range(80)))
+        assert {reply.status_code for reply in replies} == {200}
+        spent = [_cpu_seconds(pid) - old for pid, old in zip(children(server)["engine"], began, strict=True)]
+        assert min(spent) > 0.2 * max(spent), spent
+        unload = f"{server.url}/v2/repository/models/slow"
+        assert httpx.post(f"{unload}/unload", headers=headers).is_success
+        assert server.predict({"x": [[1.0] * 4]}).status_code == 503
+        assert httpx.post(f"{unload}/load", headers=headers).is_success
+        assert {server.predict({"x": [[1.0] * 4]}).status_code for _ in range(8)} == {200}
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_front_without_an_engine_process_holds_as_many_rows_as_the_queue_and_refuses_others(

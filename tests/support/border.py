@@ -15,8 +15,8 @@ from tests.support.specs import make_manifest
 from vernier.border import arena as arenas
 from vernier.border.arena import Arena, create_memfd
 from vernier.border.channel import socket_pair
+from vernier.border.engine_group import EngineGroup
 from vernier.border.front_session import FrontSession
-from vernier.border.remote import RemoteEngine
 from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.room import RoomPage
 from vernier.border.running import BYTES as RUNNING_BYTES
@@ -102,23 +102,29 @@ class EngineSide:
 
 
 class FrontSide:
-    """What a front process has for its engine process.
+    """What a front process has for its engine processes.
 
     Attributes:
+        engine: the first one.
         session: of the engine process that was met last.
     """
 
     def __init__(
-        self, chunks: int = 4, queue_limit: int = 1000, clock: Callable[[], float] | None = None
+        self,
+        chunks: int = 4,
+        queue_limit: int = 1000,
+        clock: Callable[[], float] | None = None,
+        engines: int = 1,
     ) -> None:
         self.memory = create_memfd("requests", chunks * arenas.CHUNK_BYTES)
         self.arena = Arena(self.memory, chunks * arenas.CHUNK_BYTES)
         self.metrics = Metrics(CollectorRegistry(), "0")
         options = {} if clock is None else {"clock": clock}
-        self.engine = RemoteEngine(self.arena, self.metrics, queue_limit, lambda: None, **options)
+        self.group = EngineGroup(self.arena, self.metrics, queue_limit, engines, **options)
+        self.engine = self.group.engines[0]
         self.session: FrontSession | None = None
 
-    def meet(self, engine: EngineSide, chunks: int = 4, join: bool = True) -> FrontSession:
+    def meet(self, engine: EngineSide, chunks: int = 4, join: bool = True, number: int = 0) -> FrontSession:
         """A new engine process is there."""
         front_end, engine_end = socket_pair()
         answers = create_memfd("answers", chunks * arenas.CHUNK_BYTES)
@@ -126,7 +132,7 @@ class FrontSide:
         self.session = FrontSession(
             engine.fronts, engine_end, os.dup(self.memory), os.dup(answers), os.dup(running)
         )
-        self.engine.attach(front_end, answers, running, os.dup(engine.room_fd))
+        self.group.engines[number].attach(front_end, answers, running, os.dup(engine.room_fd))
         if join:
             engine.fronts.join(self.session)
         return self.session
@@ -136,7 +142,7 @@ class FrontSide:
         return sum(chunk.is_free for chunk in self.arena._chunks)
 
     def close(self) -> None:
-        self.engine.close()
+        self.group.close()
         os.close(self.memory)
 
 
@@ -213,8 +219,8 @@ async def transported(
         side = EngineSide(EngineModel(manifest, scheduler, precisions))
         front = FrontSide(chunks)
         front.meet(side, answer_chunks)
-        await until(lambda: front.engine.not_ready_reason() is None)
-        model = front.engine.resolve("m", None)
+        await until(lambda: front.group.not_ready_reason() is None)
+        model = front.group.resolve("m", None)
         transport = Transport(model.scheduler, scheduler, model.metrics, front)
         try:
             yield transport

@@ -257,7 +257,7 @@ class Simulation(Expectations):
         random = self.random
         front, name = random.choice(self.fronts), random.choice(NAMES)
         try:
-            model = front.engine.resolve(name, None)
+            model = front.group.resolve(name, None)
         except (UnknownModel, NotReady):
             return
         deadline_s = random.choice([None, None, 0.005, 0.05, 1.0])

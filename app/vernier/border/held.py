@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from vernier.border.books import outcome_of
 from vernier.border.open_batches import Part
+from vernier.errors import DeadlineExceeded
 
 
 class HeldParts:
@@ -44,7 +46,32 @@ class HeldParts:
         """As they should be sent: those that were running when an engine process died go last."""
         return sorted(self._parts.values(), key=lambda part: (part.tries > 0, part.number))
 
-    def late(self, now: float) -> list[tuple[Part, list[int]]]:
+    def withdraw(self, part: Part, request: int) -> None:
+        """Ends a request, by its number within the batch, without telling."""
+        self.ending(part, (request,))
+        part.whole.end((request,))
+        self._drop_if_ended(part)
+
+    def expire(self, now: float) -> None:
+        """Ends requests whose deadline has come."""
+        error = DeadlineExceeded("the deadline passed while the engine process was restarted")
+        for part, late in self._late(now):
+            requests = [at for at in late if part in self and not part.whole.ended[at]]
+            if not requests:
+                continue
+            self.ending(part, requests)
+            outcome = outcome_of(error, part.admitted)
+            if outcome is None:
+                part.whole.model.refused(error, len(requests))
+            part.fail(requests, error, outcome)
+            self._drop_if_ended(part)
+
+    def _drop_if_ended(self, part: Part) -> None:
+        if part in self and not part.living():
+            self.remove(part)
+            part.drop()
+
+    def _late(self, now: float) -> list[tuple[Part, list[int]]]:
         """Requests whose deadline has come."""
         found = []
         for part in self._parts.values():

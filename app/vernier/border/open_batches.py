@@ -9,16 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from vernier.border import wire
 from vernier.border.answer_memory import AnswerMemory
 from vernier.border.batch import Answer, RequestBatch, chosen
+from vernier.border.books import outcome_of
 from vernier.border.placement import Placed
 from vernier.border.remote_model import RemoteModel
 from vernier.border.signature import Signature
 from vernier.errors import VernierError
 from vernier.tensors import Array
+
+
+class Carrier(Protocol):
+    """What carries parts to an engine process."""
+
+    def withdraw(self, part: Part, request: int, number: int) -> None:
+        """Ends a request without telling.
+
+        Args:
+            request: by its number within the batch. number: within the part.
+        """
 
 
 class OpenBatch:
@@ -65,10 +77,11 @@ class OpenBatch:
             self.batch.state = None
             _tell(self.batch.target.released, self.batch)
 
-    def find(self, request: int) -> tuple[Part, int]:
-        """The part that a request travels in which has not ended, and its number there."""
-        part = next(part for part in self.parts if request in part.places)
-        return part, part.places.index(request)
+    def cancel(self, request: int) -> None:
+        """Ends a request without telling, unless it has ended."""
+        if not self.ended[request]:
+            part = next(part for part in self.parts if request in part.places)
+            part.carrier.withdraw(part, request, part.places.index(request))
 
 
 class Part:
@@ -80,22 +93,25 @@ class Part:
         admitted: whether those that had not ended then have been counted as admitted.
         tries: engine processes that died while they ran it.
         placed: its inputs, for as long as the engine process may read them.
+        rows: that were sent.
+        carrier: that has sent it, or holds it.
     """
 
-    __slots__ = ("admitted", "number", "placed", "places", "tries", "whole")
+    __slots__ = ("admitted", "carrier", "number", "placed", "places", "rows", "tries", "whole")
 
-    def __init__(self, number: int, whole: OpenBatch, places: Sequence[int]) -> None:
+    def __init__(self, carrier: Carrier, number: int, whole: OpenBatch, places: Sequence[int]) -> None:
+        self.carrier = carrier
         self.number = number
         self.whole = whole
         self.places = places
         self.admitted = False
-        self.tries = 0
+        self.tries = self.rows = 0
         self.placed: Placed | None = None
         whole.parts.append(self)
 
     def split(self, number: int, places: Sequence[int]) -> Part:
         """Some of its requests as a part of their own."""
-        part = Part(number, self.whole, places)
+        part = Part(self.carrier, number, self.whole, places)
         part.admitted, part.tries = self.admitted, self.tries
         return part
 
@@ -183,6 +199,14 @@ class Part:
         if ending:
             whole.model.books.left(len(ending), outcome, self.admitted)
             _tell(whole.batch.target.failed, whole.batch, ending, error)
+
+    def give_up(self, requests: Sequence[int], error: VernierError) -> None:
+        """Ends requests, all that are left of a part which no engine process has."""
+        outcome = outcome_of(error, self.admitted)
+        if outcome is None and not self.admitted:
+            self.whole.model.refused(error, len(requests))
+        self.fail(requests, error, outcome)
+        self.drop()
 
     def drop(self) -> None:
         self.whole.drop(self)

@@ -3,6 +3,8 @@
 When the engine process dies, the front keeps its connections. Requests that waited are sent to the next engine process;
 those that were running are tried once more, one after the other and last, so that a request which kills the process
 takes no other with it; then they are told. While there is no engine process, at most `queue_limit` rows are held.
+Where there are other engine processes, what waited is theirs at once, and what was running when this one has not come
+back soon.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,6 +22,7 @@ from vernier.border import wire
 from vernier.border.answer_memory import AnswerMemory
 from vernier.border.arena import Arena
 from vernier.border.batch import RequestBatch
+from vernier.border.books import Bookkeeper, outcome_of
 from vernier.border.channel import Channel
 from vernier.border.held import HeldParts
 from vernier.border.messages import read_message
@@ -27,11 +30,10 @@ from vernier.border.open_batches import OpenBatch, Part
 from vernier.border.placement import place
 from vernier.border.remote_calls import RemoteCalls
 from vernier.border.remote_catalogue import RemoteCatalogue
-from vernier.border.remote_model import RemoteModel, outcome_of
+from vernier.border.remote_model import RemoteModel
 from vernier.border.room import RoomPage
 from vernier.border.running import RunningBatches
 from vernier.errors import (
-    DeadlineExceeded,
     Draining,
     EngineError,
     EngineRestarting,
@@ -40,7 +42,6 @@ from vernier.errors import (
     UnknownVersion,
     VernierError,
 )
-from vernier.exposition import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -48,43 +49,52 @@ logger = logging.getLogger(__name__)
 _EXPIRY_S = 0.02
 #: Engine processes that may die while they run a request.
 _MAX_TRIES = 2
+#: How long requests that may have killed an engine process wait for it before another one has to take them.
+_SUSPECTS_WAIT_S = 10.0
 
 
 class RemoteEngine:
-    """Satisfies Catalogue. Belongs to the event loop's thread.
+    """Belongs to the event loop's thread.
 
     Args:
         arena: what this front writes.
-        metrics: where models are counted.
+        books: of all engine processes.
         queue_limit: rows that are held while there is no engine process.
-        on_change: called when readiness, or `connected`, may have changed.
+        on_change: called when models, readiness, or `connected`, may have changed.
         clock: the one that deadlines are on.
+        numbers: of parts, of all engine processes.
+
+    Attributes:
+        catalogue: what the engine process has told of its models.
+        open_rows: that have been sent, and that the engine process may still read.
+        others: engine processes that take what waits for this one when it dies.
     """
 
     def __init__(
         self,
         arena: Arena,
-        metrics: Metrics,
+        books: Bookkeeper,
         queue_limit: int,
         on_change: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._arena = arena
         self._queue_limit = queue_limit
         self._on_change = on_change
         self._clock = clock
-        self._catalogue = RemoteCatalogue(self, metrics)
-        self.models = self._catalogue.models
-        self.resolve = self._catalogue.resolve
-        self.not_ready_reason = self._catalogue.not_ready_reason
+        self.catalogue = RemoteCatalogue(self, books)
+        self.open_rows = 0
+        self.others: Sequence[RemoteEngine] = ()
         self._channel: Channel | None = None
         self._answers: AnswerMemory | None = None
         self._running: RunningBatches | None = None
         self._room: RoomPage | None = None
-        self._numbers = count(1)
+        self._numbers = count(1) if numbers is None else numbers
         self._open: dict[int, Part] = {}  # by number: what the engine process has
         self._held = HeldParts()
+        self._lost_at = 0.0
         self._expiring: asyncio.TimerHandle | None = None
         self._calls = RemoteCalls()
 
@@ -118,44 +128,47 @@ class RemoteEngine:
     def _lost(self) -> None:
         """The engine process has died, and reads nothing any more."""
         self._channel = None
-        self._catalogue.lost()
+        self.catalogue.lost()
         running = self._running.numbers() if self._running is not None else set()
         if self._answers is not None:
             self._answers.close()
         self._answers = self._running = self._room = None
+        parts, self._open, self.open_rows = self._open, {}, 0
         suspects = 0
-        for part in self._open.values():
+        for part in parts.values():
             part.placed = None
             if part.number in running:
                 part.tries += 1
                 suspects += 1
-            self._held.add(part)
-        self._open = {}
+            if part.tries < _MAX_TRIES:
+                self._held.add(part)
+            else:
+                fatal = EngineError("two engine processes died while they ran this request")
+                part.give_up(part.living(), fatal)
+        self._lost_at = self._clock()
         self._calls.lost()
         self._expire_soon()
         self._on_change()
+        self._hand_over()
         logger.error("engine process lost", extra={"held": len(self._held), "suspects": suspects})
 
     def _send_held(self) -> None:
         """Sends what waited for an engine process and can be sent, or will never be."""
-        starting = self._catalogue.starting
+        starting = self.catalogue.starting
         for part in self._held.in_order():
             if self._channel is None:
                 return  # it has died in the meantime
-            model = self._catalogue.current(part.whole.model)
+            model = self.catalogue.current(part.whole.model)
             if part not in self._held or (starting and (model is None or part.tries)):
                 continue
             self._held.remove(part)
             living = part.living()
             if not living:
                 part.drop()
-            elif part.tries >= _MAX_TRIES:
-                error = EngineError("two engine processes died while they ran this request")
-                self._give_up(part, living, error)
             elif model is None:
                 old = part.whole.model
                 gone = UnknownVersion(f"model '{old.name}' has no version '{old.version}' any more")
-                self._give_up(part, living, gone)
+                part.give_up(living, gone)
             elif part.tries:
                 self._send_split(model, part, [(at,) for at in living])
             elif len(living) < len(part.places):
@@ -173,42 +186,44 @@ class RemoteEngine:
             else:
                 self._send(model, one)
 
-    def _give_up(self, part: Part, requests: Sequence[int], error: VernierError) -> None:
-        """Ends requests of a part that is not under way, all that it has left."""
-        outcome = outcome_of(error, part.admitted)
-        if outcome is None and not part.admitted:
-            part.whole.model.refused(error, len(requests))
-        part.fail(requests, error, outcome)
-        part.drop()
-
     def _expire_soon(self) -> None:
         if self._expiring is None and self._held:
             self._expiring = self._loop.call_later(_EXPIRY_S, self._expire_held)
 
+    def _hand_over(self) -> None:
+        """Gives to other engine processes what waits for this one, if it does not have the model."""
+        suspects_too = self._clock() >= self._lost_at + _SUSPECTS_WAIT_S
+        for part in self._held.in_order() if self.others else ():
+            if (part.tries and not suspects_too) or self.has(part.whole.model):
+                continue
+            taking = [other for other in self.others if other._has_room_for(part)]
+            if taking:
+                self._held.remove(part)
+                min(taking, key=lambda other: other.open_rows)._adopt(part)
+
+    def _has_room_for(self, part: Part) -> bool:
+        model, room = self.catalogue.current(part.whole.model), self._room
+        return model is not None and room is not None and room.rows(model.number) >= part.living_rows()
+
+    def _adopt(self, part: Part) -> None:
+        part.carrier = self
+        self._held.add(part)
+        self._send_held()
+
     def _expire_held(self) -> None:
         self._expiring = None
-        error = DeadlineExceeded("the deadline passed while the engine process was restarted")
-        for part, late in self._held.late(self._clock()):
-            requests = [at for at in late if part in self._held and not part.whole.ended[at]]
-            if not requests:
-                continue
-            self._held.ending(part, requests)
-            outcome = outcome_of(error, part.admitted)
-            if outcome is None:
-                part.whole.model.refused(error, len(requests))
-            part.fail(requests, error, outcome)
-            self._drop_if_ended(part)
+        self._hand_over()
+        self._held.expire(self._clock())
         self._expire_soon()
 
-    def _drop_if_ended(self, part: Part) -> None:
-        if part in self._held and not part.living():
-            self._held.remove(part)
-            part.drop()
-
     # --- requests ---------------------------------------------------------------------------------
+    def has(self, model: RemoteModel) -> bool:
+        """Whether requests for it can be sent now."""
+        return self.catalogue.current(model) is not None
+
     def refusal(self, model: RemoteModel) -> VernierError | None:
         """Why no request would be queued now; None when one would."""
-        current = self._catalogue.current(model)
+        current = self.catalogue.current(model)
         if current is None:
             return self._restarting() if self._held.rows >= self._queue_limit else None
         if self._room is not None and self._room.rows(current.number) <= 0:
@@ -227,24 +242,24 @@ class RemoteEngine:
         requests = len(batch.rows)
         whole = OpenBatch(model, batch)
         model.books.taken(requests)
-        current = self._catalogue.current(model)
+        current = self.catalogue.current(model)
         if current is not None and requests <= wire.MAX_REQUESTS:  # the most frequent case of the next
-            self._send(current, Part(next(self._numbers), whole, range(requests)))
+            self._send(current, Part(self, next(self._numbers), whole, range(requests)))
             return
         pieces = [
             range(start, min(requests, start + wire.MAX_REQUESTS))
             for start in range(0, requests, wire.MAX_REQUESTS)
         ]
-        for part in [Part(next(self._numbers), whole, places) for places in pieces]:
+        for part in [Part(self, next(self._numbers), whole, places) for places in pieces]:
             if current is not None and self._channel is not None:
                 self._send(current, part)
-            elif self._channel is not None and not self._catalogue.starting:
+            elif self._channel is not None and not self.catalogue.starting:
                 leaving = Draining(
                     f"model '{model.name}' is being taken out of service; send the request again"
                 )
-                self._give_up(part, part.places, leaving)
+                part.give_up(part.places, leaving)
             elif self._held.rows + part.living_rows() > self._queue_limit:
-                self._give_up(part, part.places, self._restarting())
+                part.give_up(part.places, self._restarting())
             else:
                 self._held.add(part)
         self._expire_soon()
@@ -257,27 +272,23 @@ class RemoteEngine:
             part.placed = placed = place(arrays, self._arena)
         except (OSError, MemoryError):
             error = NotReady("there is no memory for the request now; try again soon")
-            self._give_up(part, part.living(), error)
+            part.give_up(part.living(), error)
             return
+        part.rows = len(arrays[0]) if model.signature.has_batch else 1
+        self.open_rows += part.rows
         record = part.record(model, arrays, placed)
         self._open[part.number] = part
         if self._answers is not None:
             self._answers.acknowledge()
         channel.write(record, placed.fds)
 
-    def cancel(self, batch: RequestBatch, index: int) -> None:
-        whole = batch.state
-        if whole is None or whole.ended[index]:
-            return
-        part, number = whole.find(index)
-        held = part in self._held
-        if held:
-            self._held.ending(part, (index,))
-        whole.end((index,))
-        whole.model.books.left(1, "cancelled", part.admitted)
-        if held:
-            self._drop_if_ended(part)
+    def withdraw(self, part: Part, request: int, number: int) -> None:
+        """Ends a request without telling; see Carrier."""
+        part.whole.model.books.left(1, "cancelled", part.admitted)
+        if part in self._held:
+            self._held.withdraw(part, request)
         else:
+            part.whole.end((request,))
             self._write(wire.write_cancel(part.number, number))
 
     # --- what the engine process tells ------------------------------------------------------------
@@ -327,6 +338,7 @@ class RemoteEngine:
         if part is None:
             return
         part.placed = None
+        self.open_rows -= part.rows
         living = part.living()
         if living:  # cannot be: every request has ended before
             part.fail(living, EngineError("the engine process forgot a request"), "failed")
@@ -345,19 +357,22 @@ class RemoteEngine:
     def _told(self, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if kind == "catalogue":
-            self._catalogue.take(message)
+            self.catalogue.take(message)
             self._write(wire.write_json({"type": "taken", "generation": message["generation"]}))
             self._send_held()
             self._on_change()
         elif kind == "result":
             self._calls.answered(message)
 
-    async def load(self, name: str, version: int | None = None) -> RemoteModel:
+    async def load(self, name: str, version: int | None = None) -> int:
+        """Loads a version, the newest if none is named, and returns it. Raises the engine process's error, or
+        EngineRestarting."""
         self._require_engine()
         result = await self._calls.call(self._write, {"type": "load", "name": name, "version": version})
-        return self.resolve(name, str(result["version"]))
+        return int(result["version"])
 
     async def unload(self, name: str, version: int | None = None) -> None:
+        """Takes a version, or all, out of service. Raises as `load` does."""
         self._require_engine()
         await self._calls.call(self._write, {"type": "unload", "name": name, "version": version})
 
@@ -375,13 +390,13 @@ class RemoteEngine:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        self._catalogue.lost()
+        self.catalogue.lost()
         error = Draining("the service stopped before the request could run; send it to another instance")
         parts = [*self._open.values(), *self._held]
         self._open, self._held = {}, HeldParts()
         for part in parts:
             part.placed = None
-            self._give_up(part, part.living(), error)
+            part.give_up(part.living(), error)
         if self._answers is not None:
             self._answers.close()
         if self._expiring is not None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vernier.border.remote_model import Books, RemoteModel, Submitter
-from vernier.border.resolution import find_model
-from vernier.exposition import Metrics
+from vernier.border.books import Bookkeeper
+from vernier.border.remote_model import RemoteModel, Submitter
 
 _STARTING = "the engine process is starting"
 _RESTARTING = "the engine process is being restarted"
@@ -21,24 +20,27 @@ class RemoteCatalogue:
 
     Attributes:
         starting: whether models may still come that nobody has asked for.
+        awaited: name → versions that will be served once they are loaded.
+        reason: why not every model can execute; None when each can.
+        ready_once: whether an engine process here has been ready.
+        lost_once: whether one has died.
     """
 
-    def __init__(self, engine: Submitter, metrics: Metrics) -> None:
+    def __init__(self, engine: Submitter, books: Bookkeeper) -> None:
         self._engine = engine
-        self._metrics = metrics
+        self._books = books
         self._models: dict[int, RemoteModel] = {}  # of the engine process that is there, by its numbers
         self._served: dict[str, dict[int, RemoteModel]] = {}
-        self._awaited: dict[str, list[int]] = {}
-        self._books: dict[tuple[str, str], Books] = {}
-        self._reason: str | None = _STARTING
-        self._ready_once = False
+        self.awaited: dict[str, list[int]] = {}
+        self.reason: str | None = _STARTING
+        self.ready_once = self.lost_once = False
         self.starting = True
 
     def lost(self) -> None:
         """The engine process has died: the next one counts anew."""
         self._models = {}
-        self.starting = True
-        self._reason = _RESTARTING if self._ready_once else _STARTING
+        self.starting = self.lost_once = True
+        self.reason = _RESTARTING if self.ready_once else _STARTING
 
     def current(self, model: RemoteModel) -> RemoteModel | None:
         """The model that takes requests which this one was to answer: itself, or the same served anew."""
@@ -58,7 +60,7 @@ class RemoteCatalogue:
             model = self._models.get(entry["number"])
             if model is None:
                 name, version = entry["manifest"]["name"], str(entry["manifest"]["version"])
-                model = RemoteModel(self._engine, entry, self._books_of(name, version))
+                model = RemoteModel(self._engine, entry, self._books.of(name, version))
             else:
                 model.update(entry)
             models[model.number] = model
@@ -68,27 +70,15 @@ class RemoteCatalogue:
                 for number, stale in versions.items():
                     served.setdefault(name, {}).setdefault(number, stale)
         self._models, self._served = models, served
-        self._awaited, self._reason, self.starting = awaited, reason, starting
-        self._ready_once = self._ready_once or reason is None
-        for name, version in list(self._books):
-            if int(version) not in served.get(name, {}):
-                del self._books[name, version]
-                self._metrics.forget(name, version)
-
-    def _books_of(self, name: str, version: str) -> Books:
-        books = self._books.get((name, version))
-        if books is None:
-            books = self._books[name, version] = Books(self._metrics.model(name, version))
-        return books
+        self.awaited, self.reason, self.starting = awaited, reason, starting
+        self.ready_once = self.ready_once or reason is None
+        self._books.keep(self, {(name, str(version)) for name in served for version in served[name]})
 
     def models(self) -> list[RemoteModel]:
         """Every served version, by name and version."""
         return [self._served[name][v] for name in sorted(self._served) for v in sorted(self._served[name])]
 
-    def resolve(self, name: str | None, version: str | None) -> RemoteModel:
-        """The version asked for, or the newest. Raises UnknownModel, UnknownVersion, NotReady."""
-        return find_model(self._served, self._awaited, name, version, self.not_ready_reason)
-
-    def not_ready_reason(self) -> str | None:
-        """None when every model can execute; else a sentence."""
-        return self._reason
+    def serves(self, name: str, version: int) -> bool:
+        """Whether the engine process that is there serves it."""
+        model = self._served.get(name, {}).get(version)
+        return model is not None and self._models.get(model.number) is model

@@ -6,20 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vernier.border.batch import RequestBatch
+from vernier.border.books import Books
 from vernier.border.catalogue import SchedulerObserver
 from vernier.border.signature import Signature
-from vernier.errors import (
-    DeadlineExceeded,
-    Draining,
-    NotReady,
-    QueueFull,
-    UnsupportedPrecision,
-    VernierError,
-)
-from vernier.metrics import ModelMetrics
+from vernier.errors import QueueFull, VernierError
 from vernier.package.manifest import Manifest
-
-_REFUSED = (QueueFull, Draining, NotReady, DeadlineExceeded, UnsupportedPrecision)
 
 
 class Submitter(Protocol):
@@ -27,44 +18,12 @@ class Submitter(Protocol):
 
     def submit(self, model: RemoteModel, batch: RequestBatch) -> None: ...
 
-    def cancel(self, batch: RequestBatch, index: int) -> None: ...
-
     def refusal(self, model: RemoteModel) -> VernierError | None: ...
 
+    def has(self, model: RemoteModel) -> bool: ...
 
-class Books:
-    """Counts the requests to one version of one model, whichever engine process serves it."""
-
-    def __init__(self, metrics: ModelMetrics) -> None:
-        self.metrics = metrics
-        self.inflight = 0
-
-    def taken(self, requests: int) -> None:
-        """Requests have been submitted."""
-        self.inflight += requests
-        self.metrics.set_inflight(self.inflight)
-
-    def left(self, requests: int, outcome: str | None, admitted: bool) -> None:
-        """Requests have ended.
-
-        Args:
-            outcome: as they are counted; None when they were refused.
-            admitted: whether they have been counted as admitted.
-        """
-        self.taken(-requests)
-        if outcome is None and admitted:
-            outcome = "failed"  # by an engine process that took the place of the one that had admitted them
-        if outcome is not None:
-            if not admitted:
-                self.metrics.admitted(requests)
-            self.metrics.ended(outcome, requests)
-
-
-def outcome_of(error: VernierError, admitted: bool) -> str | None:
-    """How requests that end with this error are counted; None when they were refused."""
-    if admitted and isinstance(error, DeadlineExceeded):
-        return "expired"
-    return None if isinstance(error, _REFUSED) else "failed"
+    @property
+    def open_rows(self) -> int: ...
 
 
 class RemoteModel:
@@ -108,13 +67,24 @@ class RemoteModel:
         self._engine.submit(self, batch)
 
     def cancel(self, batch: RequestBatch, index: int) -> None:
-        self._engine.cancel(batch, index)
+        if batch.state is not None:
+            batch.state.cancel(index)
 
     def refusal(
         self, precision: str | None = None, priority: int = 0, deadline: float | None = None
     ) -> VernierError | None:
         """What the engine process has published; it decides when it gets the batch."""
         return self._engine.refusal(self)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the engine process is there and has it; else requests are held until it is."""
+        return self._engine.has(self)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows that this front has sent to the engine process, of all its models, and that it may still read."""
+        return self._engine.open_rows
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
         self.metrics.rejected(error.reason if isinstance(error, QueueFull) else error.code, count)

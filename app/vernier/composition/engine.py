@@ -71,7 +71,7 @@ def shared_device(settings: Settings, runtime: str) -> Device:
     """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
     on_cpu = runtime == OnnxRuntimeLoader.runtime
     asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
-    at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, *asked)
+    at_once = max(engine_cores(settings) if on_cpu else DEFAULT_GPU_SLOTS, *asked)
     return Device(at_once * (1 if on_cpu else len(settings.devices)))
 
 
@@ -100,13 +100,20 @@ def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistr
                 lambda m, event: count_plan_event(metrics, m, event),
             )
     return OnnxRuntimeLoader(
-        lambda m: threads_per_slot(model_settings(settings, m, OnnxRuntimeLoader.runtime))
+        lambda m: threads_per_slot(
+            model_settings(settings, m, OnnxRuntimeLoader.runtime), engine_cores(settings)
+        )
     )
 
 
-def threads_per_slot(options: ModelSettings) -> int:
-    """Cores that one execution on the CPU may use: the model's slots share all of them."""
-    return max(1, available_cores() // (options.slots or available_cores()))
+def engine_cores(settings: Settings) -> int:
+    """Cores that one engine process may use: several share all of them."""
+    return max(1, available_cores() // (settings.engine_processes or 1))
+
+
+def threads_per_slot(options: ModelSettings, cores: int) -> int:
+    """Cores that one execution on the CPU may use: the model's slots share all that the process may use."""
+    return max(1, cores // (options.slots or cores))
 
 
 def count_plan_event(metrics: Metrics, manifest: Manifest, event: PlanEvent) -> None:
@@ -117,7 +124,7 @@ def count_plan_event(metrics: Metrics, manifest: Manifest, event: PlanEvent) -> 
 
 def model_settings(settings: Settings, manifest: Manifest, runtime: str) -> ModelSettings:
     """The model's own settings before the package's `serve` section before the service's."""
-    slots = available_cores() if runtime == OnnxRuntimeLoader.runtime else DEFAULT_GPU_SLOTS
+    slots = engine_cores(settings) if runtime == OnnxRuntimeLoader.runtime else DEFAULT_GPU_SLOTS
     own = settings.for_model(manifest.name).model_dump(exclude_none=True)
     packaged = ModelSettings.model_validate(manifest.serve).model_dump(exclude_none=True)
     general = settings.model_dump(include=set(ModelSettings.model_fields), exclude_none=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Set
@@ -299,13 +300,22 @@ class PlanManager:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        """One plan is built at a time, in this process and for this package in all."""
         while not _building.acquire(timeout=1.0):
-            if self._cancellation.cancelled:
-                raise EngineError("it was unloaded before its turn came")
+            self._require_wanted()
         try:
-            yield
+            with self._cache.build_turn(self._wait):
+                yield
         finally:
             _building.release()
+
+    def _wait(self) -> None:
+        self._require_wanted()
+        time.sleep(0.2)
+
+    def _require_wanted(self) -> None:
+        if self._cancellation.cancelled:
+            raise EngineError("it was unloaded before its turn came")
 
     def _built_meanwhile(self, precision: str) -> bool:
         """Whether another GPU of this kind has had the plan built while this one waited for its turn."""

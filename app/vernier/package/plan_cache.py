@@ -20,7 +20,7 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional
+from typing import Callable, Dict, Iterator, List, Mapping, Optional
 
 from pydantic import Field, ValidationError
 
@@ -36,6 +36,7 @@ except ImportError:  # not a POSIX system: one process at a time
 INDEX_NAME = "index.json"
 CURVES_NAME = "curves.json"
 _LOCK_NAME = ".lock"
+_BUILD_LOCK_NAME = ".building"
 
 
 def plan_entry(
@@ -160,6 +161,26 @@ class PlanCache:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._require_private()
 
+    @contextlib.contextmanager
+    def build_turn(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Held while a plan is built, by one process at a time.
+
+        Args:
+            wait: called again and again while another process has its turn; what it raises ends the waiting.
+        """
+        try:
+            self.prepare()
+            handle = os.open(self.folder / _BUILD_LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        except (OSError, PackageError):  # what cannot be kept cannot be shared either
+            yield
+            return
+        try:
+            while fcntl is not None and not _try_lock(handle):
+                wait()
+            yield
+        finally:
+            os.close(handle)
+
     # --- latency curves ---------------------------------------------------------------------------
     def curve(self, plan_sha256: str, device_name: str) -> Optional[Dict[int, float]]:
         """Bucket → median seconds, as measured before; None when it was not."""
@@ -227,6 +248,16 @@ class PlanCache:
             yield
         finally:
             os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _same_place(old: PlanEntry, new: PlanEntry) -> bool:

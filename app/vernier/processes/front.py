@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 import vernier as package
 from vernier.border.arena import Arena
 from vernier.border.channel import close_all
+from vernier.border.engine_group import EngineGroup
 from vernier.border.limit_counts import SharedCounts
-from vernier.border.remote import RemoteEngine
 from vernier.composition.front import create_front
 from vernier.composition.operations import operations_app
 from vernier.composition.server import operations_config, server_config
@@ -65,24 +65,25 @@ class Front:
         self._child = Child(sock, self._take)
         self._scrapes: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = count(1)
-        self._engine: RemoteEngine | None = None
+        self._engines: EngineGroup | None = None
         self._lifecycle: Lifecycle | None = None
         self._servers: list[FrontServer] = []
         self._accept = asyncio.Event()
         self._draining = asyncio.Event()
         self._drain_asked = False
-        self._asking: asyncio.TimerHandle | None = None
-        self._waiting: list[int] = []  # an engine process that came before this was ready for it
+        self._asking: dict[int, asyncio.TimerHandle] = {}
+        self._waiting: dict[int, list[int]] = {}  # engine processes that came before this was ready for them
 
     # --- the supervisor ---------------------------------------------------------------------------
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         kind = message["type"]
         if kind == "engine":
-            if self._engine is None:
-                close_all(self._waiting)  # of one that has died since
-                self._waiting = fds
+            number = message["engine"]
+            if self._engines is None:
+                close_all(self._waiting.pop(number, ()))  # of one that has died since
+                self._waiting[number] = fds
             else:
-                self._attach(self._engine, fds)
+                self._attach(self._engines, number, fds)
             return
         close_all(fds)
         if kind == "scraped":
@@ -94,25 +95,28 @@ class Front:
         elif kind == "drain":
             self._drain()
 
-    def _attach(self, engine: RemoteEngine, fds: list[int]) -> None:
+    def _attach(self, engines: EngineGroup, number: int, fds: list[int]) -> None:
         sock_fd, answers_fd, running_fd, room_fd = fds
         try:
-            engine.attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
+            engines.engines[number].attach(socket.socket(fileno=sock_fd), answers_fd, running_fd, room_fd)
         except OSError:
-            logger.exception("the engine process cannot be reached")
-            self._engine_changed()
+            logger.exception("the engine process cannot be reached", extra={"engine": number})
+            self._engine_changed(number)
 
-    def _engine_changed(self) -> None:
+    def _is_missed(self, number: int) -> bool:
+        return self._engines is not None and not self._engines.engines[number].connected
+
+    def _engine_changed(self, number: int) -> None:
         """Asks for the engine process anew when a while has passed without one: the socket to it may have broken though
         it lives."""
-        if self._asking is None and self._engine is not None and not self._engine.connected:
-            self._asking = self._loop.call_later(_UNCONNECTED_S, self._ask_again)
+        if number not in self._asking and self._is_missed(number):
+            self._asking[number] = self._loop.call_later(_UNCONNECTED_S, self._ask_again, number)
 
-    def _ask_again(self) -> None:
-        self._asking = None
-        if self._engine is not None and not self._engine.connected:
-            self._child.send({"type": "unconnected"})
-            self._engine_changed()
+    def _ask_again(self, number: int) -> None:
+        del self._asking[number]
+        if self._is_missed(number):
+            self._child.send({"type": "unconnected", "engine": number})
+            self._engine_changed(number)
 
     def _drain(self) -> None:
         if self._lifecycle is None or self._lifecycle.phase is Phase.STARTING:
@@ -149,12 +153,14 @@ class Front:
         metrics = Metrics(registry, package.__version__)
         self._lifecycle = lifecycle = Lifecycle(settings.drain_delay_s)
         arena = Arena(requests_fd, os.fstat(requests_fd).st_size)
-        self._engine = engine = RemoteEngine(arena, metrics, settings.queue_limit, self._engine_changed)
-        if self._waiting:
-            self._attach(engine, self._waiting)
+        self._engines = engines = EngineGroup(
+            arena, metrics, settings.queue_limit, hello["engines"], self._engine_changed, first=index
+        )
+        for number, engine_fds in self._waiting.items():
+            self._attach(engines, number, engine_fds)
         try:
             app = create_front(
-                settings, engine, lifecycle, metrics, self._scrape, counts=limits, fronts=hello["fronts"]
+                settings, engines, lifecycle, metrics, self._scrape, counts=limits, fronts=hello["fronts"]
             )
             config = server_config(app, settings, arena)
             config.load()
@@ -182,10 +188,10 @@ class Front:
         await self._end(main)
         lifecycle.stopped()
         app.state.predictions.close()
-        if self._asking is not None:
-            self._asking.cancel()
-        self._engine = None
-        engine.close()
+        for timer in self._asking.values():
+            timer.cancel()
+        self._engines = None
+        engines.close()
         for acceptor in acceptors[1:]:
             await acceptor.close()
         for server in self._servers[1:]:

@@ -1,4 +1,4 @@
-"""How many front processes the service has."""
+"""How many front and engine processes the service has."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def front_count(settings: Settings) -> int:
         return settings.fronts
     cores = available_cores()
     return min(cores // 2, MAX_DEFAULT) if supported and cores > 1 else 0
+
+
+def engine_count(settings: Settings, fronts: int) -> int:
+    """Engine processes: by default one for each GPU. Raises SettingsError where there can be only one."""
+    asked = settings.engine_processes
+    if fronts:
+        return asked or len(settings.devices)
+    if asked is not None and asked > 1:
+        raise SettingsError(
+            f"VERNIER_ENGINE_PROCESSES is {asked}, but without front processes there is only one; "
+            "set VERNIER_FRONTS to 1 or more"
+        )
+    return 1

@@ -1,4 +1,4 @@
-"""The supervisor: starts front processes and the engine process, watches them, and starts again what dies.
+"""The supervisor: starts front and engine processes, watches them, and starts again what dies.
 
 It holds the listening sockets and the shared memory, so that a process that dies takes neither with it. A new engine
 process gets the memory of the fronts that live; a new front meets the engine process that runs.
@@ -14,64 +14,28 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from vernier.border import limit_counts
-from vernier.border.arena import CHUNK_BYTES, create_memfd
+from vernier.border.arena import create_memfd
 from vernier.border.channel import close_all, socket_pair
-from vernier.border.room import BYTES as ROOM_BYTES
 from vernier.border.running import BYTES as RUNNING_BYTES
-from vernier.exposition_merge import Family, Totals
 from vernier.processes import accepting
 from vernier.processes.control import FATAL, Control
+from vernier.processes.figures import Figures
+from vernier.processes.places import ARENA_BYTES, Place, Process
 from vernier.settings import Settings
 
 logger = logging.getLogger("vernier")
 
-#: Of the memory that a front writes, and of that which the engine process writes for it. Pages are taken when used.
-ARENA_BYTES = 32 * CHUNK_BYTES
 #: A process whose loop has not turned for so long is killed; while it starts, imports and loading may hold it up.
 _SILENCE_S, _STARTING_SILENCE_S = 5.0, 60.0
 _WATCH_S = 0.25
 _ORPHANS_A_TURN = 16
-#: Pauses before a process that died soon after its start is started again.
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _STABLE_S = 0.1, 10.0, 10.0
-#: After one that had served, which is missed more and costs less to try.
-_LONGEST_PAUSE_SERVED_S = 1.0
-_COLLECT_S = 2.0
 #: How long fronts that are ready wait for those that are not before they accept connections, at the service's start.
 _OPENING_S = 5.0
-#: How often figures are collected, so that those of a process that dies are not lost.
-_KEEP_S = 1.0
 NOT_STARTED = 3
-
-
-@dataclass(eq=False)
-class Process:
-    """A process that the supervisor has started."""
-
-    role: str  # "engine", or "front-0" …
-    process: asyncio.subprocess.Process
-    control: Control
-    started: float
-    heard: float
-    ready: bool = False
-    families: list[Family] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Place:
-    """Where a process belongs, whichever runs there now.
-
-    memory: that a front writes.
-    """
-
-    role: str
-    memory: int = -1
-    running: Process | None = None
-    pause_s: float = _FIRST_PAUSE_S
 
 
 class Supervisor:
@@ -86,38 +50,31 @@ class Supervisor:
         self,
         settings: Settings,
         fronts: int,
+        engines: int,
         listeners: Sequence[socket.socket],
         operations: Sequence[socket.socket],
         clients: Sequence[str],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._settings = settings.model_dump(mode="json")
         self._drain_s = settings.drain_delay_s + settings.drain_timeout_s
         self._listeners = listeners
         self._operations = operations
         self._counts = create_memfd("connections", accepting.BYTES)
         self._clients = {name: number for number, name in enumerate(clients)}
-        self._room = create_memfd("room", ROOM_BYTES)
         self._limits = create_memfd("limits", limit_counts.bytes_for(len(clients), fronts))
-        self._engine = Place("engine")
-        self._fronts = [
-            Place(f"front-{n}", create_memfd(f"requests-{n}", ARENA_BYTES)) for n in range(fronts)
+        self._fronts = [Place("front", n, settings.model_dump(mode="json")) for n in range(fronts)]
+        self._engines = [
+            Place("engine", n, settings.for_engine(n, engines).model_dump(mode="json"))
+            for n in range(engines)
         ]
-        self._ended = Totals()
-        for place in self._places:
-            self._count_restarts(place, 0)
-        self._collecting: dict[int, tuple[set[Process], asyncio.Event]] = {}
-        self._number = 0
+        self._places = [*self._engines, *self._fronts]
+        self._figures = Figures(self._places, lambda: self._running)
         self._accepting = False
         self._stopping = False
         self._stop = asyncio.Event()
         self._signals = 0
         self._fatal: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def _places(self) -> list[Place]:
-        return [self._engine, *self._fronts]
 
     @property
     def _running(self) -> list[Process]:
@@ -143,7 +100,7 @@ class Supervisor:
                 sys.executable,
                 "-m",
                 "vernier.processes.child",
-                place.role.partition("-")[0],
+                place.kind,
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -161,19 +118,22 @@ class Supervisor:
         place.running = process
         self._spawn(self._await_end(place, process))
         process.control.send(hello, fds)
-        if self._accepting and place is not self._engine:
-            process.control.send({"type": "accept"})
-        for other in self._fronts:
-            if place is self._engine or place is other:
-                self._introduce(other)
+        if place.kind == "front":
+            if self._accepting:
+                process.control.send({"type": "accept"})
+            for engine in self._engines:
+                self._introduce(place, engine)
+        else:
+            for front in self._fronts:
+                self._introduce(front, place)
 
     def _hello(self, place: Place) -> tuple[dict[str, Any], list[int]]:
         """The first message for a process, and the descriptors that go with it."""
-        hello: dict[str, Any] = {"type": "hello", "settings": self._settings}
-        if place is self._engine:
-            return hello, _duplicates(self._room)
+        hello: dict[str, Any] = {"type": "hello", "settings": place.settings, "engines": len(self._engines)}
+        if place.kind == "engine":
+            return hello, _duplicates(place.memory)
         hello |= {
-            "index": self._fronts.index(place),
+            "index": place.number,
             "fronts": len(self._fronts),
             "listeners": len(self._listeners),
             "clients": self._clients,
@@ -181,10 +141,10 @@ class Supervisor:
         sockets = [s.fileno() for s in (*self._listeners, *self._operations)]
         return hello, _duplicates(self._counts, self._limits, place.memory, *sockets)
 
-    def _introduce(self, place: Place) -> None:
-        """A socket and memory between a front and the engine process, if both are there. Where there is no descriptor
+    def _introduce(self, front_place: Place, engine_place: Place) -> None:
+        """A socket and memory between a front and an engine process, if both are there. Where there is no descriptor
         left for them, the front asks again."""
-        engine, front = self._engine.running, place.running
+        engine, front = engine_place.running, front_place.running
         if engine is None or front is None:
             return
         with ExitStack() as stack:
@@ -196,15 +156,14 @@ class Supervisor:
                 stack.callback(os.close, answers)
                 running = create_memfd("running", RUNNING_BYTES)
                 stack.callback(os.close, running)
-                to_engine = _duplicates(engine_end.fileno(), place.memory, answers, running)
-                to_front = _duplicates(front_end.fileno(), answers, running, self._room)
+                to_engine = _duplicates(engine_end.fileno(), front_place.memory, answers, running)
+                to_front = _duplicates(front_end.fileno(), answers, running, engine_place.memory)
             except OSError:
-                logger.exception(
-                    "a front and the engine process cannot be connected", extra={"role": place.role}
-                )
+                roles = {"front": front_place.role, "engine": engine_place.role}
+                logger.exception("a front and an engine process cannot be connected", extra=roles)
                 return
             engine.control.send({"type": "front"}, to_engine)
-            front.control.send({"type": "engine"}, to_front)
+            front.control.send({"type": "engine", "engine": engine_place.number}, to_front)
 
     def _accept(self) -> None:
         """Lets fronts accept connections: at the service's start together, since one alone would take all that wait."""
@@ -222,45 +181,22 @@ class Supervisor:
         process.control.close()
         if place.running is process:
             place.running = None
-        for waiting, done in self._collecting.values():
-            waiting.discard(process)
-            if not waiting:
-                done.set()
-        self._ended.add_ended(process.families)
-        if place is not self._engine:
-            self._forget_connections(self._fronts.index(place))
+        self._figures.ended(process)
+        if place.kind == "front":
+            self._forget_connections(place.number)
             self._accept()  # the others wait for it no longer
         if self._stopping or self._fatal is not None:
             return
         logger.error("a process ended", extra={"role": place.role, "code": code})
-        self._count_restarts(place, 1)
-        if self._loop.time() - process.started > _STABLE_S:
-            place.pause_s = _FIRST_PAUSE_S
-            pause_s = 0.0
-        else:
-            longest_s = _LONGEST_PAUSE_S if not process.ready else _LONGEST_PAUSE_SERVED_S
-            pause_s = min(place.pause_s, longest_s)
-            place.pause_s = min(2 * pause_s, longest_s)
-        await asyncio.sleep(pause_s)
+        self._figures.count_restarts(place, 1)
+        await asyncio.sleep(place.pause_s(process, self._loop.time() - process.started))
         while not self._stopping and place.running is None:
             try:
-                self._renew(place)
+                place.renew()
                 await self._start(place)
             except OSError:  # no process, no memory or no descriptor: there may be one later
                 logger.exception("a process cannot be started", extra={"role": place.role})
-                await asyncio.sleep(place.pause_s)
-                place.pause_s = min(2 * place.pause_s, _LONGEST_PAUSE_S)
-
-    def _renew(self, place: Place) -> None:
-        """Memory that nothing of the process before has."""
-        if place is self._engine:
-            fresh = create_memfd("room", ROOM_BYTES)
-            os.close(self._room)
-            self._room = fresh
-        else:
-            fresh = create_memfd(f"requests-{self._fronts.index(place)}", ARENA_BYTES)
-            os.close(place.memory)
-            place.memory = fresh
+                await asyncio.sleep(place.next_pause_s())
 
     def _forget_connections(self, index: int) -> None:
         os.pwrite(self._counts, bytes(8), 8 * index)
@@ -281,12 +217,6 @@ class Supervisor:
             if os.getpid() == 1 and len(self._running) == len(self._places):  # none is being started
                 self._reap_orphans()
 
-    def _count_restarts(self, place: Place, by: int) -> None:
-        """A role's counter is there from the start, so that its first restart is an increase."""
-        text = "Processes that ended by themselves or were killed, and were started again."
-        role = "engine" if place is self._engine else "front"
-        self._ended.count("vernier_process_restarts", text, {"role": role}, by)
-
     def _reap_orphans(self) -> None:
         """As the first process of a container, which inherits the helpers of fronts and engine processes that died."""
         own = {process.process.pid for process in self._running}
@@ -304,17 +234,13 @@ class Supervisor:
         process.heard = self._loop.time()
         kind = message["type"]
         if kind == "collected":
-            process.families = message["families"]
-            waiting, done = self._collecting.get(message["id"] or 0, (set(), None))
-            waiting.discard(process)
-            if done is not None and not waiting:
-                done.set()
+            self._figures.take(process, message)
         elif kind == "scrape":
             self._spawn(self._scrape(process, message["id"]))
         elif kind == "unconnected":
-            for place in self._fronts:
-                if place.running is process:
-                    self._introduce(place)
+            front = next((place for place in self._fronts if place.running is process), None)
+            if front is not None:
+                self._introduce(front, self._engines[message["engine"]])
         elif kind == "ready":
             process.ready = True
             if all(place.running is not None and place.running.ready for place in self._fronts):
@@ -323,40 +249,11 @@ class Supervisor:
             self._fatal = message["message"]
             self._stop.set()
 
-    # --- figures ----------------------------------------------------------------------------------
-    async def _collect(self) -> Totals:
-        self._number += 1
-        asked = {process for process in self._running if process.ready or process.role == "engine"}
-        done = asyncio.Event()
-        number = self._number
-        if asked:
-            self._collecting[number] = asked, done
-            for process in asked:
-                process.control.send({"type": "collect", "id": number})
-            try:
-                async with asyncio.timeout(_COLLECT_S):
-                    await done.wait()
-            except TimeoutError:
-                late = sorted(process.role for process in asked)
-                logger.warning("figures are missing", extra={"roles": late})
-            finally:
-                del self._collecting[number]
-        totals = Totals()
-        totals.include(self._ended)
-        for process in self._running:
-            totals.add(process.role, process.families)
-        return totals
-
+    # --- life -------------------------------------------------------------------------------------
     async def _scrape(self, process: Process, number: int) -> None:
-        totals = await self._collect()
+        totals = await self._figures.collect()
         process.control.send({"type": "scraped", "id": number, "families": totals.families()})
 
-    async def _keep_figures(self) -> None:
-        while True:
-            await asyncio.sleep(_KEEP_S)
-            await self._collect()
-
-    # --- life -------------------------------------------------------------------------------------
     def _signal(self, number: int) -> None:
         self._signals += 1
         if self._signals == 1:
@@ -364,8 +261,7 @@ class Supervisor:
             self._stop.set()
             return
         for process in self._running:  # a second signal: no more waiting
-            if process.role != "engine":
-                process.control.send({"type": "drain"})
+            process.control.send({"type": "drain"})  # means nothing to an engine process
 
     async def run(self) -> int:
         """Returns the exit code of the service."""
@@ -373,7 +269,7 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._signal, number)
         for place in self._places:
             await self._start(place)
-        for work in (self._watch(), self._keep_figures()):
+        for work in (self._watch(), self._figures.keep()):
             self._spawn(work)
         opening = self._loop.call_later(_OPENING_S, self._accept)
         await self._stop.wait()
@@ -387,17 +283,14 @@ class Supervisor:
             return 1
         for listener in (*self._listeners, *self._operations):
             listener.close()  # when the last front has closed its own, clients are refused and wait for nobody
-        fronts = [place.running for place in self._fronts if place.running is not None]
-        for process in fronts:
-            process.control.send({"type": "drain"})
-        await self._ends(fronts, self._drain_s + 5.0)
-        engine = self._engine.running
-        if engine is not None:
-            engine.control.send({"type": "stop"})
-            await self._ends([engine], self._drain_s + 5.0)
+        for places, order in ((self._fronts, "drain"), (self._engines, "stop")):
+            processes = [place.running for place in places if place.running is not None]
+            for process in processes:
+                process.control.send({"type": order})
+            await self._ends(processes, self._drain_s + 5.0)
         for task in list(self._tasks):
             task.cancel()
-        logger.info("stopped", extra={"requests": self._ended.by_model()})
+        logger.info("stopped", extra={"requests": self._figures.by_model()})
         return 0
 
     async def _ends(self, processes: Sequence[Process], timeout_s: float) -> None:
@@ -426,7 +319,7 @@ def _duplicates(*fds: int) -> list[int]:
     return made
 
 
-def supervise(settings: Settings, fronts: int, clients: Sequence[str]) -> int:
+def supervise(settings: Settings, fronts: int, engines: int, clients: Sequence[str]) -> int:
     """Runs the service until it is told to stop; returns its exit code.
 
     Args:
@@ -441,11 +334,10 @@ def supervise(settings: Settings, fronts: int, clients: Sequence[str]) -> int:
         logger.error("the service cannot listen", extra={"host": settings.host, "error": str(error)})
         return NOT_STARTED
     port = listeners[0].getsockname()[1]
-    logger.info(
-        "listening", extra={"host": settings.host, "port": port, "fronts": fronts, "pid": os.getpid()}
-    )
+    count = {"fronts": fronts, "engines": engines}
+    logger.info("listening", extra={"host": settings.host, "port": port, **count, "pid": os.getpid()})
 
     async def run() -> int:
-        return await Supervisor(settings, fronts, listeners, operations, clients).run()
+        return await Supervisor(settings, fronts, engines, listeners, operations, clients).run()
 
     return asyncio.run(run())

@@ -38,7 +38,7 @@ async def fronts(engine: EngineSide) -> AsyncIterator[list[FrontSide]]:
     made = [FrontSide(), FrontSide()]
     for front in made:
         front.meet(engine)
-        await until(lambda front=front: bool(front.engine.models()))
+        await until(lambda front=front: bool(front.group.models()))
     yield made
     for front in made:
         front.close()
@@ -46,7 +46,7 @@ async def fronts(engine: EngineSide) -> AsyncIterator[list[FrontSide]]:
 
 
 def names(front: FrontSide) -> list[str]:
-    return [model.name for model in front.engine.models()]
+    return [model.name for model in front.group.models()]
 
 
 async def test_a_front_that_joins_while_the_catalogue_changes_costs_the_others_no_news(
@@ -67,7 +67,7 @@ async def test_what_has_not_changed_is_not_told_again(engine: EngineSide, fronts
     assert engine.fronts._generation == generation
     engine.reason = "sick"
     engine.fronts.publish()
-    await until(lambda: fronts[1].engine.not_ready_reason() == "sick")
+    await until(lambda: fronts[1].group.not_ready_reason() == "sick")
 
 
 @pytest.mark.parametrize("count", [1, 400])
@@ -85,7 +85,7 @@ async def test_a_model_leaves_when_nothing_can_be_on_its_way_to_it(
     leaving = engine.models.pop()
     go_on = stall(fronts[0].engine._channel)
     sent = Sent(1)
-    fronts[0].engine.resolve("m", None).scheduler.submit(sent.batch)
+    fronts[0].group.resolve("m", None).scheduler.submit(sent.batch)
     retiring = asyncio.create_task(engine.fronts.retire(leaving))
     await until(lambda: fronts[1].session.taken == engine.fronts._generation)
     await until(lambda: len(leaving.scheduler.batches) == 1)
@@ -117,7 +117,7 @@ async def test_a_front_that_does_not_acknowledge_is_told_that_the_model_is_gone(
 ) -> None:
     monkeypatch.setattr(serving_fronts, "_ACKNOWLEDGE_S", 0.05)
     go_on = stall(fronts[0].engine._channel)
-    model = fronts[0].engine.resolve("m", None)
+    model = fronts[0].group.resolve("m", None)
     await engine.fronts.retire(engine.models.pop())
     sent = Sent(1, 1)
     model.scheduler.submit(sent.batch)
@@ -129,7 +129,7 @@ async def test_a_front_that_does_not_acknowledge_is_told_that_the_model_is_gone(
 async def test_a_reloaded_model_takes_what_was_meant_for_the_one_before(
     engine: EngineSide, fronts: list[FrontSide]
 ) -> None:
-    old = fronts[0].engine.resolve("m", None)
+    old = fronts[0].group.resolve("m", None)
     leaving = engine.models.pop()
     engine.models.append(make_model())
     await engine.fronts.retire(leaving)
@@ -165,7 +165,7 @@ async def test_nobody_waits_for_the_requests_of_a_dead_front(
 ) -> None:
     scheduler = engine.models[0].scheduler
     running, waiting = Sent(1, 1), Sent(3)
-    model = fronts[0].engine.resolve("m", None)
+    model = fronts[0].group.resolve("m", None)
     for one in (running, waiting):
         model.scheduler.submit(one.batch)
     await until(lambda: len(scheduler.batches) == 2)
@@ -177,7 +177,7 @@ async def test_nobody_waits_for_the_requests_of_a_dead_front(
     assert not scheduler.batches
     assert fronts[0].session._running.numbers() == set()
     other = Sent(1)
-    fronts[1].engine.resolve("m", None).scheduler.submit(other.batch)
+    fronts[1].group.resolve("m", None).scheduler.submit(other.batch)
     await until(lambda: bool(scheduler.batches))
     scheduler.finish(scheduler.begin())
     await until(lambda: other.releases == 1)
@@ -191,9 +191,9 @@ async def test_calls_are_answered_with_what_they_raise(
 
     monkeypatch.setattr(engine.fronts, "call", refuse)
     with pytest.raises(LoadRefused, match="damaged"):
-        await fronts[0].engine.load("m")
+        await fronts[0].group.load("m")
     with pytest.raises(EngineError):
-        await fronts[0].engine.load("other")
+        await fronts[0].group.load("other")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_a_submission_that_makes_no_sense_ends_all_the_same(
 ) -> None:
     """Its front is told, and may use the memory again."""
     sent = Sent(1, 1)
-    front = fronts[0].engine
+    front = fronts[0].group
     write = wire.write_submission
 
     def written(*args: Any) -> bytes:
@@ -257,7 +257,7 @@ async def test_a_front_that_sends_nonsense_costs_nobody_anything(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
     scheduler = engine.models[0].scheduler
     sent = Sent(1, 1)
-    fronts[0].engine.resolve("m", None).scheduler.submit(sent.batch)
+    fronts[0].group.resolve("m", None).scheduler.submit(sent.batch)
     await until(lambda: bool(scheduler.batches))
     fronts[0].engine._channel.write(record, (create_memfd("test", 8),))
     await asyncio.sleep(0.005)
@@ -271,7 +271,7 @@ async def test_an_answer_for_which_there_is_no_memory_is_told_as_a_failure(
 ) -> None:
     scheduler = engine.models[0].scheduler
     sent = Sent(1, 1)
-    fronts[0].engine.resolve("m", None).scheduler.submit(sent.batch)
+    fronts[0].group.resolve("m", None).scheduler.submit(sent.batch)
     await until(lambda: bool(scheduler.batches))
     hoard = fronts[0].session._arena.take(4 * 2**20), fronts[0].session._arena.take(4 * 2**20)
     hoard += fronts[0].session._arena.take(4 * 2**20), fronts[0].session._arena.take(4 * 2**20)
@@ -292,7 +292,7 @@ async def test_a_scheduler_that_faults_costs_only_what_it_was_given(
     sent = Sent(1, 1)
     with monkeypatch.context() as patch:
         patch.setattr(engine.models[0].scheduler, "on_submit", lambda batch: 1 / 0)
-        fronts[0].engine.resolve("m", None).scheduler.submit(sent.batch)
+        fronts[0].group.resolve("m", None).scheduler.submit(sent.batch)
         await until(lambda: sent.releases == 1)
     assert sent.kinds == [EngineError, EngineError]
 
@@ -302,9 +302,9 @@ async def running_when_it_died(front: FrontSide, *sent: Sent) -> EngineSide:
     """Submits, has everything run, kills the engine process, and starts another one."""
     first = EngineSide(make_model())
     front.meet(first)
-    await until(lambda: front.engine.not_ready_reason() is None)
+    await until(lambda: front.group.not_ready_reason() is None)
     for one in sent:
-        front.engine.resolve("m", None).scheduler.submit(one.batch)
+        front.group.resolve("m", None).scheduler.submit(one.batch)
     scheduler = first.models[0].scheduler
     await until(lambda: len(scheduler.batches) == len(sent))
     while scheduler.begin() is not None:
@@ -344,7 +344,7 @@ async def test_a_last_try_that_waits_can_be_cancelled_and_expires() -> None:
     sent = Sent(1), Sent(1), Sent(1, deadlines=[now + 0.3]), Sent(1)
     engine = await running_when_it_died(front, *sent)
     scheduler = engine.models[0].scheduler
-    front.engine.cancel(sent[1].batch, 0)
+    sent[1].batch.state.cancel(0)
     await until(lambda: sent[1].releases == 1)
     await until(lambda: sent[2].kinds == [DeadlineExceeded])
     assert len(scheduler.batches) == 1

@@ -58,8 +58,8 @@ class Processes:
         await until(lambda: not self.front.engine.connected)
 
     async def resolve(self, name: str = "m") -> Any:
-        await until(lambda: self.front.engine.not_ready_reason() is None)
-        return self.front.engine.resolve(name, None)
+        await until(lambda: self.front.group.not_ready_reason() is None)
+        return self.front.group.resolve(name, None)
 
     async def arrive(self, model: EngineModel, batches: int = 1) -> None:
         await until(lambda: len(model.scheduler.batches) == batches)
@@ -99,7 +99,7 @@ async def test_what_waits_outlives_two_engine_processes_that_die_before_they_are
     for _ in range(2):
         processes.start(starting=True)
         late = Sent(1)
-        processes.front.engine.resolve("m", None).scheduler.submit(late.batch)
+        processes.front.group.resolve("m", None).scheduler.submit(late.batch)
         await asyncio.sleep(0.01)
         await processes.kill()
     last = processes.model()
@@ -141,15 +141,15 @@ async def test_a_model_that_did_not_come_back_is_told_and_forgotten(processes: P
     sent = Sent()
     model.scheduler.submit(sent.batch)
     engine = processes.start(starting=True)
-    await until(lambda: "being restarted" not in str(processes.front.engine.not_ready_reason()))
-    assert [found.name for found in processes.front.engine.models()] == ["a", "b"]
+    await until(lambda: "being restarted" not in str(processes.front.group.not_ready_reason()))
+    assert [found.name for found in processes.front.group.models()] == ["a", "b"]
     engine.models.append(processes.model("b"))
     engine.starting, engine.reason = False, None
     engine.fronts.publish()
     await until(lambda: sent.kinds == [UnknownVersion])
     assert sent.releases == 1
     with pytest.raises(UnknownModel):
-        processes.front.engine.resolve("a", None)
+        processes.front.group.resolve("a", None)
     assert {name for name, _ in processes.front.metrics._models} == {"b"}
     late = Sent()
     model.scheduler.submit(late.batch)
@@ -257,7 +257,7 @@ async def test_the_end_of_a_front_fails_and_releases_what_is_open(processes: Pro
     sent = Sent(1, 1)
     model.scheduler.submit(sent.batch)
     await processes.arrive(first)
-    processes.front.engine.close()
+    processes.front.group.close()
     assert (sent.kinds, sent.releases) == ([Draining, Draining], 1)
     await until(lambda: not first.scheduler.batches)
 
@@ -265,15 +265,15 @@ async def test_the_end_of_a_front_fails_and_releases_what_is_open(processes: Pro
 async def test_calls_end_with_the_engine_process(processes: Processes) -> None:
     processes.start(processes.model())
     await processes.resolve()
-    call = asyncio.create_task(processes.front.engine.load("m", 1))
+    call = asyncio.create_task(processes.front.group.load("m", 1))
     assert (await call).name == "m"
-    call = asyncio.create_task(processes.front.engine.unload("m"))
+    call = asyncio.create_task(processes.front.group.unload("m"))
     await asyncio.sleep(0)
     await processes.kill()
     with pytest.raises(EngineRestarting):
         await call
     with pytest.raises(EngineRestarting):
-        await processes.front.engine.load("m")
+        await processes.front.group.load("m")
 
 
 # --- nonsense -----------------------------------------------------------------------------------------

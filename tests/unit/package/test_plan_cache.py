@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from vernier.errors import PackageError
+from vernier.errors import EngineError, PackageError
 from vernier.package.plan_cache import PlanCache, cache_folder
 from vernier.package.plans import Target, fit
 
@@ -116,6 +117,36 @@ def test_two_processes_that_write_at_once_lose_nothing(cache: PlanCache) -> None
     assert {cache.read(entry) for entry in cache.plans()} == {
         str(n).encode() for n in [*range(10), *range(100, 110)]
     }
+
+
+def _builds(folder: Path, events: multiprocessing.Queue[str]) -> None:
+    with PlanCache(folder).build_turn(lambda: time.sleep(0.01)):
+        events.put("begin")
+        time.sleep(0.2)
+        events.put("end")
+
+
+def test_processes_build_one_after_the_other(cache: PlanCache) -> None:
+    """GPUs of one kind need the same plan, which the second process finds when its turn comes."""
+    context = multiprocessing.get_context("spawn")
+    events: multiprocessing.Queue[str] = context.Queue()
+    builders = [context.Process(target=_builds, args=(cache.folder, events)) for _ in range(3)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join(30)
+    assert [events.get(timeout=5) for _ in range(6)] == ["begin", "end"] * 3
+
+
+def test_a_turn_that_is_not_wanted_any_more_is_not_waited_for(cache: PlanCache) -> None:
+    def unloaded() -> None:
+        raise EngineError("unloaded")
+
+    other = PlanCache(cache.folder)
+    with cache.build_turn(unloaded), pytest.raises(EngineError, match="unloaded"), other.build_turn(unloaded):
+        pass
+    with cache.build_turn(unloaded):  # and it was given back
+        pass
 
 
 def test_the_cache_lies_beside_the_packages_unless_the_setting_says_otherwise() -> None:

@@ -34,6 +34,7 @@ async def test_a_front_that_is_to_end_before_it_has_started_ends(
         "settings": settings.model_dump(mode="json"),
         "index": 0,
         "fronts": 1,
+        "engines": 1,
         "listeners": 1,
         "clients": {},
     }
@@ -47,7 +48,7 @@ async def test_a_front_that_is_to_end_before_it_has_started_ends(
         front_end, engine_end = socket_pair()
         engine_end.close()
         fds = [create_memfd("shared", 4 * CHUNK_BYTES) for _ in range(3)]
-        control.send({"type": "engine"}, (front_end.detach(), *fds))
+        control.send({"type": "engine", "engine": 0}, (front_end.detach(), *fds))
     control.send({"type": "drain"})
     listener.close()
     await asyncio.wait_for(Front(theirs).run(), 20)

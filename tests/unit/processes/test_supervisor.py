@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.scheduling import until
 from vernier.border.channel import socket_pair
-from vernier.processes import supervisor as module
+from vernier.processes import places
 from vernier.processes.control import Child, Control
 from vernier.processes.supervisor import Supervisor
 from vernier.settings import Settings
@@ -56,7 +56,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
-    monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(places, "FIRST_PAUSE_S", 0.01)
     return made
 
 
@@ -77,15 +77,14 @@ async def end(supervisor: Supervisor) -> None:
     await asyncio.sleep(0.02)
     for fd in (
         supervisor._counts,
-        supervisor._room,
         supervisor._limits,
-        *[p.memory for p in supervisor._fronts],
+        *[p.memory for p in supervisor._places],
     ):
         os.close(fd)
 
 
-def make(fronts: int = 2) -> Supervisor:
-    return Supervisor(Settings(), fronts, [], [], ["a"])
+def make(fronts: int = 2, engines: int = 1) -> Supervisor:
+    return Supervisor(Settings(), fronts, engines, [], [], ["a"])
 
 
 async def test_the_engine_process_and_each_front_are_introduced_to_each_other(spawned: list[Any]) -> None:
@@ -113,7 +112,7 @@ async def test_a_front_that_has_lost_a_living_engine_process_gets_it_again(spawn
     for place in supervisor._places:
         await supervisor._start(place)
     engine, first, second = spawned
-    first.control.send({"type": "unconnected"})
+    first.control.send({"type": "unconnected", "engine": 0})
     await until(lambda: first.messages[-2:] == [("engine", 4)] * 2)
     await until(lambda: engine.messages.count(("front", 4)) == 3)
     assert second.messages.count(("engine", 4)) == 1
@@ -156,8 +155,8 @@ async def test_a_process_that_cannot_be_started_is_tried_again(spawned: list[Any
     engine, front = spawned
     spawned.append(OSError(11, "no process left"))
     engine.kill()
-    await until(lambda: supervisor._engine.running is None)
-    await until(lambda: supervisor._engine.running is not None)
+    await until(lambda: supervisor._engines[0].running is None)
+    await until(lambda: supervisor._engines[0].running is not None)
     spawned.append(OSError(11, "no process left"))
     front.kill()
     await until(lambda: isinstance(spawned[-1], FakeProcess) and ("engine", 4) in spawned[-1].messages)
@@ -182,7 +181,7 @@ async def test_a_start_without_descriptors_leaves_none_open(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "dup", exhausted)
-        supervisor._introduce(supervisor._fronts[0])
+        supervisor._introduce(supervisor._fronts[0], supervisor._engines[0])
     assert len(os.listdir("/proc/self/fd")) == before
     await end(supervisor)
 
