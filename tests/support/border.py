@@ -107,6 +107,7 @@ class FrontSide:
     Attributes:
         engine: the first one.
         session: of the engine process that was met last.
+        sessions: of each engine process, the last one.
     """
 
     def __init__(
@@ -123,19 +124,21 @@ class FrontSide:
         self.group = EngineGroup(self.arena, self.metrics, queue_limit, engines, **options)
         self.engine = self.group.engines[0]
         self.session: FrontSession | None = None
+        self.sessions: dict[int, FrontSession] = {}
 
     def meet(self, engine: EngineSide, chunks: int = 4, join: bool = True, number: int = 0) -> FrontSession:
         """A new engine process is there."""
         front_end, engine_end = socket_pair()
         answers = create_memfd("answers", chunks * arenas.CHUNK_BYTES)
         running = create_memfd("running", RUNNING_BYTES)
-        self.session = FrontSession(
+        session = FrontSession(
             engine.fronts, engine_end, os.dup(self.memory), os.dup(answers), os.dup(running)
         )
+        self.session = self.sessions[number] = session
         self.group.engines[number].attach(front_end, answers, running, os.dup(engine.room_fd))
         if join:
-            engine.fronts.join(self.session)
-        return self.session
+            engine.fronts.join(session)
+        return session
 
     @property
     def free_chunks(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -18,10 +19,10 @@ from tests.support.border_engine import (
     factor,
     numbers_of,
 )
-from tests.support.border_requests import Batch, Expectations, Request
+from tests.support.border_requests import Batch, EnginePlace, Expectations, Request
 from tests.support.virtual_loop import VirtualLoop
 from vernier.border import arena as arenas
-from vernier.border import placement
+from vernier.border import placement, remote
 from vernier.border.batch import RequestBatch
 from vernier.errors import (
     NotReady,
@@ -43,7 +44,7 @@ class Simulation(Expectations):
         kept: answers that somebody holds on to.
     """
 
-    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, loop: VirtualLoop, engines: int = 1) -> None:
         self.random = Random(seed)
         self.loop = loop
         self.changes = self.deaths = 0
@@ -51,11 +52,8 @@ class Simulation(Expectations):
         self.requests: list[Request] = []
         self.open: list[Batch] = []
         self.batches: list[Batch] = []
-        self.engine: EngineSide | None = None
-        self.coming = 0.0
-        self.later: list[EngineModel] = []
+        self.places = [EnginePlace(number) for number in range(engines)]
         self.stalled: list[Callable[[], None]] = []
-        self.tasks: list[asyncio.Task[None]] = []
         self.held_limit = self.random.choice([5, 40, 10**6])
         self.queue_limit = self.random.choice([5, 40, 10**6])
         self.chunks = self.random.choice([1, 8, 32])
@@ -64,13 +62,14 @@ class Simulation(Expectations):
         loop.set_exception_handler(self._fault)
         self.faults: list[dict[str, Any]] = []
         self.fronts = [self._front() for _ in range(self.random.randint(1, 3))]
-        self._start_engine()
+        for place in self.places:
+            self._start_engine(place)
 
     def _fault(self, loop: Any, context: dict[str, Any]) -> None:
         self.faults.append(context)
 
-    # --- the engine process -----------------------------------------------------------------------
-    def _model(self, name: str, version: int = 1) -> EngineModel:
+    # --- engine processes ------------------------------------------------------------------------
+    def _model(self, place: EnginePlace, name: str, version: int = 1) -> EngineModel:
         size = self.shapes[name]
         manifest = arithmetic_manifest(
             name,
@@ -79,12 +78,12 @@ class Simulation(Expectations):
             outputs=[{"name": n, "dtype": "float32", "shape": ["batch", size]} for n in ("y", "z")],
             variants={p: {"precision": p, "files": ["fp32.onnx"]} for p in PRECISIONS},
         )
-        loaded = PRECISIONS if self.reduced else PRECISIONS[:1]
+        loaded = PRECISIONS if place.reduced else PRECISIONS[:1]
         scheduler = ManualScheduler(factor(name, version), self.loop.time, loaded, self.queue_limit)
-        scheduler.on_submit = self._on_submit
+        scheduler.on_submit = partial(self._on_submit, place)
         return EngineModel(manifest, scheduler, loaded)
 
-    def _on_submit(self, batch: RequestBatch) -> None:
+    def _on_submit(self, place: EnginePlace, batch: RequestBatch) -> None:
         if batch.deadlines is not None and min(batch.deadlines) <= self.loop.now and len(batch) == 1:
             return  # it will not run
         numbers = numbers_of(batch)
@@ -92,57 +91,57 @@ class Simulation(Expectations):
         assert max(tries) < 2, "a request that ran at two deaths ran again"
         if max(tries) == 1:
             assert len(numbers) == 1, "a suspect had company in its batch"
-            assert self.engine is not None
-            for model in self.engine.models:
+            for model in place.engine.models if place.engine else ():
                 for other in model.scheduler.batches:
                     for number in numbers_of(other) - numbers:
-                        assert self.requests[number].running_deaths == 0 or not self._was_tried(number), (
+                        assert self.requests[number].running_deaths == 0 or number not in place.tried, (
                             "two suspects ran at a time"
                         )
-            self.tried.update(numbers)
+            place.tried.update(numbers)
 
-    def _was_tried(self, number: int) -> bool:
-        return number in self.tried
-
-    def _start_engine(self) -> None:
+    def _start_engine(self, place: EnginePlace) -> None:
         names = list(NAMES)
         if self.deaths and self.random.random() < 0.3:
             names.remove(self.random.choice(names))
             self.changes += 1
         if self.deaths and self.random.random() < 0.3:
-            changed = self.random.choice(NAMES)
-            self.shapes[changed] = 5 - self.shapes[changed]
+            self._change_shape(self.random.choice(NAMES))
             self.changes += 1
         self.random.shuffle(names)
-        self.reduced = self.random.random() < 0.8  # whether int8 is loaded
-        self.tried: set[int] = set()
-        self.later = [self._model(name) for name in names]
-        self.engine = EngineSide()
-        self.ready = 10**9  # the catalogue that holds all models
-        self.engine.starting = True
-        self.engine.reason = "loading"
-        self.engine.awaited = {name: [1] for name in names}
+        place.reduced = self.random.random() < 0.8
+        place.tried = set()
+        place.later = [self._model(place, name) for name in names]
+        place.engine = EngineSide()
+        place.ready = 10**9
+        place.engine.starting = True
+        place.engine.reason = "loading"
+        place.engine.awaited = {name: [1] for name in names}
         for front in self.fronts:
-            front.meet(self.engine, self.random.choice([1, 8, 32]))
+            front.meet(place.engine, self.random.choice([1, 8, 32]), number=place.number)
 
-    def _load_next(self) -> None:
-        engine = self.engine
+    def _change_shape(self, name: str) -> None:
+        """Two engine processes serve the same."""
+        if len(self.places) == 1:
+            self.shapes[name] = 5 - self.shapes[name]
+
+    def _load_next(self, place: EnginePlace) -> None:
+        engine = place.engine
         assert engine is not None
-        if self.later:
-            model = self.later.pop()
+        if place.later:
+            model = place.later.pop()
             engine.models.append(model)
             del engine.awaited[model.name]
-        if not self.later:
+        if not place.later:
             engine.starting, engine.reason = False, None
         engine.fronts.publish()
         if not engine.starting:
-            self.ready = engine.fronts._generation
+            place.ready = engine.fronts._generation
 
-    def _kill_engine(self) -> None:
-        engine = self.engine
+    def _kill_engine(self, place: EnginePlace) -> None:
+        engine = place.engine
         assert engine is not None
         self.count("death")
-        for model in self._all_models():
+        for model in place.models:
             for batch in model.scheduler.begun:
                 for number in numbers_of(batch):
                     request = self.requests[number]
@@ -152,29 +151,27 @@ class Simulation(Expectations):
         for session in list(engine.fronts._sessions):
             kill(session)
         engine.fronts._sessions.clear()
-        for task in self.tasks:
+        for task in place.tasks:
             task.cancel()
-        self.tasks.clear()
+        place.tasks.clear()
         engine.fronts.last_tries._waiting.clear()
         engine.close()
-        self.leaving.clear()
-        self.engine = None
-        self.coming = self.loop.now + self.random.choice([0.0, 0.0, 0.01, 0.1])
-
-    leaving: list[EngineModel]
+        place.leaving.clear()
+        place.engine = None
+        place.coming = self.loop.now + self.random.choice([0.0, 0.0, 0.01, 0.1])
 
     def _all_models(self) -> list[EngineModel]:
-        return [*(self.engine.models if self.engine else ()), *self.leaving]
+        return [model for place in self.places for model in place.models]
 
-    def _step_engine(self) -> None:
-        engine, random = self.engine, self.random
+    def _step_engine(self, place: EnginePlace) -> None:
+        engine, random = place.engine, self.random
         if engine is None:
-            if self.loop.now >= self.coming:
-                self._start_engine()
+            if self.loop.now >= place.coming:
+                self._start_engine(place)
             return
-        models = self._all_models()
+        models = place.models
         if not models:
-            self._load_next()
+            self._load_next(place)
             return
         scheduler = random.choice(models).scheduler
         choice = random.random()
@@ -183,19 +180,19 @@ class Simulation(Expectations):
             if execution is not None and random.random() < 0.7:
                 numbers = numbers_of(execution.batch)
                 if any(self.requests[number].poisonous for number in numbers):
-                    self._kill_engine()
+                    self._kill_engine(place)
                     return
         elif scheduler.running:
             scheduler.finish(random.choice(scheduler.running))
         if engine.starting and random.random() < 0.6:
-            self._load_next()
-        for model in list(self.leaving):
+            self._load_next(place)
+        for model in list(place.leaving):
             if model.scheduler.draining and not model.scheduler.batches:
-                self.leaving.remove(model)
+                place.leaving.remove(model)
 
-    def _change_catalogue(self) -> None:
+    def _change_catalogue(self, place: EnginePlace) -> None:
         """Unloads, loads or reloads a model, as a repository does."""
-        engine, random = self.engine, self.random
+        engine, random = place.engine, self.random
         if engine is None or engine.starting:
             return
         self.count("change")
@@ -203,12 +200,12 @@ class Simulation(Expectations):
         served = next((model for model in engine.models if model.name == name), None)
         if served is None or random.random() < 0.5:
             if served is not None and random.random() < 0.5:
-                self.shapes[name] = 5 - self.shapes[name]
-            engine.models.append(self._model(name))
+                self._change_shape(name)
+            engine.models.append(self._model(place, name))
         if served is not None:
             engine.models.remove(served)
-            self.leaving.append(served)
-            self.tasks.append(self.loop.create_task(self._retire(engine, served)))
+            place.leaving.append(served)
+            place.tasks.append(self.loop.create_task(self._retire(engine, served)))
             self.changes += 1
         if random.random() < 0.5:  # else a while later
             engine.fronts.publish()
@@ -219,8 +216,7 @@ class Simulation(Expectations):
 
     # --- fronts -----------------------------------------------------------------------------------
     def _front(self) -> FrontSide:
-        self.leaving = getattr(self, "leaving", [])
-        return FrontSide(self.chunks, self.held_limit, self.loop.time)
+        return FrontSide(self.chunks, self.held_limit, self.loop.time, len(self.places))
 
     def _kill_front(self) -> None:
         self.count("front death")
@@ -228,30 +224,23 @@ class Simulation(Expectations):
         front = self.fronts[at]
         self._forget(front)
         self.fronts[at] = fresh = self._front()
-        if self.engine is not None:
-            fresh.meet(self.engine)
+        for place in self.places:
+            if place.engine is not None:
+                fresh.meet(place.engine, number=place.number)
 
     def _forget(self, front: FrontSide) -> None:
         """It dies with all of its requests."""
-        engine = front.engine
-        if engine._channel is not None:
-            kill(engine)  # type: ignore[arg-type]
-        for handle in (engine._expiring, engine._answers and engine._answers._timer):
-            if handle is not None:
-                handle.cancel()
+        for engine in front.group.engines:
+            engine.others = ()
+            if engine._channel is not None:
+                kill(engine)  # type: ignore[arg-type]
+            for handle in (engine._expiring, engine._answers and engine._answers._timer):
+                if handle is not None:
+                    handle.cancel()
         os.close(front.memory)
         self.open = [batch for batch in self.open if batch.requests[0].front is not front]
         self.batches = [batch for batch in self.batches if batch.requests[0].front is not front]
         self.kept = [kept for kept in self.kept if kept[0].front is not front]
-
-    def _is_up_to_date(self, front: FrontSide) -> bool:
-        """Whether a front knows what is served."""
-        engine, session = self.engine, front.session
-        if engine is None or engine.starting or session is None:
-            return False
-        told = [entry["number"] for entry in engine.fronts._told["models"]]
-        served = [engine.fronts._number.get(id(model)) for model in engine.models]
-        return session.taken == engine.fronts._generation and told == served
 
     def _submit(self) -> None:
         random = self.random
@@ -263,7 +252,7 @@ class Simulation(Expectations):
         deadline_s = random.choice([None, None, 0.005, 0.05, 1.0])
         precision = random.choice([None, None, *PRECISIONS])
         count = random.choice([1, 1, 1, 2, 5, 30])
-        changes = self.changes if self._is_up_to_date(front) else -1
+        changes = self.changes if all(place.is_known_to(front) for place in self.places) else -1
         size = model.signature.inputs["x"].shape[1]
         requests, arrays = [], []
         for _ in range(count):
@@ -320,7 +309,8 @@ class Simulation(Expectations):
             self.stalled.pop()()
             return
         front = self.random.choice(self.fronts)
-        channels = [front.engine._channel, front.session and front.session._channel]
+        channels = [engine._channel for engine in front.group.engines]
+        channels += [session._channel for session in front.sessions.values()]
         open_ends = [channel for channel in channels if channel is not None and not channel.closed]
         if open_ends:
             self.stalled.append(stall(self.random.choice(open_ends)))
@@ -339,19 +329,21 @@ class Simulation(Expectations):
             elif choice < 0.36:
                 self._cancel()
             elif choice < 0.8:
-                self._step_engine()
+                self._step_engine(random.choice(self.places))
             elif choice < 0.9:
                 self.loop.now += random.choice([0.0001, 0.001, 0.02])
-                if self.engine is not None and not self.engine.starting:
-                    self.engine.fronts.publish()
+                for place in self.places:
+                    if place.engine is not None and not place.engine.starting:
+                        place.engine.fronts.publish()
                 self._expire()
             elif choice < 0.93:
                 self._stall()
             elif choice < 0.95:
-                self._change_catalogue()
+                self._change_catalogue(random.choice(self.places))
             elif choice < 0.96:
-                if self.engine is not None:
-                    self._kill_engine()
+                place = random.choice(self.places)
+                if place.engine is not None:
+                    self._kill_engine(place)
             elif choice < 0.965:
                 self._kill_front()
             elif self.kept:
@@ -366,11 +358,12 @@ class Simulation(Expectations):
         for go_on in self.stalled:
             go_on()
         for _ in range(10_000):
-            self._step_engine()
-            if self.engine is not None and self.engine.starting:
-                self._load_next()
-            elif self.engine is not None:
-                self.engine.fronts.publish()
+            for place in self.places:
+                self._step_engine(place)
+                if place.engine is not None and place.engine.starting:
+                    self._load_next(place)
+                elif place.engine is not None:
+                    place.engine.fronts.publish()
             for model in self._all_models():
                 for execution in list(model.scheduler.running):
                     model.scheduler.finish(execution)
@@ -384,10 +377,12 @@ class Simulation(Expectations):
             self.check(*self.kept.pop())
         await asyncio.sleep(1)
         for front in self.fronts:
-            assert front.engine.open_requests == 0
-            assert not front.engine._open
-            assert len(front.engine._held) == front.engine._held.rows == 0
-            assert front.session is None or not front.session._unread, "memory of answers was lost"
+            for engine in front.group.engines:
+                assert engine.open_requests == engine.open_rows == 0
+                assert not engine._open
+                assert len(engine._held) == engine._held.rows == 0
+            for session in front.sessions.values():
+                assert session._channel.closed or not session._unread, "memory of answers was lost"
             for metrics in front.metrics._models.values():
                 totals = metrics.totals()
                 assert totals.pop("admitted") == sum(totals.values())
@@ -399,27 +394,27 @@ class Simulation(Expectations):
             assert free == self.chunks, f"{self.chunks - free} chunks of an arena are in use for ever"
 
     def _quiet(self) -> bool:
-        engine = self.engine
-        if engine is None or engine.starting or any(model.scheduler.batches for model in self._all_models()):
-            return False
-        return all(batch.releases for batch in self.batches)
+        running = all(place.engine is not None and not place.engine.starting for place in self.places)
+        waiting = any(model.scheduler.batches for model in self._all_models())
+        return running and not waiting and all(batch.releases for batch in self.batches)
 
     def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        if self.engine is not None:
-            self.engine.close()
+        for place in self.places:
+            for task in place.tasks:
+                task.cancel()
+            if place.engine is not None:
+                place.engine.close()
         for front in self.fronts:
             front.close()
 
 
-def simulate(seed: int, steps: int) -> dict[str, int]:
+def simulate(seed: int, steps: int, engines: int = 1) -> dict[str, int]:
     """Plays a run; AssertionError when anything is not as it must be. Returns how often what happened."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
 
     async def play() -> dict[str, int]:
-        simulation = Simulation(seed, loop)
+        simulation = Simulation(seed, loop, engines)
         try:
             await simulation.run(steps)
         finally:
@@ -431,6 +426,7 @@ def simulate(seed: int, steps: int) -> dict[str, int]:
         with (
             patch.multiple(arenas, CHUNK_BYTES=_CHUNK, MAX_BYTES=_CHUNK),
             patch.object(placement, "MAX_BYTES", _CHUNK),
+            patch.object(remote, "_SUSPECTS_WAIT_S", 0.05),
         ):
             return loop.run_until_complete(play())
     finally:

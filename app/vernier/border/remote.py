@@ -192,9 +192,9 @@ class RemoteEngine:
 
     def _hand_over(self) -> None:
         """Gives to other engine processes what waits for this one, if it does not have the model."""
-        suspects_too = self._clock() >= self._lost_at + _SUSPECTS_WAIT_S
+        may_come_back = self.catalogue.starting and self._clock() < self._lost_at + _SUSPECTS_WAIT_S
         for part in self._held.in_order() if self.others else ():
-            if (part.tries and not suspects_too) or self.has(part.whole.model):
+            if (part.tries and may_come_back) or self.has(part.whole.model):
                 continue
             taking = [other for other in self.others if other._has_room_for(part)]
             if taking:
@@ -359,6 +359,7 @@ class RemoteEngine:
         if kind == "catalogue":
             self.catalogue.take(message)
             self._write(wire.write_json({"type": "taken", "generation": message["generation"]}))
+            self._hand_over()
             self._send_held()
             self._on_change()
         elif kind == "result":
