@@ -15,7 +15,6 @@ from vernier.engine.base import Executor, default_buckets
 from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
-from vernier.serving.deference import Deference
 from vernier.serving.padding import BatchLayout
 from vernier.serving.scheduler import Scheduler
 from vernier.serving.sharing import Device
@@ -119,7 +118,6 @@ async def serving(
     inline: bool = False,
     largest: int = 8,
     device: Device | None = None,
-    deference: Deference | None = None,
 ) -> AsyncIterator[Scheduler]:
     """A started scheduler; at the end everything is drained and every slot closed."""
     first = executors[0]
@@ -134,7 +132,6 @@ async def serving(
         policy or Policy(),
         slots,
         metrics,
-        deference=deference,
         inline=inline,
     )
     await scheduler.started()

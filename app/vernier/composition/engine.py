@@ -17,7 +17,6 @@ from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache, cache_folder
-from vernier.serving.deference import Deference
 from vernier.serving.lifecycle import Lifecycle
 from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
 from vernier.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
@@ -47,16 +46,13 @@ def create_repository(
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, loader.runtime)
-        return await start_scheduler(
-            settings, options, manifest, engines, counted, device, deference, at_once
-        )
+        return await start_scheduler(settings, options, manifest, engines, counted, device, at_once)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
     device = shared_device(settings, loader.runtime)
-    deference = Deference()
     return Repository(
         settings.engines_dir,
         loader,
@@ -154,7 +150,6 @@ async def start_scheduler(
     engines: LoadedEngines,
     metrics: ModelMetrics,
     device: Device,
-    deference: Deference | None = None,
     at_once: bool = True,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
@@ -174,7 +169,6 @@ async def start_scheduler(
         metrics,
         curves=expected_curves(manifest, engines),
         device=device,
-        deference=deference,
         clock=time.monotonic,
         at_once=at_once,
     )

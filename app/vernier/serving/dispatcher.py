@@ -17,11 +17,10 @@ from vernier.errors import DeviceFailed, EngineError
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher, Numbers
 from vernier.serving.batching import Slots
-from vernier.serving.deference import Deference
 from vernier.serving.execution import Execution
 from vernier.serving.inline import PLACE as INLINE_PLACE
 from vernier.serving.inline import Inline
-from vernier.serving.request_queue import Lane
+from vernier.serving.request_queue import BatchQueue
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
 from vernier.serving.sharing import Device
@@ -39,7 +38,6 @@ class Dispatcher:
     Args:
         hire: makes the workers, who report to the listener that it is given.
         device: shares the device's workers fairly with other models; None for a device of one's own.
-        deference: of this thread to the workers.
         clock: monotonic, in seconds.
 
     Attributes:
@@ -58,7 +56,6 @@ class Dispatcher:
         metrics: ModelMetrics,
         clock: Callable[[], float],
         device: Device | None = None,
-        deference: Deference | None = None,
     ) -> None:
         self._batcher = batcher
         self._queue = batcher.queue
@@ -68,7 +65,6 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._device = device
-        self._deference = deference
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -161,17 +157,16 @@ class Dispatcher:
         if self._results.settle(execution, now):
             self.pump_soon()
 
-    def _inline_rows(self, lane: Lane, now: float) -> int:
-        """How many rows of the lane should run on this thread; 0 for none."""
-        if lane.precision not in self._inline.slots:
+    def _inline_rows(self, batch_queue: BatchQueue, now: float) -> int:
+        """How many rows of the batch queue should run on this thread; 0 for none."""
+        if batch_queue.precision not in self._inline.slots:
             return 0
-        curve = self._batcher.curve(lane.precision, lane.shape)
-        return self._inline.rows(lane.precision, lane.shape, curve, now)
+        curve = self._batcher.curve(batch_queue.precision, batch_queue.shape)
+        return self._inline.rows(batch_queue.precision, batch_queue.shape, curve, now)
 
     def _slots(self) -> Slots:
         crew = self.crew
-        next_free = min([execution.ends for execution in crew.running], default=None)
-        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), next_free)
+        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy))
 
     # --- out --------------------------------------------------------------------------------------
     def execution_finished(self, execution: Execution) -> None:
@@ -181,13 +176,7 @@ class Dispatcher:
         if self._device is not None:
             self._device.ended(self, execution.predicted_s, seconds)
         self._settle(execution, now)
-        if self._defers() and not self._batcher.fills_batch(self.crew.size):
-            self.pump_soon()  # the loop is about to read requests that have waited for it, and can fill the batch
-        else:
-            self._pump()  # the slot gets its next batch first; the pump then delivers the answers
-
-    def _defers(self) -> bool:
-        return self._deference is not None and self._deference.active
+        self._pump()  # the slot gets its next batch first; the pump then delivers the answers
 
     def execution_lost(self, execution: Execution, error: EngineError) -> None:
         if self._device is not None:
@@ -204,7 +193,7 @@ class Dispatcher:
 
     # --- time -------------------------------------------------------------------------------------
     def _set_timer(self, now: float, wake: float | None) -> None:
-        """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
+        """Wakes the pump for a batch queue that waits, and for the next deadline of what waits or runs."""
         if wake is None and not self._queue.requests and not self.crew.busy:
             return
         times = [execution.deadline for execution in self.crew.running]

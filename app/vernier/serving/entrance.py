@@ -16,7 +16,6 @@ from vernier.errors import (
 )
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
-from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
 from vernier.serving.inline import Inline
 from vernier.serving.request_tracker import RequestTracker
@@ -42,7 +41,6 @@ class Entrance:
         dispatcher: Dispatcher,
         metrics: ModelMetrics,
         clock: Callable[[], float],
-        deference: Deference | None,
         at_once: bool,
     ) -> None:
         self.draining = False
@@ -56,7 +54,6 @@ class Entrance:
         self._crew = dispatcher.crew
         self._metrics = metrics
         self._clock = clock
-        self._deference = deference
         self._at_once = at_once
 
     def submit(self, batch: RequestBatch) -> None:
@@ -141,12 +138,12 @@ class Entrance:
         if closed is not None:  # the device was lost when the first of the batch ran
             self._refuse(batch, range(start, stop), closed)
             return
-        refused = self._batcher.admit(batch, start, stop, now, self._free_at, self._earliest(now))
+        refused = self._batcher.admit(batch, start, stop, now, self._free_at)
         admitted = stop - start
         for requests, error in refused:
             admitted -= len(requests)
             self._tracker.refused(batch, requests, error)
-            self._count_refused(error, len(requests), now)
+            self._count_refused(error, len(requests))
         if admitted:
             self._tracker.admitted(admitted)
             self._dispatcher.show()
@@ -167,24 +164,19 @@ class Entrance:
         if self._crew.idle and not self._queue.requests:
             return None  # it would start at once; the batcher says so too, but takes longer
         now = self._clock()
-        return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
+        return self._batcher.refusal(precision, priority, deadline, now, self._free_at)
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
         """See `Scheduler.refused`."""
         if isinstance(error, QueueFull):
             self._batcher.rate.add(count * rows)
-            self._count_refused(error, count, self._clock())
+            self._count_refused(error, count)
         else:
             self._metrics.rejected(error.code, count)
 
-    def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
+    def _count_refused(self, error: QueueFull, count: int) -> None:
         self._metrics.rejected(error.reason, count)
         self._dispatcher.retry_after_s = error.retry_after_s
-        if self._deference is not None and self._crew.busy:
-            self._deference.refused(now)
-
-    def _earliest(self, now: float) -> float:
-        return now if self._deference is None else self._deference.earliest(now)
 
     def _closed(self) -> VernierError | None:
         """Why nothing is admitted any more; None while something is."""

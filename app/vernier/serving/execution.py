@@ -7,8 +7,8 @@ from time import perf_counter
 
 from vernier.engine.base import Slot, StageTimes
 from vernier.errors import EngineError, VernierError
-from vernier.serving.padding import BatchLayout, ShapeKey
-from vernier.serving.span import Part
+from vernier.serving.padding import BatchLayout
+from vernier.serving.span import Part, ShapeKey
 from vernier.tensors import Array, Arrays, is_finite
 
 #: The variant that is never retried: what it answers is the model's answer, finite or not.
@@ -21,7 +21,7 @@ class Execution:
     Attributes:
         parts: whose rows, in order.
         place: number of the device that it runs on, of those that the executors span.
-        precision, shape: of the lane that its requests waited in.
+        precision, shape: of the batch queue that its requests waited in.
         rows, bucket: useful rows, and rows after padding.
         reason: why it was dispatched.
         deadline: when the first of its requests will be given up.

@@ -16,13 +16,12 @@ import numpy as np
 
 from vernier.engine.base import default_buckets
 from vernier.package.manifest import Manifest, SequenceDim
-from vernier.serving.span import Part
+from vernier.serving.span import Part, ShapeKey
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
 #: Outputs of a batch up to this size are copied together.
 _SMALL_BYTES = 65536
 
-ShapeKey = tuple[int, ...]
 Shapes = dict[str, tuple[int, ...]]
 
 

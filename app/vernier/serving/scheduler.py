@@ -21,7 +21,6 @@ from vernier.errors import Draining, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
-from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
 from vernier.serving.entrance import Entrance
 from vernier.serving.inline import Inline
@@ -50,7 +49,6 @@ class Scheduler:
         curves: precision → bucket → seconds measured before, perhaps on another machine; what is measured at
             start wins, and scales the rest.
         device: shares the device's workers fairly with other models; None for a device of one's own.
-        deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
         at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
@@ -72,7 +70,6 @@ class Scheduler:
         *,
         curves: Mapping[str, Mapping[int, float]] | None = None,
         device: Device | None = None,
-        deference: Deference | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
         at_once: bool = True,
@@ -92,9 +89,6 @@ class Scheduler:
         self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
-        self._deference = deference
-        if deference is not None:
-            deference.join(self, policy.objective_s)
 
         def hire(listener: Listener) -> Crew:
             return Crew(name, executors, slots, listener, self._warm_up, self._probe)
@@ -108,7 +102,6 @@ class Scheduler:
             metrics,
             self._clock,
             device,
-            deference,
         )
         self._crew = self._dispatcher.crew
         self._entrance = Entrance(
@@ -119,7 +112,6 @@ class Scheduler:
             self._dispatcher,
             metrics,
             self._clock,
-            deference,
             at_once,
         )
         metrics.set_latency_objective(policy.objective_s)
@@ -302,8 +294,6 @@ class Scheduler:
             self._fail_rest()
         await self._crew.close(max(0.1, ends - self._clock()))
         self._dispatcher.close()
-        if self._deference is not None:
-            self._deference.leave(self)
         self._inline.close()
         self._dispatcher.show()
 

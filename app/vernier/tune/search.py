@@ -30,7 +30,6 @@ from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest
-from vernier.serving.deference import Deference
 from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
 from vernier.serving.scheduler import Scheduler
 from vernier.settings import ModelSettings, Settings
@@ -117,7 +116,6 @@ class _Search:
         self._settings = settings
         self._metrics = Metrics(CollectorRegistry(), "tuning")
         self._runtime = self._loader(settings).runtime
-        self._deference = Deference()
         on_cpu = self._runtime == OnnxRuntimeLoader.runtime
         in_force = model_settings(settings, manifest, self._runtime)
         layout = batch_layout(manifest, in_force)
@@ -273,9 +271,7 @@ class _Search:
         options = model_settings(settings, manifest, self._runtime)
         metrics = ModelMetrics(manifest.name, str(manifest.version))
         device = shared_device(settings, self._runtime)
-        scheduler, monitor = await start_scheduler(
-            settings, options, manifest, engines, metrics, device, self._deference
-        )
+        scheduler, monitor = await start_scheduler(settings, options, manifest, engines, metrics, device)
         try:
             yield scheduler, metrics
         finally:
