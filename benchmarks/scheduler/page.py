@@ -105,8 +105,8 @@ def _throughput(part: Mapping[str, Any]) -> str:
     )
     text = (
         "Closed loop, rows per second: requests of one row on four times as many connections as a batch has rows, and "
-        "requests of a whole batch on four connections. What is missing beside the bare session is what HTTP costs on the "
-        "same core."
+        "requests of a whole batch on four connections. What is missing beside the bare session is what HTTP costs on "
+        "the same core."
     )
     return f"## Throughput\n\n{text} {_measured(part)}\n\n{_table(head, rows)}"
 

@@ -17,7 +17,7 @@ from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.padding import BatchLayout
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 
 
 def x(rows: int = 1, start: float = 0.0) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ async def serving(
     slots: int = 1,
     inline: bool = False,
     largest: int = 8,
-    device: Device | None = None,
+    device: DeviceScheduler | None = None,
 ) -> AsyncIterator[Scheduler]:
     """A started scheduler; at the end everything is drained and every slot closed."""
     first = executors[0]

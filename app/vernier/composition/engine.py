@@ -11,7 +11,7 @@ from vernier.accuracy import spread_of
 from vernier.cores import available_cores
 from vernier.engine.nvml import GpuCollector, Nvml
 from vernier.engine.plan_source import BuilderProcess
-from vernier.engine.ready import PlanEvent
+from vernier.engine.validated import PlanEvent
 from vernier.errors import EngineError
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
@@ -24,7 +24,7 @@ from vernier.serving.padding import BatchLayout
 from vernier.serving.precision import REFERENCE, LiveBudget, MonitorOptions, PrecisionMonitor
 from vernier.serving.repository import Repository
 from vernier.serving.scheduler import Policy, Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.settings import ModelSettings, Settings, SettingsError
 
 logger = logging.getLogger("vernier")
@@ -63,12 +63,12 @@ def create_repository(
     )
 
 
-def shared_device(settings: Settings, runtime: str) -> Device:
+def shared_device(settings: Settings, runtime: str) -> DeviceScheduler:
     """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
     on_cpu = runtime == OnnxRuntimeLoader.runtime
     asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
     at_once = max(available_cores() if on_cpu else DEFAULT_GPU_SLOTS, *asked)
-    return Device(at_once * (1 if on_cpu else len(settings.devices)))
+    return DeviceScheduler(at_once * (1 if on_cpu else len(settings.devices)))
 
 
 def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
@@ -149,7 +149,7 @@ async def start_scheduler(
     manifest: Manifest,
     engines: LoadedEngines,
     metrics: ModelMetrics,
-    device: Device,
+    device: DeviceScheduler,
     at_once: bool = True,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""

@@ -35,7 +35,7 @@ RUNTIME = "onnxruntime"
 #: x86's instructions that multiply bytes and sum without saturating on the way.
 _VNNI = frozenset(("avx512_vnni", "avx_vnni"))
 _PROVIDERS = ["CPUExecutionProvider"]
-_FATAL_ONLY = 4  # severity: what goes wrong is raised, and logged by whoever handles it
+_FATAL_ONLY = 4  # severity: what goes wrong is raised, and logged by its handler
 
 #: ONNX Runtime's exceptions share no base class of their own, so they are collected from its module;
 #: the last three are what its bindings raise for arguments they cannot take.
@@ -219,7 +219,7 @@ class OnnxRuntimeSlot(Slot):
         self._memory: Dict[str, Array] = {}
         self._views: Dict[Tuple[Tuple[int, ...], ...], Arrays] = {}
         self._staged: Arrays = {}
-        self._in_place = False  # whether `_staged` is somebody else's memory
+        self._in_place = False  # whether `_staged` is not the slot's own memory
         self._times = StageTimes()
         self._guard = ConflictGuard("an ONNX Runtime slot")
 

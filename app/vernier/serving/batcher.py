@@ -27,10 +27,10 @@ from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
 from vernier.serving.padding import BatchLayout
 from vernier.serving.request_queue import BatchQueue, RequestQueue
-from vernier.serving.span import Part, ShapeKey, Span, alike, runs
+from vernier.serving.span import ExecutionPart, ShapeKey, Span, alike, runs
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
-_MOST_CURVES = 64
+_MAX_CURVES = 64
 
 #: Requests of one batch, by their numbers.
 Numbers = tuple[RequestBatch, Sequence[int]]
@@ -110,7 +110,7 @@ class Batcher:
         found = self._curves.get(key)
         if found is None:
             base = self._curves[precision, None]
-            if len(self._curves) >= _MOST_CURVES:
+            if len(self._curves) >= _MAX_CURVES:
                 return base
             found = base.copy(layout.weight(shape) / layout.weight(layout.typical))
             self._curves[key] = found
@@ -332,11 +332,11 @@ class Batcher:
         state.shape = self.layout.shape_key(batch.inputs)
         span = self._span(batch, requests, now + self._patience_s)
         self.rate.add(span.rows)
-        parts = [Part(batch, span, span.first, span.rows)]
+        parts = [ExecutionPart(batch, span, span.first, span.rows)]
         return self._execution(batch.precision or self.precision, state.shape, parts, IDLE, now)
 
     def _execution(
-        self, precision: str, shape: ShapeKey, parts: list[Part], reason: str, now: float
+        self, precision: str, shape: ShapeKey, parts: list[ExecutionPart], reason: str, now: float
     ) -> Execution:
         rows = 0
         for part in parts:

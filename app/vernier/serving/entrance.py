@@ -51,7 +51,7 @@ class Entrance:
         self._tracker = tracker
         self._inline = inline
         self._dispatcher = dispatcher
-        self._crew = dispatcher.crew
+        self._pool = dispatcher.pool
         self._metrics = metrics
         self._clock = clock
         self._at_once = at_once
@@ -127,7 +127,7 @@ class Entrance:
         layout = self._layout
         if not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
-        if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
+        if layout.kind != "dynamic" or layout.dims or self._pool.gone is not None:
             return 0
         precision = precision or self._batcher.precision
         return self._inline.room(precision, (), self._batcher.curve(precision, ()))
@@ -147,7 +147,7 @@ class Entrance:
         if admitted:
             self._tracker.admitted(admitted)
             self._dispatcher.show()
-            if self._crew.idle or self._inline.slots or batch.deadlines is not None:
+            if self._pool.idle or self._inline.slots or batch.deadlines is not None:
                 self._dispatcher.pump_soon()
 
     def _refuse(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
@@ -161,7 +161,7 @@ class Entrance:
         closed = self._closed()
         if closed is not None:
             return closed
-        if self._crew.idle and not self._queue.requests:
+        if self._pool.idle and not self._queue.requests:
             return None  # it would start at once; the batcher says so too, but takes longer
         now = self._clock()
         return self._batcher.refusal(precision, priority, deadline, now, self._free_at)
@@ -182,7 +182,7 @@ class Entrance:
         """Why nothing is admitted any more; None while something is."""
         if self.draining:
             return Draining(f"model '{self._name}' is being taken out of service; send the request again")
-        if self._crew.gone is not None:
+        if self._pool.gone is not None:
             return NotReady(f"model '{self._name}' cannot run any more; send the request to another instance")
         return None
 
@@ -196,5 +196,5 @@ class Entrance:
         self._tracker.deliver()
 
     def _free_at(self) -> tuple[float, ...]:
-        crew = self._crew
-        return (*([0.0] * len(crew.idle)), *[execution.ends for execution in crew.running])
+        pool = self._pool
+        return (*([0.0] * len(pool.idle)), *[execution.ends for execution in pool.running])

@@ -22,7 +22,7 @@ _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
 _LEARN_FIRST, _LEARN_EACH = 100, 8
 
 #: The device that these slots lie on, of those that an executor spans.
-PLACE = 0
+DEVICE_INDEX = 0
 
 
 class Inline:

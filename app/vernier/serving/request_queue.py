@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from operator import attrgetter
 
-from vernier.serving.span import BatchKey, Part, Span
+from vernier.serving.span import BatchKey, ExecutionPart, Span
 
 _due = attrgetter("due")
 
@@ -220,13 +220,13 @@ class RequestQueue:
             yield from level
 
     # --- out, to run ------------------------------------------------------------------------------
-    def take(self, batch_queue: BatchQueue, room: int, now: float) -> list[Part]:
+    def take(self, batch_queue: BatchQueue, room: int, now: float) -> list[ExecutionPart]:
         """Takes requests in order until `room` rows are full or the next request does not fit.
 
         A request of more rows than the largest execution gives as many as there is room for and keeps its place;
         others are taken whole, the first one even when it has more than `room` rows.
         """
-        parts: list[Part] = []
+        parts: list[ExecutionPart] = []
         while room > 0 and batch_queue.levels:
             span = self.head(batch_queue, now)
             left = span.rows - span.taken
@@ -246,8 +246,8 @@ class RequestQueue:
                 break
         return parts
 
-    def _take_rows(self, batch_queue: BatchQueue, span: Span, rows: int) -> Part:
-        part = Part(span.batch, span, span.first + span.taken, rows)
+    def _take_rows(self, batch_queue: BatchQueue, span: Span, rows: int) -> ExecutionPart:
+        part = ExecutionPart(span.batch, span, span.first + span.taken, rows)
         span.taken += rows
         over = span.taken == span.rows
         if over:
@@ -255,12 +255,12 @@ class RequestQueue:
         self._count(batch_queue, span.priority, -int(over), -rows)
         return part
 
-    def _take_whole(self, batch_queue: BatchQueue, span: Span) -> Part:
+    def _take_whole(self, batch_queue: BatchQueue, span: Span) -> ExecutionPart:
         self._take_off(batch_queue, span)
         self._count(batch_queue, span.priority, -len(span), -span.rows)
-        return Part(span.batch, span, span.first, span.rows)
+        return ExecutionPart(span.batch, span, span.first, span.rows)
 
-    def _take_front(self, batch_queue: BatchQueue, span: Span, count: int) -> Part:
+    def _take_front(self, batch_queue: BatchQueue, span: Span, count: int) -> ExecutionPart:
         """The first `count` requests of a span; the others keep its place."""
         if count == len(span):
             return self._take_whole(batch_queue, span)
@@ -268,4 +268,4 @@ class RequestQueue:
         front.due = span.due
         span.narrow(front.stop, span.stop)
         self._count(batch_queue, span.priority, -count, -front.rows)
-        return Part(front.batch, front, front.first, front.rows)
+        return ExecutionPart(front.batch, front, front.first, front.rows)

@@ -16,7 +16,7 @@ from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
 from vernier.border.catalogue import SchedulerObserver
 from vernier.engine.base import Executor
-from vernier.engine.pool import Slots as OpenSlots
+from vernier.engine.pool import OpenSlots
 from vernier.errors import Draining, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
@@ -27,10 +27,10 @@ from vernier.serving.inline import Inline
 from vernier.serving.padding import BatchLayout
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.serving.tap import Tap
 from vernier.serving.warmup import probe, warm_up
-from vernier.serving.workers import Crew, Curves, Listener
+from vernier.serving.worker_pool import Curves, Listener, WorkerPool
 from vernier.tensors import Arrays
 
 __all__ = ["Answer", "Policy", "Scheduler", "Tap"]
@@ -69,7 +69,7 @@ class Scheduler:
         metrics: ModelMetrics,
         *,
         curves: Mapping[str, Mapping[int, float]] | None = None,
-        device: Device | None = None,
+        device: DeviceScheduler | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
         at_once: bool = True,
@@ -90,20 +90,20 @@ class Scheduler:
         self._inline = Inline()
         self._inline_allowed = inline
 
-        def hire(listener: Listener) -> Crew:
-            return Crew(name, executors, slots, listener, self._warm_up, self._probe)
+        def spawn(listener: Listener) -> WorkerPool:
+            return WorkerPool(name, executors, slots, listener, self._warm_up, self._probe)
 
         self._dispatcher = Dispatcher(
             self._batcher,
             self._tracker,
             self._results,
             self._inline,
-            hire,
+            spawn,
             metrics,
             self._clock,
             device,
         )
-        self._crew = self._dispatcher.crew
+        self._pool = self._dispatcher.pool
         self._entrance = Entrance(
             name,
             self._batcher,
@@ -125,12 +125,12 @@ class Scheduler:
 
     async def started(self) -> None:
         """Returns when the workers are open and measured. Raises EngineError when no slot can be opened."""
-        await self._crew.opened()
+        await self._pool.opened()
         batcher = self._batcher
-        hand_over = await self._crew.hand_over_s()
+        hand_over = await self._pool.hand_over_s()
         self._inline.set_hand_over(hand_over)
         for precision, executor in self._executors.items():
-            measured = self._crew.curves.get(precision)
+            measured = self._pool.curves.get(precision)
             if measured:
                 batcher.learn_variant(precision, executor.exact_batch, measured)
         for precision, executor in self._executors.items():
@@ -140,7 +140,7 @@ class Scheduler:
             "scheduler started",
             extra={
                 "model": self.name,
-                "slots": self._crew.size - self._crew.failed,
+                "slots": self._pool.size - self._pool.failed,
                 "hand_over_us": round(1e6 * hand_over),
                 "inline": sorted(self._inline.slots),
             },
@@ -169,7 +169,7 @@ class Scheduler:
     @property
     def fault(self) -> str | None:
         """Why this model should get no traffic, in words; None when all is well."""
-        return self._crew.fault
+        return self._pool.fault
 
     @property
     def inflight(self) -> int:
@@ -196,7 +196,7 @@ class Scheduler:
 
         Raises EngineError when a slot cannot be opened; nothing has changed then.
         """
-        await self._crew.install(executor)
+        await self._pool.install(executor)
         precision = executor.precision
         self._executors[precision] = executor
         self._runtimes[precision] = executor.runtime
@@ -292,7 +292,7 @@ class Scheduler:
                 await self._tracker.empty.wait()
         except TimeoutError:
             self._fail_rest()
-        await self._crew.close(max(0.1, ends - self._clock()))
+        await self._pool.close(max(0.1, ends - self._clock()))
         self._dispatcher.close()
         self._inline.close()
         self._dispatcher.show()
@@ -302,6 +302,6 @@ class Scheduler:
         error = Draining("the service stopped before the request could run; send it to another instance")
         for batch, requests in self._batcher.clear():
             self._tracker.failed(batch, requests, error)
-        for execution in self._crew.running:
+        for execution in self._pool.running:
             self._results.give_up(execution, error)
         self._tracker.deliver()

@@ -212,7 +212,7 @@ class Span:
         return deadlines.index(self.deadline, self.start, self.stop)
 
 
-class Part(NamedTuple):
+class ExecutionPart(NamedTuple):
     """What one execution computes of a span: the rows [start, start + rows) of the batch's inputs."""
 
     batch: RequestBatch

@@ -10,7 +10,7 @@ import pytest
 from tests.support.scheduling import Sent
 from vernier.border.batch import RequestBatch
 from vernier.serving.request_queue import RequestQueue
-from vernier.serving.span import BatchKey, BatchState, Part, Span
+from vernier.serving.span import BatchKey, BatchState, ExecutionPart, Span
 
 KEY = ("fp32", (), False)
 #: Rows of the largest execution; single requests of more rows are split.
@@ -46,7 +46,7 @@ def order(queue: RequestQueue, now: float = 10.0) -> list[RequestBatch]:
     return taken
 
 
-def taken(parts: Sequence[Part]) -> list[tuple[RequestBatch, int, int]]:
+def taken(parts: Sequence[ExecutionPart]) -> list[tuple[RequestBatch, int, int]]:
     for part in parts:
         assert part.span.key is None or part.span.taken
     return [(part.batch, part.start, part.rows) for part in parts]
