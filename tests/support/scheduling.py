@@ -132,6 +132,7 @@ async def serving(
         policy or Policy(),
         slots,
         metrics,
+        device=device,
         inline=inline,
     )
     await scheduler.started()

@@ -18,6 +18,7 @@ from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
 from vernier.serving.dispatcher import Dispatcher
 from vernier.serving.inline import Inline
+from vernier.serving.loop_priority import LoopPriority
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.span import BatchState, runs
 
@@ -30,6 +31,7 @@ class Entrance:
 
     Attributes:
         draining: nothing is admitted any more.
+        loop_priority: of this thread beside the workers.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Entrance:
         at_once: bool,
     ) -> None:
         self.draining = False
+        self.loop_priority = LoopPriority()
         self._name = name
         self._batcher = batcher
         self._queue = batcher.queue
@@ -177,6 +180,8 @@ class Entrance:
     def _count_refused(self, error: QueueFull, count: int) -> None:
         self._metrics.rejected(error.reason, count)
         self._dispatcher.retry_after_s = error.retry_after_s
+        if self._pool.busy:
+            self.loop_priority.refused()
 
     def _closed(self) -> VernierError | None:
         """Why nothing is admitted any more; None while something is."""
