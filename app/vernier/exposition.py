@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from vernier.metrics import Histogram, ModelMetrics
+from vernier.metrics import BucketHistogram, ModelMetrics
 
 
 def register_process(registry: CollectorRegistry) -> None:
@@ -59,7 +59,7 @@ class _ModelFamilies:
         assert isinstance(family, UntypedMetricFamily)
         family.add_metric(list(labels.values()), value)
 
-    def histogram(self, name: str, text: str, labels: Mapping[str, str], data: Histogram) -> None:
+    def histogram(self, name: str, text: str, labels: Mapping[str, str], data: BucketHistogram) -> None:
         family = self.families.get(name)
         if family is None:
             family = self.families[name] = HistogramMetricFamily(name, text, labels=list(labels))

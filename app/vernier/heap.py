@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
 
 #: For mallopt, from malloc.h.
 _M_ARENA_MAX = -8
@@ -27,12 +26,7 @@ def trim_heap() -> None:
     _call("malloc_trim", 0)
 
 
-def c_function(name: str) -> Callable[..., int] | None:
-    """A function of the C library; None where it has none of that name."""
-    return getattr(ctypes.CDLL(None), name, None)
-
-
 def _call(name: str, *arguments: int) -> None:
-    function = c_function(name)  # musl and macOS have none of them
+    function = getattr(ctypes.CDLL(None), name, None)  # musl and macOS have none of them
     if function is not None:
         function(*arguments)

@@ -41,7 +41,7 @@ class StageSeconds(Protocol):
     def output(self) -> float: ...
 
 
-class Histogram:
+class BucketHistogram:
     """Counts per bound and a sum; `observe` is a bisection and two additions."""
 
     __slots__ = ("bounds", "counts", "total")
@@ -82,7 +82,6 @@ class ServingSeries:
     """The histograms of one (precision, runtime) of one model version."""
 
     __slots__ = (
-        "bucket_rows",
         "executions",
         "fill",
         "predicted",
@@ -95,17 +94,16 @@ class ServingSeries:
     )
 
     def __init__(self) -> None:
-        self.request = Histogram(DURATION_BOUNDS)
-        self.queue = Histogram(DURATION_BOUNDS)
-        self.stages = {stage: Histogram(DURATION_BOUNDS) for stage in ("input", "infer", "output")}
+        self.request = BucketHistogram(DURATION_BOUNDS)
+        self.queue = BucketHistogram(DURATION_BOUNDS)
+        self.stages = {stage: BucketHistogram(DURATION_BOUNDS) for stage in ("input", "infer", "output")}
         #: Triton's way: every request is charged the whole execution that answered it.
         self.requests_stages = dict.fromkeys(self.stages, 0.0)
-        self.predicted = Histogram(DURATION_BOUNDS)
-        self.rows = Histogram(BATCH_BOUNDS)
-        self.fill = Histogram(RATIO_BOUNDS)
+        self.predicted = BucketHistogram(DURATION_BOUNDS)
+        self.rows = BucketHistogram(BATCH_BOUNDS)
+        self.fill = BucketHistogram(RATIO_BOUNDS)
         self.executions = 0
         self.requests = 0
-        self.bucket_rows = 0
 
 
 class ModelMetrics:
@@ -131,7 +129,7 @@ class ModelMetrics:
         self._engines: Dict[Tuple[str, str], Tuple[int, float]] = {}
         self._gate: Dict[Tuple[str, str, str], float] = {}
         self._budgets: Dict[Tuple[str, str], float] = {}
-        self._errors: Dict[Tuple[str, str], Histogram] = {}
+        self._errors: Dict[Tuple[str, str], BucketHistogram] = {}
         self._samples = dict.fromkeys(SAMPLE_RESULTS, 0)
         self._useful = 0
         self._padded = 0
@@ -200,7 +198,6 @@ class ModelMetrics:
         serving.fill.observe(rows / bucket)
         serving.executions += 1
         serving.requests += requests
-        serving.bucket_rows += bucket
         self._dispatched[reason] = self._dispatched.get(reason, 0) + 1
         if predicted_s is not None:
             serving.predicted.observe(predicted_s)
@@ -240,9 +237,6 @@ class ModelMetrics:
         if precision not in self._known:
             self._known.append(precision)
 
-    def engine_unloaded(self, precision: str, runtime: str) -> None:
-        self._engines.pop((precision, runtime), None)
-
     def precision_active(self, precision: str, runtime: str) -> None:
         """The variant that new batches take."""
         self._active = (precision, runtime)
@@ -258,7 +252,7 @@ class ModelMetrics:
 
     def precision_error(self, precision: str, metric: str, value: float) -> None:
         """The error of one live request against FP32."""
-        histogram = self._errors.setdefault((precision, metric), Histogram(ERROR_BOUNDS))
+        histogram = self._errors.setdefault((precision, metric), BucketHistogram(ERROR_BOUNDS))
         histogram.observe(value)
 
     def precision_sample(self, result: str, n: int = 1) -> None:

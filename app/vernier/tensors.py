@@ -41,11 +41,6 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(_DTYPES[name][0])
 
 
-def onnx_dtype(name: str) -> int:
-    """The `onnx.TensorProto.DataType` number of a dtype name."""
-    return _DTYPES[name][1]
-
-
 def protocol_dtype(name: str) -> str:
     """The Open Inference Protocol's name, such as `FP32`."""
     return _DTYPES[name][2]
@@ -57,14 +52,6 @@ def dtype_from_onnx(elem_type: int) -> str:
         if number == elem_type:
             return name
     raise KeyError(elem_type)
-
-
-def dtype_from_protocol(datatype: str) -> str:
-    """The dtype name of an Open Inference Protocol type; KeyError when unknown."""
-    for name, (_, _, protocol) in _DTYPES.items():
-        if protocol == datatype:
-            return name
-    raise KeyError(datatype)
 
 
 @dataclass(frozen=True)

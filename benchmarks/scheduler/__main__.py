@@ -47,20 +47,17 @@ def throughput(options: Options, engines: Path, advance: Callable[[int], None]) 
         rows = workload.max_batch
         model = engines / workload.name / "1" / "fp32.onnx"
         bare: list[float] = []
-        huge: list[float] = []
         served: list[float] = []
         whole: list[float] = []
         whole_calls = make_calls(model, workload, rows)
         log = engines / "throughput.log"
         with (
             BareSession(model, SERVER_CORE) as session,
-            BareSession(model, SERVER_CORE, huge_pages=True) as huge_session,
             serve(engines, workload, log) as service,
         ):
             for _ in range(options.rounds):
                 service.process.pause()
                 bare.append(rows / session.seconds(rows, options.seconds))
-                huge.append(rows / huge_session.seconds(rows, options.seconds))
                 service.process.resume()
                 served.append(service.closed(options.seconds, 4 * rows))
                 whole.append(rows * service.closed(options.seconds, 4, whole_calls))
@@ -71,14 +68,11 @@ def throughput(options: Options, engines: Path, advance: Callable[[int], None]) 
             "batch": rows,
             "batch_ms": 1e3 * rows / median(bare),
             "bare": bare,
-            "huge": huge,
             "served": served,
             "whole": whole,
             "mean_batch": sum(batch[0][k] for k in mine) / max(1, sum(batch[1][k] for k in mine)),
             "ratio": _ratio(served, bare),
             "whole_ratio": _ratio(whole, bare),
-            "huge_ratio": _ratio(served, huge),
-            "huge_whole_ratio": _ratio(whole, huge),
         }
     return found
 

@@ -13,19 +13,14 @@ import numpy as np
 
 from benchmarks.load.run import pin
 from benchmarks.scheduler.models import FEATURES
-from vernier.engine.huge_pages import use_huge_pages
 
 
 class BareSession:
-    """A session in a process of its own on one core, with one thread. A context manager.
+    """A session in a process of its own on one core, with one thread. A context manager."""
 
-    Args:
-        huge_pages: its memory lies in huge pages, as a server's does, and as ONNX Runtime's of itself does not.
-    """
-
-    def __init__(self, model: Path, core: int, *, huge_pages: bool = False) -> None:
+    def __init__(self, model: Path, core: int) -> None:
         self._pool = ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=_open, initargs=(str(model), core, huge_pages)
+            1, get_context("spawn"), initializer=_open, initargs=(str(model), core)
         )
 
     def seconds(self, rows: int, seconds: float) -> float:
@@ -42,7 +37,7 @@ class BareSession:
 _session: Any = None
 
 
-def _open(model: str, core: int, huge_pages: bool) -> None:
+def _open(model: str, core: int) -> None:
     pin(core)
     import onnxruntime
 
@@ -50,8 +45,6 @@ def _open(model: str, core: int, huge_pages: bool) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     _session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    if huge_pages:
-        use_huge_pages()
 
 
 def _time(rows: int, seconds: float) -> float:

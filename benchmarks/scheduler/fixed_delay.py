@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from benchmarks.scheduler.simulation import fixed_delay
 from vernier import __main__ as service
 from vernier.serving import scheduler
 from vernier.serving.batcher import Batcher
-from vernier.serving.simulate import fixed_delay
 
 if __name__ == "__main__":
     scheduler.Batcher = partial(Batcher, decide=fixed_delay(float(sys.argv[1]) / 1e3))  # type: ignore[misc]

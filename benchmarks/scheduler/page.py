@@ -87,10 +87,9 @@ def _throughput(part: Mapping[str, Any]) -> str:
             str(found["batch"]),
             f"{found['batch_ms']:.1f}",
             f"{median(found['bare']):.0f}",
-            f"{median(found['huge']):.0f}",
             f"{median(found['served']):.0f}",
             f"{median(found['whole']):.0f}",
-            *(f"{found[key]:.1%} / {found[f'huge_{key}']:.1%}" for key in ("ratio", "whole_ratio")),
+            *(f"{found[key]:.1%}" for key in ("ratio", "whole_ratio")),
         )
         for name, found in _workloads(part)
     ]
@@ -99,16 +98,15 @@ def _throughput(part: Mapping[str, Any]) -> str:
         "batch",
         "ms a batch",
         "bare, rows/s",
-        "in huge pages",
         "a row a request",
         "a batch a request",
-        "a row ÷ bare / huge",
-        "a batch ÷ bare / huge",
+        "a row ÷ bare",
+        "a batch ÷ bare",
     )
     text = (
         "Closed loop, rows per second: requests of one row on four times as many connections as a batch has rows, and "
-        "requests of a whole batch on four connections. What is missing beside the bare session in huge pages, which "
-        "the server uses too, is what HTTP costs on the same core."
+        "requests of a whole batch on four connections. What is missing beside the bare session is what HTTP costs on "
+        "the same core."
     )
     return f"## Throughput\n\n{text} {_measured(part)}\n\n{_table(head, rows)}"
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.load import poisson
+from benchmarks.scheduler.simulation import Arrival, Simulation, fixed_delay
 from vernier.engine.base import default_buckets
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
 from vernier.serving.batching import decide
 from vernier.serving.latency import LatencyCurve
 from vernier.serving.padding import BatchLayout
-from vernier.serving.simulate import Arrival, Simulation, fixed_delay
 from vernier.tensors import TensorSpec
 
 POLICIES = {"vernier": decide, "fixed 2 ms": fixed_delay(0.002)}

@@ -23,7 +23,7 @@ SINCE_8_6 = {
     "IBuilderConfig.progress_monitor", "ParserError.node_name", "ParserError.node_operator",
     "Runtime.engine_host_code_allowed", "ICudaEngine.create_runtime_config", "IRuntimeCache.deserialize",
     "IRuntimeCache.serialize", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.cuda_graph_strategy",
-    "IRuntimeConfig.set_runtime_cache", "ICudaEngine.device_memory_size", "ILayer.precision",
+    "IRuntimeConfig.set_runtime_cache", "ILayer.precision",
     "ILayer.set_output_type",
 }  # fmt: skip
 

@@ -14,8 +14,8 @@ from vernier.engine.base import run_once
 from vernier.engine.cuda import Device
 from vernier.engine.plan_manager import PlanManager
 from vernier.engine.plan_source import BuilderProcess, RebuildRequest
-from vernier.engine.ready import PlanEvent, ReadyEngine
 from vernier.engine.trt_api import load_api
+from vernier.engine.validated import PlanEvent, ValidatedEngine
 from vernier.errors import EngineError
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache
@@ -30,7 +30,7 @@ class Watched:
         self, shop: Shop, device: Device, cache: PlanCache, name: str = "mlp", **changes: Any
     ) -> None:
         self.events: List[PlanEvent] = []
-        self.late: List[ReadyEngine] = []
+        self.late: List[ValidatedEngine] = []
         fields: dict = {
             "api": load_api("tensorrt"),
             "device": device,

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.scheduler.simulation import Arrival, Simulation
 from tests.support.schedules import make_batcher, play, random_schedule
 from vernier.serving.admission import Policy
-from vernier.serving.simulate import Arrival, Simulation
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "3000"))
 SHARDS = 10

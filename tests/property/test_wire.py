@@ -24,7 +24,7 @@ from vernier.tensors import DTYPES, numpy_dtype
 NUMBERS = st.integers(0, 2**64 - 1)
 SMALL = st.integers(0, 2**32 - 1)
 TIMES = st.floats(allow_nan=False)
-PLACES = st.builds(wire.Place, st.integers(0, 255), st.integers(0, 2**64 - 1))
+PLACES = st.builds(wire.ArrayPlace, st.integers(0, 255), st.integers(0, 2**64 - 1))
 SHAPES = st.lists(st.integers(0, 4), max_size=6)
 
 
@@ -35,7 +35,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 
 
 @st.composite
-def submissions(draw: st.DrawFn) -> tuple[dict[str, Any], list[np.ndarray], list[wire.Place]]:
+def submissions(draw: st.DrawFn) -> tuple[dict[str, Any], list[np.ndarray], list[wire.ArrayPlace]]:
     count = draw(st.integers(1, 70))
     same = draw(st.booleans())
     rows = [draw(st.integers(1, 2**63))] * count if same else draw(_list(st.integers(1, 2**63), count))
@@ -59,7 +59,7 @@ def _list(values: st.SearchStrategy[Any], count: int) -> st.SearchStrategy[list[
 
 
 @given(submissions())
-def test_submissions(drawn: tuple[dict[str, Any], list[np.ndarray], list[wire.Place]]) -> None:
+def test_submissions(drawn: tuple[dict[str, Any], list[np.ndarray], list[wire.ArrayPlace]]) -> None:
     fields, sent, places = drawn
     found = wire.read_submission(memoryview(wire.write_submission(**fields, arrays=sent, places=places)))
     for name, value in fields.items():
@@ -128,7 +128,7 @@ READERS: list[Callable[[memoryview], Any]] = [
 
 def _good() -> list[bytes]:
     sent = [np.zeros((2, 3), np.float32), np.zeros((2,), np.int64)]
-    places = [wire.Place(0, 64), wire.Place(1, 0)]
+    places = [wire.ArrayPlace(0, 64), wire.ArrayPlace(1, 0)]
     error = QueueFull("full", 1.0)
     return [
         wire.write_submission(1, 2, [1, 1], [0.0, 1.0], [2.0, 3.0], 0, "int8", [0, 1], sent, places),

@@ -13,6 +13,7 @@ from random import Random
 
 import numpy as np
 
+from benchmarks.scheduler.simulation import Arrival, SimulatedRequest, Simulation, Trace
 from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import Slot, StageTimes, default_buckets
 from vernier.errors import EngineError
@@ -22,7 +23,6 @@ from vernier.serving.batcher import Batcher
 from vernier.serving.batching import Decide, decide
 from vernier.serving.execution import REFERENCE, Execution
 from vernier.serving.padding import BatchLayout
-from vernier.serving.simulate import Arrival, SimulatedRequest, Simulation, Trace
 from vernier.tensors import Arrays, TensorSpec
 
 LENGTHS = [4, 16, 64]
@@ -290,9 +290,9 @@ class Observed:
             alone = alone or span.alone
             latest_due[span.priority] = max(span.due, latest_due.get(span.priority, 0.0))
         assert not alone or execution.requests == 1, "a request that must run alone had company"
-        for lane in simulation.batcher.queue.lanes.values():
-            if lane.key == (execution.precision, execution.shape, alone):
-                for priority, level in lane.levels.items():
+        for batch_queue in simulation.batcher.queue.batch_queues.values():
+            if batch_queue.key == (execution.precision, execution.shape, alone):
+                for priority, level in batch_queue.levels.items():
                     for waiting in level:
                         assert waiting.due >= latest_due.get(priority, 0.0), (
                             "an earlier deadline was passed over"
@@ -303,8 +303,12 @@ class Observed:
         batcher = simulation.batcher
         queue = batcher.queue
         spans = list(queue)
-        assert queue.requests == sum(lane.requests for lane in queue.lanes.values()) == sum(map(len, spans))
-        assert queue.rows == sum(lane.rows for lane in queue.lanes.values())
+        assert (
+            queue.requests
+            == sum(batch_queue.requests for batch_queue in queue.batch_queues.values())
+            == sum(map(len, spans))
+        )
+        assert queue.rows == sum(batch_queue.rows for batch_queue in queue.batch_queues.values())
         assert queue.rows == sum(span.rows - span.taken for span in spans)
         for span in spans:
             assert len(span.batch.state.living(span.start, span.stop)) == 1, "an ended request waits"
@@ -312,8 +316,8 @@ class Observed:
         if not self.disturbed:  # what is computed anew may wait whatever waits
             assert queue.rows <= batcher.policy.queue_limit or queue.requests == 1
         if simulation.idle:
-            for lane in queue.lanes.values():
-                held_back = now - lane.oldest()
+            for batch_queue in queue.batch_queues.values():
+                held_back = now - batch_queue.oldest()
                 assert held_back < batcher.policy.max_queue_delay_s, (
                     "a slot idles while a request has waited long enough"
                 )
@@ -321,7 +325,7 @@ class Observed:
     def end(self, simulation: Simulation, trace: Trace) -> None:
         """Everything ended once, and was computed once unless there was a reason to compute it anew."""
         queue = simulation.batcher.queue
-        assert (queue.requests, queue.rows, queue.lanes) == (0, 0, {})
+        assert (queue.requests, queue.rows, queue.batch_queues) == (0, 0, {})
         assert simulation.running == []
         totals = simulation.metrics.totals()
         assert totals.pop("admitted") == sum(totals.values())

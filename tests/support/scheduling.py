@@ -15,10 +15,9 @@ from vernier.engine.base import Executor, default_buckets
 from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
-from vernier.serving.deference import Deference
 from vernier.serving.padding import BatchLayout
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 
 
 def x(rows: int = 1, start: float = 0.0) -> dict[str, np.ndarray]:
@@ -118,8 +117,7 @@ async def serving(
     slots: int = 1,
     inline: bool = False,
     largest: int = 8,
-    device: Device | None = None,
-    deference: Deference | None = None,
+    device: DeviceScheduler | None = None,
 ) -> AsyncIterator[Scheduler]:
     """A started scheduler; at the end everything is drained and every slot closed."""
     first = executors[0]
@@ -134,7 +132,7 @@ async def serving(
         policy or Policy(),
         slots,
         metrics,
-        deference=deference,
+        device=device,
         inline=inline,
     )
     await scheduler.started()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vernier.border.arena import ALIGNMENT, MAX_BYTES, Arena, ArenaFull, ArenaReader, filled_memfd
-from vernier.border.wire import Place, Tensor
+from vernier.border.wire import ArrayPlace, Tensor
 from vernier.tensors import Array
 
 
@@ -24,7 +24,7 @@ class Placed:
     __slots__ = ("_pieces", "_size", "fds", "kept", "places")
 
     def __init__(self) -> None:
-        self.places: list[Place] = []
+        self.places: list[ArrayPlace] = []
         self.fds: list[int] = []
         self.kept: list[Any] = []
         self._pieces: list[bytes | memoryview] = []
@@ -34,7 +34,7 @@ class Placed:
         if may_lie_there and array.flags.c_contiguous:
             known = arena.offset_of(array)
             if known is not None:
-                self.places.append(Place(0, known))
+                self.places.append(ArrayPlace(0, known))
                 self.kept.append(array)
                 return
         nbytes = array.nbytes
@@ -46,12 +46,12 @@ class Placed:
             else:
                 target: Array = memory.view(array.dtype).reshape(array.shape)
                 target[...] = array
-                self.places.append(Place(0, offset))
+                self.places.append(ArrayPlace(0, offset))
                 self.kept.append(memory)
                 return
         gap = -self._size % ALIGNMENT
         self._pieces += (bytes(gap), np.ascontiguousarray(array).data.cast("B"))
-        self.places.append(Place(1, self._size + gap))
+        self.places.append(ArrayPlace(1, self._size + gap))
         self._size += gap + nbytes
 
     def end(self) -> None:

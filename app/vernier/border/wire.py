@@ -56,7 +56,7 @@ class WireError(Exception):
     """A record that makes no sense; the other side is not what it should be."""
 
 
-class Place(NamedTuple):
+class ArrayPlace(NamedTuple):
     """Where an array lies: in the arena (`memory` 0) or in the memory of a file descriptor sent along."""
 
     memory: int
@@ -66,7 +66,7 @@ class Place(NamedTuple):
 class Tensor(NamedTuple):
     """An array by its place."""
 
-    place: Place
+    place: ArrayPlace
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
@@ -119,7 +119,7 @@ def kind_of(record: memoryview) -> int:
 
 
 # --- tensors --------------------------------------------------------------------------------------
-def _write_tensor(place: Place, value: Array) -> bytes:
+def _write_tensor(place: ArrayPlace, value: Array) -> bytes:
     shape = value.shape
     head = _TENSOR.pack(place.memory, place.offset, _DTYPE_NUMBER[value.dtype], len(shape))
     return head + _DIMS[len(shape)].pack(*shape)
@@ -161,7 +161,7 @@ class _Cursor:
             memory, offset, dtype, rank = self.read(_TENSOR)
             if dtype >= len(_DTYPES) or rank > _MAX_DIMS:
                 raise WireError("a tensor of an unknown type or rank")
-            found.append(Tensor(Place(memory, offset), _DTYPES[dtype], self.read(_DIMS[rank])))
+            found.append(Tensor(ArrayPlace(memory, offset), _DTYPES[dtype], self.read(_DIMS[rank])))
         return found
 
 
@@ -176,7 +176,7 @@ def write_submission(
     precision: str | None,
     outputs: Sequence[int] | None,
     arrays: Sequence[Array],
-    places: Sequence[Place],
+    places: Sequence[ArrayPlace],
     last_try: bool = False,
 ) -> bytes:
     """Args: as of Submission; `places` of the arrays, which are in the order of the model's inputs."""
@@ -275,7 +275,7 @@ def write_answered(
     requests: range,
     answer: Answer,
     outputs: Sequence[Array],
-    places: Sequence[Place],
+    places: Sequence[ArrayPlace],
 ) -> bytes:
     """Args: `places` of the outputs, which are in the order of the batch's."""
     head = _ANSWERED.pack(

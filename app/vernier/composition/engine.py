@@ -11,13 +11,12 @@ from vernier.accuracy import spread_of
 from vernier.cores import available_cores
 from vernier.engine.nvml import GpuCollector, Nvml
 from vernier.engine.plan_source import BuilderProcess
-from vernier.engine.ready import PlanEvent
+from vernier.engine.validated import PlanEvent
 from vernier.errors import EngineError
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache, cache_folder
-from vernier.serving.deference import Deference
 from vernier.serving.lifecycle import Lifecycle
 from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
 from vernier.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
@@ -25,7 +24,7 @@ from vernier.serving.padding import BatchLayout
 from vernier.serving.precision import REFERENCE, LiveBudget, MonitorOptions, PrecisionMonitor
 from vernier.serving.repository import Repository
 from vernier.serving.scheduler import Policy, Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.settings import ModelSettings, Settings, SettingsError
 
 logger = logging.getLogger("vernier")
@@ -47,16 +46,13 @@ def create_repository(
         manifest: Manifest, engines: LoadedEngines, counted: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, loader.runtime)
-        return await start_scheduler(
-            settings, options, manifest, engines, counted, device, deference, at_once
-        )
+        return await start_scheduler(settings, options, manifest, engines, counted, device, at_once)
 
     def precision_of(name: str) -> str:
         return settings.for_model(name).precision or settings.precision
 
     loader = make_loader(settings, metrics, registry)
     device = shared_device(settings, loader.runtime)
-    deference = Deference()
     return Repository(
         settings.engines_dir,
         loader,
@@ -67,12 +63,12 @@ def create_repository(
     )
 
 
-def shared_device(settings: Settings, runtime: str) -> Device:
+def shared_device(settings: Settings, runtime: str) -> DeviceScheduler:
     """What the models share: as many executions at once as the machine is good for, or as one model asks for."""
     on_cpu = runtime == OnnxRuntimeLoader.runtime
     asked = [settings.slots or 1, *(model.slots or 1 for model in settings.models.values())]
     at_once = max(engine_cores(settings) if on_cpu else DEFAULT_GPU_SLOTS, *asked)
-    return Device(at_once * (1 if on_cpu else len(settings.devices)))
+    return DeviceScheduler(at_once * (1 if on_cpu else len(settings.devices)))
 
 
 def make_loader(settings: Settings, metrics: Metrics, registry: CollectorRegistry) -> EngineLoader:
@@ -160,8 +156,7 @@ async def start_scheduler(
     manifest: Manifest,
     engines: LoadedEngines,
     metrics: ModelMetrics,
-    device: Device,
-    deference: Deference | None = None,
+    device: DeviceScheduler,
     at_once: bool = True,
 ) -> tuple[Scheduler, PrecisionMonitor | None]:
     """Opens a model's slots, measures them, and puts the precision monitor behind its answers."""
@@ -181,7 +176,6 @@ async def start_scheduler(
         metrics,
         curves=expected_curves(manifest, engines),
         device=device,
-        deference=deference,
         clock=time.monotonic,
         at_once=at_once,
     )

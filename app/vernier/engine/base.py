@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Type
+from typing import List, Mapping, Optional, Sequence, Tuple, Type
 
 from vernier.errors import EngineError, SlotConflict
 from vernier.tensors import Arrays, TensorSpec
@@ -52,9 +52,9 @@ class ConflictGuard:
 class Slot(ABC):
     """One execution context with its staging memory (and, on a GPU, its stream and device buffers)."""
 
-    #: True when `run` returns arrays that no later run touches, so that nobody needs to copy them.
+    #: True when `run` returns arrays that no later run touches, so that they need not be copied.
     fresh_outputs = False
-    #: True when a run can read its inputs where they lie, so that nobody needs to stage them; see `read_in_place`.
+    #: True when a run can read its inputs where they lie, so that they need not be staged; see `read_in_place`.
     reads_in_place = False
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Slot(ABC):
     def read_in_place(self, inputs: Arrays) -> None:
         """Has the next run, and only that one, read these arrays instead of staged ones.
 
-        They must be contiguous and aligned, and nobody may change them before the run has ended. Nothing refers to
+        They must be contiguous and aligned, and must not be changed before the run has ended. Nothing refers to
         them afterwards, and no output lies in their memory. Raises EngineError where `reads_in_place` is False.
         """
         raise EngineError("this slot reads what is staged only: call stage() and fill the arrays")
@@ -124,22 +124,13 @@ class Executor(ABC):
 
     @property
     def parts(self) -> Sequence[Executor]:
-        """One executor for each device that this one spans, in the order of its places; itself alone if one."""
+        """One executor for each device that this one spans, by device index; itself alone where that is one."""
         return (self,)
 
     @property
     def launches(self) -> Tuple[int, int]:
         """Executions so far by CUDA graph, and without one although one was wanted; neither ever falls."""
         return (0, 0)
-
-    def describe(self) -> Dict[str, object]:
-        """For logs and GET /v1/models/{name}."""
-        return {
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "device": self.device,
-            "engine_bytes": self.engine_bytes,
-        }
 
 
 def run_once(slot: Slot, inputs: Arrays) -> Arrays:

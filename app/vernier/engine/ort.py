@@ -27,7 +27,6 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from vernier.engine.base import ConflictGuard, Executor, Slot, StageTimes
-from vernier.engine.huge_pages import use_huge_pages
 from vernier.errors import EngineError, WrongShape
 from vernier.heap import trim_heap
 from vernier.tensors import Array, Arrays, Dim, TensorSpec, bind_dims, numpy_dtype, shape_text
@@ -36,7 +35,7 @@ RUNTIME = "onnxruntime"
 #: x86's instructions that multiply bytes and sum without saturating on the way.
 _VNNI = frozenset(("avx512_vnni", "avx_vnni"))
 _PROVIDERS = ["CPUExecutionProvider"]
-_FATAL_ONLY = 4  # severity: what goes wrong is raised, and logged by whoever handles it
+_FATAL_ONLY = 4  # severity: what goes wrong is raised, and logged by its handler
 
 #: ONNX Runtime's exceptions share no base class of their own, so they are collected from its module;
 #: the last three are what its bindings raise for arguments they cannot take.
@@ -58,7 +57,7 @@ _DTYPES: Dict[str, str] = {
     },
 }  # fmt: skip
 
-#: Models whose files are larger lie in huge pages: about what a processor reaches with others.
+#: Loading a model whose file is larger leaves memory behind that is worth giving back to the system.
 _LARGE_BYTES = 8 * 2**20
 #: Distinct shapes whose views a slot remembers; variable-length models may see any number of them.
 _REMEMBERED_SHAPES = 256
@@ -167,7 +166,6 @@ class OnnxRuntimeExecutor(Executor):
             session = onnxruntime.InferenceSession(os.fspath(self._model), options, providers=_PROVIDERS)
         if _size_of(self._model) > _LARGE_BYTES:
             trim_heap()  # of what the session needed to load only
-            use_huge_pages()
         return session
 
     def open_slot(self) -> Slot:
@@ -221,7 +219,7 @@ class OnnxRuntimeSlot(Slot):
         self._memory: Dict[str, Array] = {}
         self._views: Dict[Tuple[Tuple[int, ...], ...], Arrays] = {}
         self._staged: Arrays = {}
-        self._in_place = False  # whether `_staged` is somebody else's memory
+        self._in_place = False  # whether `_staged` is not the slot's own memory
         self._times = StageTimes()
         self._guard = ConflictGuard("an ONNX Runtime slot")
 

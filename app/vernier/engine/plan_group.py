@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set
 
-from vernier.engine.ready import ReadyEngine, choose
-from vernier.engine.spread import SpreadExecutor
+from vernier.engine.multi_device import MultiDeviceExecutor
+from vernier.engine.validated import ValidatedEngine, choose
 
 
 class Plans(Protocol):
     """What a package's plans promise, on one GPU (`PlanManager`) and on several (`PlanGroup`)."""
 
     @property
-    def ready(self) -> Dict[str, ReadyEngine]:
+    def ready(self) -> Dict[str, ValidatedEngine]:
         """Precision → engine, of every variant that may take traffic."""
         ...
 
@@ -31,7 +31,7 @@ class Plans(Protocol):
         """The precisions that are still to be built."""
         ...
 
-    def best(self) -> Optional[ReadyEngine]:
+    def best(self) -> Optional[ValidatedEngine]:
         """The engine that new batches should take now; None while none is ready."""
         ...
 
@@ -48,24 +48,24 @@ class PlanGroup:
     """See `Plans`. Thread-safe.
 
     Args:
-        make: makes the plans of the GPU with this place; it must call the callback for each variant that
+        make: makes the plans of the GPU with this index; it must call the callback for each variant that
             becomes ready there after its start.
-        places: how many GPUs there are.
+        devices: how many GPUs there are.
         on_ready: called for each variant that becomes ready everywhere after `start` returned.
     """
 
     def __init__(
         self,
-        make: Callable[[int, Callable[[ReadyEngine], None]], Plans],
-        places: int,
+        make: Callable[[int, Callable[[ValidatedEngine], None]], Plans],
+        devices: int,
         wanted: str,
-        on_ready: Callable[[ReadyEngine], None],
+        on_ready: Callable[[ValidatedEngine], None],
     ) -> None:
-        self._members: Sequence[Plans] = [make(place, self._arrived) for place in range(places)]
+        self._members: Sequence[Plans] = [make(index, self._arrived) for index in range(devices)]
         self._wanted = wanted
         self._on_ready = on_ready
         self._lock = threading.Lock()
-        self._ready: Dict[str, ReadyEngine] = {}
+        self._ready: Dict[str, ValidatedEngine] = {}
         self._started = False
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class PlanGroup:
             self._gather()
             self._started = True
 
-    def _arrived(self, engine: ReadyEngine) -> None:
+    def _arrived(self, engine: ValidatedEngine) -> None:
         """Some GPU has one more."""
         with self._lock:
             if not self._started:
@@ -84,7 +84,7 @@ class PlanGroup:
         for joined in new:
             self._on_ready(joined)
 
-    def _gather(self) -> List[ReadyEngine]:
+    def _gather(self) -> List[ValidatedEngine]:
         """Makes one engine of each variant that is ready everywhere, and returns the new ones."""
         each = [member.ready for member in self._members]
         everywhere: Set[str] = set.intersection(*(set(ready) for ready in each)) - set(self._ready)
@@ -93,16 +93,16 @@ class PlanGroup:
         return list(new.values())
 
     @property
-    def ready(self) -> Dict[str, ReadyEngine]:
+    def ready(self) -> Dict[str, ValidatedEngine]:
         with self._lock:
             return dict(self._ready)
 
     @property
     def refused(self) -> Dict[str, str]:
         found: Dict[str, str] = {}
-        for place, member in enumerate(self._members):
+        for index, member in enumerate(self._members):
             for precision, reason in member.refused.items():
-                found.setdefault(precision, f"GPU {place + 1} of {len(self._members)}: {reason}")
+                found.setdefault(precision, f"GPU {index + 1} of {len(self._members)}: {reason}")
         return found
 
     @property
@@ -111,7 +111,7 @@ class PlanGroup:
         waiting = {precision: None for member in self._members for precision in member.pending}
         return [precision for precision in waiting if precision not in refused]
 
-    def best(self) -> Optional[ReadyEngine]:
+    def best(self) -> Optional[ValidatedEngine]:
         ready = self.ready
         name = choose(ready, self._wanted)
         return None if name is None else ready[name]
@@ -121,8 +121,8 @@ class PlanGroup:
             member.close()
 
 
-def _join(engines: Sequence[ReadyEngine]) -> ReadyEngine:
+def _join(engines: Sequence[ValidatedEngine]) -> ValidatedEngine:
     """One engine for all GPUs; where they differ, its curve is the slower one's."""
     buckets = set.intersection(*(set(engine.curve) for engine in engines))
     curve = {bucket: max(engine.curve[bucket] for engine in engines) for bucket in sorted(buckets)}
-    return ReadyEngine(SpreadExecutor([engine.executor for engine in engines]), curve)
+    return ValidatedEngine(MultiDeviceExecutor([engine.executor for engine in engines]), curve)

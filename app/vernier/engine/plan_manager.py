@@ -18,10 +18,10 @@ from vernier.engine.base import default_buckets
 from vernier.engine.cuda import Device
 from vernier.engine.curve import measure_curve
 from vernier.engine.plan_source import Cancellation, PlanBuilder, PlanSource
-from vernier.engine.ready import PlanEvent, ReadyEngine, choose
 from vernier.engine.selftest import self_test
 from vernier.engine.trt import TensorRtExecutor
 from vernier.engine.trt_api import TrtApi
+from vernier.engine.validated import PlanEvent, ValidatedEngine, choose
 from vernier.errors import DeviceFailed, EngineError, PackageError
 from vernier.package.golden import load_golden
 from vernier.package.integrity import resolve_inside
@@ -67,7 +67,7 @@ class PlanManager:
         wanted: str = "auto",
         slots: int = 2,
         buckets: Optional[Sequence[int]] = None,
-        on_ready: Optional[Callable[[ReadyEngine], None]] = None,
+        on_ready: Optional[Callable[[ValidatedEngine], None]] = None,
         on_event: Optional[Callable[[PlanEvent], None]] = None,
     ) -> None:
         if rebuild not in REBUILD_MODES:
@@ -87,7 +87,7 @@ class PlanManager:
         self._source = PlanSource(package, manifest, self.target, cache)
         self._golden = load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
         self._lock = threading.Lock()
-        self._ready: Dict[str, ReadyEngine] = {}
+        self._ready: Dict[str, ValidatedEngine] = {}
         self._refused: Dict[str, str] = {}
         self._missing: List[str] = []
         self._tried: Set[str] = set()  # hashes of the plans that were found fitting
@@ -97,7 +97,7 @@ class PlanManager:
 
     # --- what others ask --------------------------------------------------------------------------
     @property
-    def ready(self) -> Dict[str, ReadyEngine]:
+    def ready(self) -> Dict[str, ValidatedEngine]:
         """Precision → engine, of every variant that may take traffic."""
         with self._lock:
             return dict(self._ready)
@@ -114,7 +114,7 @@ class PlanManager:
         with self._lock:
             return list(self._missing)
 
-    def best(self) -> Optional[ReadyEngine]:
+    def best(self) -> Optional[ValidatedEngine]:
         """The engine that new batches should take now; None while none is ready."""
         ready = self.ready
         name = choose(ready, self._wanted)
@@ -219,7 +219,7 @@ class PlanManager:
         except BaseException:
             executor.close()
             raise
-        engine = ReadyEngine(executor, curve)
+        engine = ValidatedEngine(executor, curve)
         with self._lock:
             self._ready[precision] = engine
             if precision in self._missing:

@@ -16,8 +16,8 @@ from vernier.engine.base import Executor, Slot
 
 logger = logging.getLogger(__name__)
 
-Slots = Dict[str, Slot]
-Job = Callable[[Slots], None]
+OpenSlots = Dict[str, Slot]
+Job = Callable[[OpenSlots], None]
 
 
 class Worker:
@@ -38,7 +38,7 @@ class Worker:
         self,
         name: str,
         executors: Iterable[Executor],
-        on_open: Callable[["Worker", Slots], None],
+        on_open: Callable[["Worker", OpenSlots], None],
         on_exit: Callable[["Worker", Optional[BaseException]], None],
     ) -> None:
         self.alive = True
@@ -63,7 +63,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
-        slots: Slots = {}
+        slots: OpenSlots = {}
         death: Optional[BaseException] = None
         try:
             for executor in self._executors:
@@ -85,17 +85,17 @@ class Worker:
 
 
 # --- jobs that change what a worker owns ----------------------------------------------------------
-def open_slot(executor: Executor, slots: Slots) -> Slot:
+def open_slot(executor: Executor, slots: OpenSlots) -> Slot:
     """Opens a slot on the worker's thread, and leaves the worker's own as they are."""
     return executor.open_slot()
 
 
-def close_slot(slot: Slot, slots: Slots) -> None:
+def close_slot(slot: Slot, slots: OpenSlots) -> None:
     """Closes a slot that `open_slot` opened."""
     slot.close()
 
 
-def swap_slot(precision: str, slot: Slot, slots: Slots) -> None:
+def swap_slot(precision: str, slot: Slot, slots: OpenSlots) -> None:
     """Gives the worker this slot for a variant, and closes the one that it had."""
     old = slots.get(precision)
     slots[precision] = slot
@@ -103,7 +103,7 @@ def swap_slot(precision: str, slot: Slot, slots: Slots) -> None:
         old.close()
 
 
-def replace_slot(precision: str, executor: Executor, slots: Slots) -> None:
+def replace_slot(precision: str, executor: Executor, slots: OpenSlots) -> None:
     """Opens a slot and swaps it in."""
     swap_slot(precision, executor.open_slot(), slots)
 

@@ -14,13 +14,11 @@ import numpy as np
 from vernier.engine.base import Executor
 from vernier.engine.cuda import Device
 from vernier.engine.trt_api import TrtApi
-from vernier.engine.trt_slot import TensorRtSlot
+from vernier.engine.trt_slot import Limits, TensorRtSlot
 from vernier.errors import EngineError
 from vernier.tensors import TensorSpec, numpy_dtype
 
 logger = logging.getLogger(__name__)
-
-Limits = Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[int, ...]]
 
 #: Batches whose inputs and outputs both fit in this many bytes are read and written over the bus by
 #: the kernels themselves instead of being copied. See benchmarks/GPU.md for what it gains.
@@ -73,8 +71,8 @@ class TensorRtExecutor(Executor):
         self.cuda = device
         self.use_graphs = use_graphs
         self.mapped_bytes = mapped_bytes
-        self.input_names = [spec.name for spec in inputs]
-        self.output_names = [spec.name for spec in outputs]
+        self.input_names: Sequence[str] = [spec.name for spec in inputs]
+        self.output_names: Sequence[str] = [spec.name for spec in outputs]
         self.host_dtypes = {spec.name: numpy_dtype(spec.dtype) for spec in [*inputs, *outputs]}
         self.engine_bytes = len(plan)
         self._lock = threading.Lock()
@@ -181,14 +179,6 @@ class TensorRtExecutor(Executor):
                 graphs + sum(slot.graph_launches for slot in self._slots),
                 plain + sum(slot.plain_launches for slot in self._slots),
             )
-
-    def describe(self) -> Dict[str, object]:
-        return {
-            **super().describe(),
-            "runtime_version": self.api.version,
-            "gpu": self.cuda.name,
-            "slot_bytes": [slot.memory_bytes for slot in self._slots],
-        }
 
     def close(self) -> None:
         if self.engine is None:

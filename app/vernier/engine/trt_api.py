@@ -151,11 +151,6 @@ class TrtApi:
             runtime.engine_host_code_allowed = False
         return runtime
 
-    def device_memory_bytes(self, engine: Any) -> int:
-        """Scratch memory of one execution context."""
-        size = getattr(engine, "device_memory_size_v2", None)
-        return int(engine.device_memory_size if size is None else size)
-
 
 def _make_logger(module: Any, messages: Messages) -> Any:
     severity = module.ILogger.Severity

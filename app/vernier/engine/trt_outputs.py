@@ -13,7 +13,7 @@ from vernier.errors import EngineError
 from vernier.tensors import Arrays
 
 
-class GrowingOutputs:
+class DynamicOutputAllocator:
     """Memory of all outputs of data-dependent shape of one execution context; it grows, never shrinks."""
 
     def __init__(self, device: Device, api: TrtApi, names: List[str]) -> None:
@@ -69,7 +69,7 @@ class GrowingOutputs:
         self._memory = {}
 
 
-def _make_allocator(api: TrtApi, outputs: GrowingOutputs) -> Any:
+def _make_allocator(api: TrtApi, outputs: DynamicOutputAllocator) -> Any:
     class Allocator(api.module.IOutputAllocator):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             # TensorRT's classes crash the process when their own constructor was not called.

@@ -11,23 +11,23 @@ import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
 from vernier.engine.base import ConflictGuard, Slot, StageTimes
-from vernier.engine.cuda import Graph, Staging, Timeline
+from vernier.engine.cuda import Device, Graph, Staging, Timeline
 from vernier.engine.layout import Layout, pack
-from vernier.engine.trt_outputs import GrowingOutputs
+from vernier.engine.trt_api import TrtApi
+from vernier.engine.trt_outputs import DynamicOutputAllocator
 from vernier.errors import DeviceFailed, EngineError
 from vernier.tensors import Array, Arrays, shape_text
-
-if TYPE_CHECKING:
-    from vernier.engine.trt import TensorRtExecutor
 
 logger = logging.getLogger(__name__)
 
 Shapes = Tuple[Tuple[int, ...], ...]
+#: The smallest, the typical and the largest shape that a plan takes for an input.
+Limits = Tuple[Tuple[int, ...], Tuple[int, ...], Tuple[int, ...]]
 
 #: Shorter executions carry no event nodes in their graph: four cost some microseconds.
 TIMED_FROM_S = 250e-6
@@ -64,15 +64,34 @@ class Binding:
     capturable: bool = True
 
 
+class SlotOwner(Protocol):
+    """What a slot uses of the executor that opened it; see `TensorRtExecutor`."""
+
+    precision: str
+    device: str
+    api: TrtApi
+    cuda: Device
+    input_names: Sequence[str]
+    output_names: Sequence[str]
+    host_dtypes: Dict[str, np.dtype[Any]]
+    plan_dtypes: Dict[str, np.dtype[Any]]
+    cast_outputs: bool
+    limits: Dict[str, Limits]
+    use_graphs: bool
+    mapped_bytes: int
+    serial: ContextManager[Any]
+
+    def slot_closed(self, slot: "TensorRtSlot") -> None: ...
+
+
 class TensorRtSlot(Slot):
     """See `vernier.engine.base.Slot`. Made by `TensorRtExecutor.open_slot`.
 
     Attributes:
         graph_launches, plain_launches: executions so far, by graph and call by call.
-        memory_bytes: device memory that the slot took: staging and the context's scratch.
     """
 
-    def __init__(self, owner: TensorRtExecutor, profile: int, context: Any) -> None:
+    def __init__(self, owner: SlotOwner, profile: int, context: Any) -> None:
         self._owner = owner
         self._device = owner.cuda
         self.profile = profile
@@ -87,7 +106,7 @@ class TensorRtSlot(Slot):
         self.graph_launches = 0
         self.plain_launches = 0
         self._pools: List[Tuple[Staging, Staging]] = []
-        self._growing = GrowingOutputs(self._device, owner.api, [])
+        self._growing = DynamicOutputAllocator(self._device, owner.api, [])
         self._stream = self._device.make_stream()
         self._timeline = Timeline(self._device)
         try:
@@ -95,8 +114,6 @@ class TensorRtSlot(Slot):
         except BaseException:
             self._free_memory()
             raise
-        staging = sum(s.size for pair in self._pools for s in pair if not s.mapped)
-        self.memory_bytes = staging + owner.api.device_memory_bytes(owner.engine)
 
     def _prepare(self) -> None:
         """Takes the profile, and staging memory for the largest batch that it allows."""
@@ -114,7 +131,7 @@ class TensorRtSlot(Slot):
                 f"only the run itself tells the shape of output '{unknown[0]}', and TensorRT "
                 f"{owner.api.version} tells it unreliably: serve this model with TensorRT 10 or onnxruntime"
             )
-        self._growing = GrowingOutputs(self._device, owner.api, unknown)
+        self._growing = DynamicOutputAllocator(self._device, owner.api, unknown)
         self._fixed = [name for name in owner.output_names if name not in unknown]
         fixed_shapes = {name: output_shapes[name] for name in self._fixed}
         if owner.mapped_bytes:
@@ -192,7 +209,7 @@ class TensorRtSlot(Slot):
         return binding
 
     def _pool_for(self, in_size: int, out_size: int) -> Tuple[Staging, Staging]:
-        """The first pool that both blocks fit in; a larger one is made for shapes nobody foresaw."""
+        """The first pool that both blocks fit in; a larger one is made for unforeseen shapes."""
         for pair in self._pools:
             if in_size <= pair[0].size and out_size <= pair[1].size:
                 return pair
@@ -307,7 +324,7 @@ class TensorRtSlot(Slot):
             binding.seconds = 0.0 if binding.runs == 1 else elapsed
             self._times = StageTimes(upload, compute, download)
         else:
-            # Made when somebody asks: short executions are the ones that come this way.
+            # Made by `last_times`: short executions are the ones that come this way.
             self._times = None
             self._last = (elapsed, binding.shares)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from vernier.border.batch import RequestBatch
 from vernier.errors import QueueFull
-from vernier.serving.admission import Admission, Asked, FreeAt, Policy
+from vernier.serving.admission import Admission, AdmissionRequest, FreeAt, Policy
 from vernier.serving.batching import (
     IDLE,
     Decide,
@@ -21,26 +21,25 @@ from vernier.serving.batching import (
     Limits,
     Slots,
     Waiting,
-    batch_cap,
     decide,
 )
 from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
-from vernier.serving.padding import BatchLayout, ShapeKey
-from vernier.serving.request_queue import Lane, RequestQueue
-from vernier.serving.span import Part, Span, alike, runs
+from vernier.serving.padding import BatchLayout
+from vernier.serving.request_queue import BatchQueue, RequestQueue
+from vernier.serving.span import ExecutionPart, ShapeKey, Span, alike, runs
 
 #: Shapes with a latency curve of their own; models without sequence buckets may see any number.
-_MOST_CURVES = 64
+_MAX_CURVES = 64
 
 #: Requests of one batch, by their numbers.
 Numbers = tuple[RequestBatch, Sequence[int]]
 
 
 class Choice(NamedTuple):
-    """Up to `rows` rows of a lane, to run now. inline: on the caller's own thread."""
+    """Up to `rows` rows of a batch queue, to run now. inline: on the caller's own thread."""
 
-    lane: Lane
+    batch_queue: BatchQueue
     rows: int
     reason: str
     inline: bool
@@ -53,7 +52,7 @@ class Refused(NamedTuple):
     error: QueueFull
 
 
-InlineRows = Callable[[Lane, float], int]
+InlineRows = Callable[[BatchQueue, float], int]
 
 
 class Batcher:
@@ -105,27 +104,24 @@ class Batcher:
         return (precision, None) in self._curves
 
     def curve(self, precision: str, shape: ShapeKey) -> LatencyCurve:
-        """The latency curve of a lane."""
+        """The latency curve of a batch queue."""
         layout = self.layout
         key = (precision, shape if layout.dims else None)
         found = self._curves.get(key)
         if found is None:
             base = self._curves[precision, None]
-            if len(self._curves) >= _MOST_CURVES:
+            if len(self._curves) >= _MAX_CURVES:
                 return base
             found = base.copy(layout.weight(shape) / layout.weight(layout.typical))
             self._curves[key] = found
         return found
 
     # --- in ---------------------------------------------------------------------------------------
-    def admit(
-        self, batch: RequestBatch, start: int, stop: int, now: float, free_at: FreeAt, earliest: float
-    ) -> list[Refused]:
+    def admit(self, batch: RequestBatch, start: int, stop: int, now: float, free_at: FreeAt) -> list[Refused]:
         """Puts as many of the requests [start, stop) of a batch into the queue as may wait; none is late by now.
 
         Args:
             free_at: when each slot should be free.
-            earliest: when they may have arrived.
 
         Returns the others, and why: too many wait, or they could not be answered in time.
         """
@@ -136,7 +132,7 @@ class Batcher:
         refused: list[Refused] = []
         for first, end in alike(batch, start, stop, self.layout.largest, now):
             deadline = None if batch.deadlines is None else min(batch.deadlines[first:end])
-            asked = Asked(batch.rows[first:end], batch.priority, deadline, earliest)
+            asked = AdmissionRequest(batch.rows[first:end], batch.priority, deadline)
             admitted, promised, refusal = self.admission.judge(asked, curve, now, free_at)
             for run in admitted:
                 requests = range(first + run.start, first + run.stop)
@@ -168,13 +164,12 @@ class Batcher:
         deadline: float | None,
         now: float,
         free_at: FreeAt,
-        earliest: float | None = None,
     ) -> QueueFull | None:
         """Why a request that has not been read would be refused, had it one row; None when that depends on its shape,
         and when it would be admitted."""
         if self.layout.dims:
             return None
-        asked = Asked((1,), priority, deadline, now if earliest is None else earliest)
+        asked = AdmissionRequest((1,), priority, deadline)
         return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
 
     def learn(self, promised: Iterable[tuple[float, float, int]], now: float) -> None:
@@ -212,7 +207,7 @@ class Batcher:
         what waits of it leaves the queue, and what runs of it counts no more. Nothing happens to other spans."""
         if span.gather is not None:
             span.gather.abandoned = True
-            if span.level is not None:
+            if span.key is not None:
                 self.queue.remove(span)
 
     def clear(self) -> list[Numbers]:
@@ -263,32 +258,32 @@ class Batcher:
         Args:
             slots: tells of the slots; asked only when nothing can run inline.
             late: gets the requests that cannot meet their deadline any more; they are out of the queue.
-            inline_rows: how many rows of a lane the caller would run on its own thread, needing no slot.
+            inline_rows: how many rows of a batch queue the caller would run on its own thread, needing no slot.
 
         Returns:
-            The choice, or None; and when a lane that waits for more wants to be asked again, or None.
+            The choice, or None; and when a batch queue that waits for more wants to be asked again, or None.
         """
         wake: float | None = None
         known: Slots | None = None
-        for lane in self.queue.by_urgency(now):
-            self._drop_hopeless(lane, now, late)
+        for batch_queue in self.queue.by_urgency(now):
+            self._drop_hopeless(batch_queue, now, late)
             if inline_rows is not None:
-                rows = inline_rows(lane, now)
-                if rows and self._head_rows(lane, now) <= rows:
-                    return Choice(lane, rows, IDLE, True), None
+                rows = inline_rows(batch_queue, now)
+                if rows and self._head_rows(batch_queue, now) <= rows:
+                    return Choice(batch_queue, rows, IDLE, True), None
             known = known or slots()
             if known.idle:
-                decision = self._decide_lane(lane, now, known)
+                decision = self._decide_on(batch_queue, now, known)
                 if isinstance(decision, Dispatch):
-                    return Choice(lane, decision.rows, decision.reason, False), None
+                    return Choice(batch_queue, decision.rows, decision.reason, False), None
                 wake = decision.until if wake is None else min(wake, decision.until)
         return None, wake
 
-    def _drop_hopeless(self, lane: Lane, now: float, late: list[Numbers]) -> None:
+    def _drop_hopeless(self, batch_queue: BatchQueue, now: float, late: list[Numbers]) -> None:
         """Takes out what would go first but cannot meet its deadline any more, while others wait behind it."""
-        curve = self.curve(lane.precision, lane.shape)
-        while lane.requests > 1:
-            head = self.queue.head(lane, now)
+        curve = self.curve(batch_queue.precision, batch_queue.shape)
+        while batch_queue.requests > 1:
+            head = self.queue.head(batch_queue, now)
             if head.deadline is None or head.taken:
                 return
             batch, request = head.batch, head.most_urgent()
@@ -302,35 +297,34 @@ class Batcher:
         """Rows that the first request of a span needs in one execution."""
         return min(span.batch.rows[span.start] - span.taken, self.layout.largest)
 
-    def _decide_lane(self, lane: Lane, now: float, slots: Slots) -> Decision:
-        if lane.alone:
+    def _decide_on(self, batch_queue: BatchQueue, now: float, slots: Slots) -> Decision:
+        if batch_queue.alone:
             return Dispatch(self.layout.largest, IDLE)
-        head = self.queue.head(lane, now)
+        head = self.queue.head(batch_queue, now)
         due = head.deadline
         if due is None and self.policy.objective_s is not None:
             due = head.due
-        waiting = Waiting(lane.rows, self._needs(head), lane.oldest(), due)
-        curve = self.curve(lane.precision, lane.shape)
+        waiting = Waiting(batch_queue.rows, self._needs(head), batch_queue.oldest(), due)
+        curve = self.curve(batch_queue.precision, batch_queue.shape)
         return self._decide(waiting, now, slots, curve, self.rate.per_second(now), self.limits)
 
-    def _head_rows(self, lane: Lane, now: float) -> int:
-        """Rows that the lane's next request needs in one execution."""
-        return self._needs(self.queue.head(lane, now))
-
-    def fills_batch(self, slots: int) -> bool:
-        """Whether what waits is as much as the largest batch that the objective allows on so many slots."""
-        cap = batch_cap(self.curve(self.precision, self.layout.typical), self.limits, slots)
-        return self.queue.rows >= cap
+    def _head_rows(self, batch_queue: BatchQueue, now: float) -> int:
+        """Rows that the batch queue's next request needs in one execution."""
+        return self._needs(self.queue.head(batch_queue, now))
 
     def predicted_s(self, choice: Choice) -> float:
         """How long the choice should take a slot."""
-        lane = choice.lane
-        return self.curve(lane.precision, lane.shape).seconds(min(choice.rows, lane.rows))
+        batch_queue = choice.batch_queue
+        return self.curve(batch_queue.precision, batch_queue.shape).seconds(
+            min(choice.rows, batch_queue.rows)
+        )
 
     def take(self, choice: Choice, now: float) -> Execution:
         """Takes the chosen requests out of the queue."""
-        lane, room, reason, _ = choice
-        return self._execution(lane.precision, lane.shape, self.queue.take(lane, room, now), reason, now)
+        batch_queue, room, reason, _ = choice
+        return self._execution(
+            batch_queue.precision, batch_queue.shape, self.queue.take(batch_queue, room, now), reason, now
+        )
 
     def take_at_once(self, batch: RequestBatch, requests: range, now: float) -> Execution:
         """Requests that have not been queued, as an execution: they have not more rows than the largest."""
@@ -338,11 +332,11 @@ class Batcher:
         state.shape = self.layout.shape_key(batch.inputs)
         span = self._span(batch, requests, now + self._patience_s)
         self.rate.add(span.rows)
-        parts = [Part(batch, span, span.first, span.rows)]
+        parts = [ExecutionPart(batch, span, span.first, span.rows)]
         return self._execution(batch.precision or self.precision, state.shape, parts, IDLE, now)
 
     def _execution(
-        self, precision: str, shape: ShapeKey, parts: list[Part], reason: str, now: float
+        self, precision: str, shape: ShapeKey, parts: list[ExecutionPart], reason: str, now: float
     ) -> Execution:
         rows = 0
         for part in parts:
@@ -361,7 +355,7 @@ class Batcher:
         """New executions take this variant; requests that demanded one keep theirs."""
         self.precision = precision
         for span in list(self.queue):
-            assert span.lane is not None
+            assert span.key is not None
             free = span.batch.precision is None and span.retry is None
-            if free and span.lane.precision != precision and not span.taken:
+            if free and span.key[0] != precision and not span.taken:
                 self._push_anew(span, [range(span.start, span.stop)])

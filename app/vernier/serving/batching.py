@@ -1,26 +1,15 @@
-"""When to run what: the batch policy as pure functions of (queue, now, slots, latency curve).
+"""When to run what: the batch policy as pure functions of (queue, now, slots, latency curve, rate).
 
 `decide` is asked whenever a slot is idle and something waits. It dispatches at once
 
     full       the batch is as large as it may become
+    idle       no slot is busy, or nothing should come soon enough that would gain from joining
+    delay      the oldest request has waited long enough
     deadline   the tightest due time leaves no room to wait, or none for a larger batch
-    delay      the oldest request has waited `max_queue_delay_s`
-    idle       waiting would not pay: the usual case when a slot is free
 
-and otherwise says until when to wait for more. With R rows waiting, T the latency curve, λ rows arriving
-a second, n slots, `age` the wait of the oldest so far, and `start` how long after its arrival the next row
-would have to wait for a slot if the batch left now, waiting pays when either
-
-    start + T(1) + R·T(R)  >  (R + 1)·T(R + 1) + age
-        the next row gains more by joining than the waiting rows lose. On a flat curve this says: wait
-        until this batch and the next one have waited equally long, which keeps the slots in step.
-        While a second slot is idle, `start` is 0 and this never holds.
-    age  <  0.9·F/n      with F = 2·T(b) − T(2b), for the least b with n·b ≥ 1.05·λ·T(b)
-        the other slots are busy, batches of b rows are needed to keep up, and F of their time is spent
-        whatever their size: spreading the dispatches over it keeps a slot in reserve for the tail.
-        On a linear curve, where large batches gain nothing, F is 0.
-
-Both were chosen by simulation (`vernier.serving.simulate`) against immediate dispatch and a fixed delay.
+and otherwise says until when to wait for more. Two batches of R rows take 2·T(R) of slots' time, joined they take
+T(2R): what joining saves, spread over the n slots, is as long as a batch is held while others run, and
+`max_queue_delay_s` at the longest.
 """
 
 from __future__ import annotations
@@ -33,12 +22,8 @@ from vernier.serving.latency import LatencyCurve
 
 FULL, DEADLINE, DELAY, IDLE = "full", "deadline", "delay", "idle"
 
-#: The question is asked again after this many times as long as the next row should take.
-_PATIENCE = 2.0
 #: Capacity above the arrival rate that a smaller batch must leave, or the queue would grow.
 _HEADROOM = 1.1
-#: The same for the batch size that dispatches are spread for, and the share of F/n they are spread over.
-_PACE_HEADROOM, _PACE = 1.05, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class Limits:
 
     Attributes:
         max_rows: the largest batch.
-        max_queue_delay_s: how long a request may be held back, while a slot is idle, for others to join.
+        max_queue_delay_s: the longest that a request is held back, while a slot is idle, for others to join.
         objective_s: the latency that requests should stay under; None for none.
     """
 
@@ -57,7 +42,7 @@ class Limits:
 
 
 class Waiting(NamedTuple):
-    """One lane. Times are on the caller's clock.
+    """One batch queue. Times are on the caller's clock.
 
     rows: of all requests.
     head_rows: of the request that goes first.
@@ -72,11 +57,10 @@ class Waiting(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """idle: free now. total: idle and busy. next_free: when the first busy one should be free, or None."""
+    """idle: free now. total: idle and busy."""
 
     idle: int
     total: int
-    next_free: float | None = None
 
 
 class Dispatch(NamedTuple):
@@ -129,64 +113,36 @@ def _keeps_up(curve: LatencyCurve, rows: int, rate: float, slots: int) -> bool:
     return rows * slots >= rate * _HEADROOM * curve.seconds(rows)
 
 
-def _waiting_pays(waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float) -> bool:
-    """See the module."""
-    if rate <= 0.0 or not curve.known:
-        return False
-    age = now - waiting.oldest
-    if slots.idle <= 1:
-        rows = waiting.rows
-        run = curve.seconds(rows)
-        free = run if slots.next_free is None else min(run, max(0.0, slots.next_free - now))
-        start = max(0.0, free - 1.0 / rate)
-        if start + curve.seconds(1) + rows * run > (rows + 1) * curve.seconds(rows + 1) + age:
-            return True
+def _hold_s(waiting: Waiting, slots: Slots, curve: LatencyCurve, rate: float) -> float:
+    """How long after its oldest request's arrival a batch should leave; see the module."""
     if slots.idle == slots.total:
-        return False
-    return age < _PACE * _fixed_part(curve, _needed_rows(curve, rate, slots.total)) / slots.total
-
-
-def _needed_rows(curve: LatencyCurve, rate: float, slots: int) -> int:
-    """The smallest batch that keeps up with the rate; the largest when none does."""
-    low, high = 1, curve.largest
-    while low < high:
-        middle = (low + high) // 2
-        if middle * slots >= rate * _PACE_HEADROOM * curve.seconds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-def _fixed_part(curve: LatencyCurve, rows: int) -> float:
-    """Seconds of a batch of `rows` that a smaller one would take, too; 0 where single rows keep up."""
-    if rows <= 1:
         return 0.0
-    half = rows // 2
-    slope = (curve.seconds(rows) - curve.seconds(half)) / (rows - half)
-    return max(0.0, curve.seconds(rows) - rows * slope)
+    rows = waiting.rows
+    saved = (2.0 * curve.seconds(rows) - curve.seconds(2 * rows)) / slots.total
+    return saved if rate * saved >= 1.0 else 0.0
 
 
 def decide(
     waiting: Waiting, now: float, slots: Slots, curve: LatencyCurve, rate: float, limits: Limits
 ) -> Decision:
-    """What to do with a lane while a slot is idle.
+    """What to do with a batch queue while a slot is idle.
 
     Args:
-        rate: rows per second that arrive for this lane.
+        rate: rows per second that arrive.
     """
     cap = batch_cap(curve, limits, slots.total)
     if waiting.rows >= cap:
         return _shrink(waiting, now, slots, curve, rate, max(cap, waiting.head_rows), FULL)
-    latest = waiting.oldest + limits.max_queue_delay_s
-    must_start = None if waiting.due is None else waiting.due - curve.pessimistic(waiting.rows + 1)
-    if latest > now and (must_start is None or must_start > now):
-        if _waiting_pays(waiting, now, slots, curve, rate):
-            until = min(latest, now + _PATIENCE / rate)
-            return Wait(until if must_start is None else min(until, must_start))
-        reason = IDLE
-    else:
-        reason = DELAY if latest <= now else DEADLINE
+    reason = IDLE
+    hold_s = min(_hold_s(waiting, slots, curve, rate), limits.max_queue_delay_s)
+    if hold_s > 0.0:
+        until, reason = waiting.oldest + hold_s, DELAY
+        if waiting.due is not None:
+            must_start = waiting.due - curve.pessimistic(waiting.rows + 1)
+            if must_start < until:
+                until, reason = must_start, DEADLINE
+        if until > now:
+            return Wait(until)
     rows = max(_fitting_bucket(curve, waiting.rows), waiting.head_rows)
     return _shrink(waiting, now, slots, curve, rate, rows, reason)
 
@@ -244,11 +200,3 @@ class Forecast:
         start = free[batches % len(free)] + batches // len(free) * self._full_s
         company = ahead + rows - batches * cap + int(self._rate * (start - now))
         return start + (self._full_s if company >= cap else self._curve.pessimistic(company))
-
-    def last_with(self, rows: int, before: int, number: int) -> int:
-        """Of requests of `rows` rows each behind `before` rows, the last one whose last row is in the same batch as the
-        last row of the request with this number; that request itself while nothing is known."""
-        if not self._free:
-            return number
-        batches = (before + (number + 1) * rows - 1) // self._cap
-        return ((batches + 1) * self._cap - before) // rows - 1

@@ -17,15 +17,14 @@ from vernier.errors import DeviceFailed, EngineError
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher, Numbers
 from vernier.serving.batching import Slots
-from vernier.serving.deference import Deference
 from vernier.serving.execution import Execution
-from vernier.serving.inline import PLACE as INLINE_PLACE
+from vernier.serving.inline import DEVICE_INDEX as INLINE_DEVICE
 from vernier.serving.inline import Inline
-from vernier.serving.request_queue import Lane
+from vernier.serving.request_queue import BatchQueue
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
-from vernier.serving.sharing import Device
-from vernier.serving.workers import Crew, Listener
+from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.worker_pool import Listener, WorkerPool
 
 #: Waits shorter than this are polled for: the loop's timers are no finer.
 _TIMER_S = 0.001
@@ -37,15 +36,14 @@ class Dispatcher:
     """Belongs to the event loop's thread.
 
     Args:
-        hire: makes the workers, who report to the listener that it is given.
+        spawn: makes the workers, who report to the listener that it is given.
         device: shares the device's workers fairly with other models; None for a device of one's own.
-        deference: of this thread to the workers.
         clock: monotonic, in seconds.
 
     Attributes:
         observer: is told of the queue's room and of executions that begin.
         retry_after_s: after which the request that was refused last should come back.
-        crew: the workers.
+        pool: the workers.
     """
 
     def __init__(
@@ -54,11 +52,10 @@ class Dispatcher:
         tracker: RequestTracker,
         results: Results,
         inline: Inline,
-        hire: Callable[[Listener], Crew],
+        spawn: Callable[[Listener], WorkerPool],
         metrics: ModelMetrics,
         clock: Callable[[], float],
-        device: Device | None = None,
-        deference: Deference | None = None,
+        device: DeviceScheduler | None = None,
     ) -> None:
         self._batcher = batcher
         self._queue = batcher.queue
@@ -68,7 +65,6 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._device = device
-        self._deference = deference
         self._loop = asyncio.get_running_loop()
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +73,7 @@ class Dispatcher:
         self.observer: SchedulerObserver | None = None
         self.retry_after_s = 1.0
         self._shown_room = -1
-        self.crew = hire(self)
+        self.pool = spawn(self)
 
     # --- the pump ---------------------------------------------------------------------------------
     def pump_soon(self) -> None:
@@ -96,10 +92,10 @@ class Dispatcher:
         """Does everything that can be done now, and sets the timer for what comes later."""
         self._pump_due = False
         now = self._clock()
-        batcher, crew, device = self._batcher, self.crew, self._device
+        batcher, pool, device = self._batcher, self.pool, self._device
         for batch, requests in batcher.overdue(now) if self._queue.requests else ():
             self._tracker.expired(batch, requests)
-        for running in crew.running:
+        for running in pool.running:
             if running.deadline is not None and running.deadline <= now:
                 self._results.overdue(running, now)
         turn_ends = now + _INLINE_TURN_S
@@ -126,7 +122,7 @@ class Dispatcher:
                     device.started(self, execution.predicted_s)
                 if self.observer is not None:
                     self._tell_started(self.observer, execution)
-                crew.run(execution)
+                pool.run(execution)
             else:
                 break
         for batch, requests in late:
@@ -155,23 +151,22 @@ class Dispatcher:
 
     def _settle(self, execution: Execution, now: float) -> None:
         if execution.error is not None:
-            if isinstance(execution.error, DeviceFailed) and execution.place == INLINE_PLACE:
+            if isinstance(execution.error, DeviceFailed) and execution.device_index == INLINE_DEVICE:
                 self._inline.close()
-            self.crew.failed_execution(execution.error, execution.place)
+            self.pool.failed_execution(execution.error, execution.device_index)
         if self._results.settle(execution, now):
             self.pump_soon()
 
-    def _inline_rows(self, lane: Lane, now: float) -> int:
-        """How many rows of the lane should run on this thread; 0 for none."""
-        if lane.precision not in self._inline.slots:
+    def _inline_rows(self, batch_queue: BatchQueue, now: float) -> int:
+        """How many rows of the batch queue should run on this thread; 0 for none."""
+        if batch_queue.precision not in self._inline.slots:
             return 0
-        curve = self._batcher.curve(lane.precision, lane.shape)
-        return self._inline.rows(lane.precision, lane.shape, curve, now)
+        curve = self._batcher.curve(batch_queue.precision, batch_queue.shape)
+        return self._inline.rows(batch_queue.precision, batch_queue.shape, curve, now)
 
     def _slots(self) -> Slots:
-        crew = self.crew
-        next_free = min([execution.ends for execution in crew.running], default=None)
-        return Slots(len(crew.idle), len(crew.idle) + len(crew.busy), next_free)
+        pool = self.pool
+        return Slots(len(pool.idle), len(pool.idle) + len(pool.busy))
 
     # --- out --------------------------------------------------------------------------------------
     def execution_finished(self, execution: Execution) -> None:
@@ -181,13 +176,7 @@ class Dispatcher:
         if self._device is not None:
             self._device.ended(self, execution.predicted_s, seconds)
         self._settle(execution, now)
-        if self._defers() and not self._batcher.fills_batch(self.crew.size):
-            self.pump_soon()  # the loop is about to read requests that have waited for it, and can fill the batch
-        else:
-            self._pump()  # the slot gets its next batch first; the pump then delivers the answers
-
-    def _defers(self) -> bool:
-        return self._deference is not None and self._deference.active
+        self._pump()  # the slot gets its next batch first; the pump then delivers the answers
 
     def execution_lost(self, execution: Execution, error: EngineError) -> None:
         if self._device is not None:
@@ -204,10 +193,10 @@ class Dispatcher:
 
     # --- time -------------------------------------------------------------------------------------
     def _set_timer(self, now: float, wake: float | None) -> None:
-        """Wakes the pump for a lane that waits, and for the next deadline of what waits or runs."""
-        if wake is None and not self._queue.requests and not self.crew.busy:
+        """Wakes the pump for a batch queue that waits, and for the next deadline of what waits or runs."""
+        if wake is None and not self._queue.requests and not self.pool.busy:
             return
-        times = [execution.deadline for execution in self.crew.running]
+        times = [execution.deadline for execution in self.pool.running]
         if self._queue.requests:
             times.append(self._queue.next_due())
         times.append(wake)
@@ -229,7 +218,7 @@ class Dispatcher:
 
     def show(self) -> None:
         """Brings the gauges up to date."""
-        crew, metrics = self.crew, self._metrics
+        pool, metrics = self.pool, self._metrics
         metrics.set_queue_depth(self._queue.requests)
         metrics.set_inflight(self._tracker.inflight)
         if self.observer is not None:
@@ -237,10 +226,10 @@ class Dispatcher:
             if room != self._shown_room:
                 self._shown_room = room
                 self.observer.room(room, self.retry_after_s)
-        slots = (len(crew.idle), len(crew.busy))
+        slots = (len(pool.idle), len(pool.busy))
         if slots != self._shown:
             self._shown = slots
-            metrics.set_slots(*slots, crew.failed)
+            metrics.set_slots(*slots, pool.failed)
 
     def close(self) -> None:
         """Nothing will be run any more."""

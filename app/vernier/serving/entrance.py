@@ -16,9 +16,9 @@ from vernier.errors import (
 )
 from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
-from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
 from vernier.serving.inline import Inline
+from vernier.serving.loop_priority import LoopPriority
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.span import BatchState, runs
 
@@ -31,6 +31,7 @@ class Entrance:
 
     Attributes:
         draining: nothing is admitted any more.
+        loop_priority: of this thread beside the workers.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ class Entrance:
         dispatcher: Dispatcher,
         metrics: ModelMetrics,
         clock: Callable[[], float],
-        deference: Deference | None,
         at_once: bool,
     ) -> None:
         self.draining = False
+        self.loop_priority = LoopPriority()
         self._name = name
         self._batcher = batcher
         self._queue = batcher.queue
@@ -53,10 +54,9 @@ class Entrance:
         self._tracker = tracker
         self._inline = inline
         self._dispatcher = dispatcher
-        self._crew = dispatcher.crew
+        self._pool = dispatcher.pool
         self._metrics = metrics
         self._clock = clock
-        self._deference = deference
         self._at_once = at_once
 
     def submit(self, batch: RequestBatch) -> None:
@@ -130,7 +130,7 @@ class Entrance:
         layout = self._layout
         if not self._inline.slots or self._queue.requests or self._tracker.delivering:
             return 0  # a target that answers each answer with a request must not hold up the loop
-        if layout.kind != "dynamic" or layout.dims or self._crew.gone is not None:
+        if layout.kind != "dynamic" or layout.dims or self._pool.gone is not None:
             return 0
         precision = precision or self._batcher.precision
         return self._inline.room(precision, (), self._batcher.curve(precision, ()))
@@ -141,16 +141,16 @@ class Entrance:
         if closed is not None:  # the device was lost when the first of the batch ran
             self._refuse(batch, range(start, stop), closed)
             return
-        refused = self._batcher.admit(batch, start, stop, now, self._free_at, self._earliest(now))
+        refused = self._batcher.admit(batch, start, stop, now, self._free_at)
         admitted = stop - start
         for requests, error in refused:
             admitted -= len(requests)
             self._tracker.refused(batch, requests, error)
-            self._count_refused(error, len(requests), now)
+            self._count_refused(error, len(requests))
         if admitted:
             self._tracker.admitted(admitted)
             self._dispatcher.show()
-            if self._crew.idle or self._inline.slots or batch.deadlines is not None:
+            if self._pool.idle or self._inline.slots or batch.deadlines is not None:
                 self._dispatcher.pump_soon()
 
     def _refuse(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
@@ -164,33 +164,30 @@ class Entrance:
         closed = self._closed()
         if closed is not None:
             return closed
-        if self._crew.idle and not self._queue.requests:
+        if self._pool.idle and not self._queue.requests:
             return None  # it would start at once; the batcher says so too, but takes longer
         now = self._clock()
-        return self._batcher.refusal(precision, priority, deadline, now, self._free_at, self._earliest(now))
+        return self._batcher.refusal(precision, priority, deadline, now, self._free_at)
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
         """See `Scheduler.refused`."""
         if isinstance(error, QueueFull):
             self._batcher.rate.add(count * rows)
-            self._count_refused(error, count, self._clock())
+            self._count_refused(error, count)
         else:
             self._metrics.rejected(error.code, count)
 
-    def _count_refused(self, error: QueueFull, count: int, now: float) -> None:
+    def _count_refused(self, error: QueueFull, count: int) -> None:
         self._metrics.rejected(error.reason, count)
         self._dispatcher.retry_after_s = error.retry_after_s
-        if self._deference is not None and self._crew.busy:
-            self._deference.refused(now)
-
-    def _earliest(self, now: float) -> float:
-        return now if self._deference is None else self._deference.earliest(now)
+        if self._pool.busy:
+            self.loop_priority.refused()
 
     def _closed(self) -> VernierError | None:
         """Why nothing is admitted any more; None while something is."""
         if self.draining:
             return Draining(f"model '{self._name}' is being taken out of service; send the request again")
-        if self._crew.gone is not None:
+        if self._pool.gone is not None:
             return NotReady(f"model '{self._name}' cannot run any more; send the request to another instance")
         return None
 
@@ -204,5 +201,5 @@ class Entrance:
         self._tracker.deliver()
 
     def _free_at(self) -> tuple[float, ...]:
-        crew = self._crew
-        return (*([0.0] * len(crew.idle)), *[execution.ends for execution in crew.running])
+        pool = self._pool
+        return (*([0.0] * len(pool.idle)), *[execution.ends for execution in pool.running])

@@ -7,8 +7,8 @@ from time import perf_counter
 
 from vernier.engine.base import Slot, StageTimes
 from vernier.errors import EngineError, VernierError
-from vernier.serving.padding import BatchLayout, ShapeKey
-from vernier.serving.span import Part
+from vernier.serving.padding import BatchLayout
+from vernier.serving.span import ExecutionPart, ShapeKey
 from vernier.tensors import Array, Arrays, is_finite
 
 #: The variant that is never retried: what it answers is the model's answer, finite or not.
@@ -20,8 +20,8 @@ class Execution:
 
     Attributes:
         parts: whose rows, in order.
-        place: number of the device that it runs on, of those that the executors span.
-        precision, shape: of the lane that its requests waited in.
+        device_index: number of the device that it runs on, of those that the executors span.
+        precision, shape: of the batch queue that its requests waited in.
         rows, bucket: useful rows, and rows after padding.
         reason: why it was dispatched.
         deadline: when the first of its requests will be given up.
@@ -38,6 +38,7 @@ class Execution:
         "bucket",
         "compute_s",
         "deadline",
+        "device_index",
         "dispatched",
         "elements",
         "error",
@@ -45,7 +46,6 @@ class Execution:
         "nonfinite",
         "outputs",
         "parts",
-        "place",
         "precision",
         "predicted_s",
         "reason",
@@ -59,7 +59,7 @@ class Execution:
         layout: BatchLayout,
         precision: str,
         shape: ShapeKey,
-        parts: Sequence[Part],
+        parts: Sequence[ExecutionPart],
         rows: int,
         bucket: int,
         reason: str,
@@ -70,7 +70,7 @@ class Execution:
         self.precision = precision
         self.shape = shape
         self.parts = parts
-        self.place = 0
+        self.device_index = 0
         self.rows = rows
         self.bucket = bucket
         self.reason = reason

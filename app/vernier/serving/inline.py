@@ -9,7 +9,7 @@ from __future__ import annotations
 from vernier.engine.base import Slot
 from vernier.serving.execution import Execution
 from vernier.serving.latency import LatencyCurve
-from vernier.serving.padding import ShapeKey
+from vernier.serving.span import ShapeKey
 
 #: A hand-over measured on an idle loop is a lower bound: under load both threads also wait for each other
 #: to give up the interpreter. It counts this many times, within limits that are harmless for the loop.
@@ -22,7 +22,7 @@ _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
 _LEARN_FIRST, _LEARN_EACH = 100, 8
 
 #: The device that these slots lie on, of those that an executor spans.
-PLACE = 0
+DEVICE_INDEX = 0
 
 
 class Inline:
@@ -48,10 +48,10 @@ class Inline:
         return curve.known and curve.seconds(1) <= _NOT_FAR * self.limit_s
 
     def room(self, precision: str, shape: ShapeKey, base: LatencyCurve) -> int:
-        """The largest batch of a lane that is known to be quick enough here; 0 for none.
+        """The largest batch of a batch queue that is known to be quick enough here; 0 for none.
 
         Args:
-            base: the lane's curve on the workers, to start from.
+            base: the batch queue's curve on the workers, to start from.
         """
         if precision not in self.slots:
             return 0
@@ -61,7 +61,7 @@ class Inline:
         return curve.rows_within(max(self.limit_s, _CROWD_S)) if curve.rows_within(self.limit_s) else 0
 
     def rows(self, precision: str, shape: ShapeKey, base: LatencyCurve, now: float) -> int:
-        """The largest batch of a lane that should run inline now: `room`, or a single row to try again."""
+        """The largest batch of a batch queue that should run inline now: `room`, or a single row to try again."""
         room = self.room(precision, shape, base)
         if room or precision not in self.slots:
             return room

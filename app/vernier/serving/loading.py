@@ -14,8 +14,8 @@ from typing import Protocol
 
 from vernier.engine.base import Executor
 from vernier.engine.ort import OnnxRuntimeExecutor
-from vernier.engine.ready import ReadyEngine
 from vernier.engine.selftest import self_test
+from vernier.engine.validated import ValidatedEngine
 from vernier.errors import EngineError, PackageError
 from vernier.package.golden import GoldenVectors, load_golden
 from vernier.package.integrity import resolve_inside
@@ -37,7 +37,7 @@ class LoadedEngines:
     golden: GoldenVectors | None = None
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
 
-    def subscribe(self, arrived: Callable[[ReadyEngine], None]) -> None:
+    def subscribe(self, arrived: Callable[[ValidatedEngine], None]) -> None:
         """`arrived` is called, from any thread, for every engine that becomes ready after loading."""
 
     def best(self) -> str:

@@ -11,8 +11,8 @@ from vernier.engine.cuda import Device, count_devices, open_device
 from vernier.engine.plan_group import PlanGroup, Plans
 from vernier.engine.plan_manager import PlanManager
 from vernier.engine.plan_source import PlanBuilder
-from vernier.engine.ready import PlanEvent, ReadyEngine
 from vernier.engine.trt_api import RUNTIMES, TrtApi, load_api
+from vernier.engine.validated import PlanEvent, ValidatedEngine
 from vernier.errors import EngineError
 from vernier.package.golden import load_golden
 from vernier.package.integrity import resolve_inside
@@ -58,11 +58,11 @@ class _Arrivals:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._early: list[ReadyEngine] = []
-        self._subscriber: Callable[[ReadyEngine], None] | None = None
+        self._early: list[ValidatedEngine] = []
+        self._subscriber: Callable[[ValidatedEngine], None] | None = None
         self.something = threading.Event()
 
-    def arrived(self, engine: ReadyEngine) -> None:
+    def arrived(self, engine: ValidatedEngine) -> None:
         with self._lock:
             if self._subscriber is None:
                 self._early.append(engine)
@@ -75,7 +75,7 @@ class _Arrivals:
         with self._lock:
             self._early = [e for e in self._early if e.executor.precision not in precisions]
 
-    def subscribe(self, subscriber: Callable[[ReadyEngine], None]) -> None:
+    def subscribe(self, subscriber: Callable[[ValidatedEngine], None]) -> None:
         with self._lock:
             for engine in self._early:
                 subscriber(engine)
@@ -102,7 +102,7 @@ class TensorRtEngines(LoadedEngines):
         self._manager = manager
         self._arrivals = arrivals
 
-    def subscribe(self, arrived: Callable[[ReadyEngine], None]) -> None:
+    def subscribe(self, arrived: Callable[[ValidatedEngine], None]) -> None:
         self._arrivals.subscribe(arrived)
 
     def best(self) -> str:
@@ -151,12 +151,12 @@ class TensorRtLoader:
             if event.kind == "refused":
                 arrivals.something.set()
 
-        def plans_of(place: int, on_ready: Callable[[ReadyEngine], None]) -> Plans:
+        def plans_of(index: int, on_ready: Callable[[ValidatedEngine], None]) -> Plans:
             return PlanManager(
                 package,
                 manifest,
                 api=self._api,
-                device=self._devices[place],
+                device=self._devices[index],
                 cache=self._cache_of(manifest),
                 builder=self._builder,
                 rebuild=self._rebuild,

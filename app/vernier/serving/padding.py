@@ -16,13 +16,12 @@ import numpy as np
 
 from vernier.engine.base import default_buckets
 from vernier.package.manifest import Manifest, SequenceDim
-from vernier.serving.span import Part
+from vernier.serving.span import ExecutionPart, ShapeKey
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
 #: Outputs of a batch up to this size are copied together.
 _SMALL_BYTES = 65536
 
-ShapeKey = tuple[int, ...]
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -179,7 +178,7 @@ class BatchLayout:
         return made
 
     # --- there and back ---------------------------------------------------------------------------
-    def in_place(self, key: ShapeKey, parts: Sequence[Part], bucket: int) -> Arrays | None:
+    def in_place(self, key: ShapeKey, parts: Sequence[ExecutionPart], bucket: int) -> Arrays | None:
         """The inputs of an execution where they can be read as they lie: rows of one batch that fill it; else None."""
         if len(parts) > 1:
             return None
@@ -194,7 +193,7 @@ class BatchLayout:
                 return None
         return inputs
 
-    def fill(self, views: Arrays, parts: Sequence[Part], rows: int, bucket: int) -> None:
+    def fill(self, views: Arrays, parts: Sequence[ExecutionPart], rows: int, bucket: int) -> None:
         """Copies the parts, one below the other, into the staging views, and pads them."""
         if self.kind == "none":
             for name, array in parts[0].batch.inputs.items():
@@ -216,7 +215,7 @@ class BatchLayout:
             if bucket > rows:
                 view[rows:] = view[0]
 
-    def _fill_padded(self, entry: _Input, view: Array, parts: Sequence[Part]) -> None:
+    def _fill_padded(self, entry: _Input, view: Array, parts: Sequence[ExecutionPart]) -> None:
         at = 0
         for batch, _, start, count in parts:
             array = batch.inputs[entry.name]
@@ -227,7 +226,7 @@ class BatchLayout:
             target[inner] = array[start : start + count]
             at += count
 
-    def take_apart(self, outputs: Arrays, parts: Sequence[Part], fresh: bool) -> list[Arrays]:
+    def take_apart(self, outputs: Arrays, parts: Sequence[ExecutionPart], fresh: bool) -> list[Arrays]:
         """Each part's own outputs, cropped. `fresh`: the arrays may be kept, else they are copied."""
         if self.kind == "none":
             own = {name: outputs[name] for name in parts[0].batch.outputs}
@@ -260,7 +259,9 @@ class BatchLayout:
                 own[name] = own[name][tuple(index)]
 
     # --- what padding costs -----------------------------------------------------------------------
-    def elements(self, parts: Sequence[Part], rows: int, bucket: int, key: ShapeKey) -> tuple[int, int]:
+    def elements(
+        self, parts: Sequence[ExecutionPart], rows: int, bucket: int, key: ShapeKey
+    ) -> tuple[int, int]:
         """Input elements that were sent, and that were computed after padding."""
         if not self._sequence:
             return rows * self._row_elements, bucket * self._row_elements

@@ -17,7 +17,7 @@ import numpy as np
 from vernier.accuracy import Comparison
 from vernier.budget import Budget
 from vernier.engine.base import Executor, run_once
-from vernier.engine.pool import Slots, Worker
+from vernier.engine.pool import OpenSlots, Worker
 from vernier.errors import EngineError
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import PRECISIONS
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 REFERENCE = "fp32"
 _PENDING_LIMIT = 4
-_MOST_ROWS = 16
+_MAX_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class PrecisionMonitor:
         self._ladder = sorted({*self._ladder, precision}, key=PRECISIONS.index)
         self._alarms[precision] = DriftAlarm()
 
-        def swap(slots: Slots) -> None:
+        def swap(slots: OpenSlots) -> None:
             old = slots.pop(precision, None)
             if old is not None:
                 old.close()
@@ -151,10 +151,10 @@ class PrecisionMonitor:
             return
         self._pending += 1
         suspended = self._preferred if self._active() != self._preferred else None
-        first = {n: a[:_MOST_ROWS] for n, a in inputs.items()}
-        answered = {n: a[:_MOST_ROWS] for n, a in outputs.items()}
+        first = {n: a[:_MAX_ROWS] for n, a in inputs.items()}
+        answered = {n: a[:_MAX_ROWS] for n, a in outputs.items()}
 
-        def shadow(slots: Slots) -> None:
+        def shadow(slots: OpenSlots) -> None:
             results: dict[str, Judged] = {}
             failed = False
             try:

@@ -19,7 +19,7 @@ from typing import Any
 from vernier.border.resolution import find_model
 from vernier.border.signature import Signature
 from vernier.engine.base import Executor
-from vernier.engine.ready import ReadyEngine
+from vernier.engine.validated import ValidatedEngine
 from vernier.errors import EngineError, PackageError, UnknownModel, VernierError, shown
 from vernier.exposition import Metrics
 from vernier.heap import trim_heap
@@ -224,7 +224,7 @@ class Repository:
         )
         loop = asyncio.get_running_loop()
 
-        def arrived(ready: ReadyEngine) -> None:
+        def arrived(ready: ValidatedEngine) -> None:
             loop.call_soon_threadsafe(self._engine_arrived, model, ready)
 
         engines.subscribe(arrived)
@@ -233,12 +233,12 @@ class Repository:
         await asyncio.to_thread(trim_heap)
         return model
 
-    def _engine_arrived(self, model: LoadedModel, ready: ReadyEngine) -> None:
+    def _engine_arrived(self, model: LoadedModel, ready: ValidatedEngine) -> None:
         task = asyncio.create_task(self._install(model, ready))
         self._installing.add(task)
         task.add_done_callback(self._installing.discard)
 
-    async def _install(self, model: LoadedModel, ready: ReadyEngine) -> None:
+    async def _install(self, model: LoadedModel, ready: ValidatedEngine) -> None:
         """A rebuilt engine joins a model that is served; traffic moves to it when it is the better one."""
         precision = ready.executor.precision
         try:

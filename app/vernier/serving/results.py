@@ -12,7 +12,7 @@ from vernier.metrics import ModelMetrics
 from vernier.serving.batcher import Batcher
 from vernier.serving.execution import REFERENCE, Execution, rows_of
 from vernier.serving.request_tracker import RequestTracker
-from vernier.serving.span import Part, runs
+from vernier.serving.span import ExecutionPart, runs
 from vernier.serving.tap import AnswerTap, Shown
 from vernier.tensors import Arrays
 
@@ -60,7 +60,7 @@ class Results:
     def _ran(self, execution: Execution, now: float) -> bool:
         queue_s: list[float] = []
         shown: list[Shown] = []
-        nonfinite: list[tuple[Part, Sequence[int]]] = []
+        nonfinite: list[tuple[ExecutionPart, Sequence[int]]] = []
         for at, part in enumerate(execution.parts):
             span = part.span
             spoiled: Sequence[int] = execution.nonfinite.get(at, ())
@@ -92,7 +92,7 @@ class Results:
             self.tap.show(shown, execution.precision, now)
         return self._retry(nonfinite, execution.precision) if nonfinite else False
 
-    def _book(self, part: Part, requests: range, waited: float, queue_s: list[float]) -> None:
+    def _book(self, part: ExecutionPart, requests: range, waited: float, queue_s: list[float]) -> None:
         """Requests have been answered, or were too late."""
         queue_s += [waited] * len(requests)
         state = part.batch.state
@@ -100,7 +100,9 @@ class Results:
             for time, count in state.promises(requests):
                 self._promised.append((time, state.arrived, count))
 
-    def _answer(self, execution: Execution, part: Part, outputs: Arrays, spoiled: bool) -> Answer | None:
+    def _answer(
+        self, execution: Execution, part: ExecutionPart, outputs: Arrays, spoiled: bool
+    ) -> Answer | None:
         """The answer to all requests of a part; None when there is none (yet), or it is not wanted any more."""
         span = part.span
         answer = Answer(
@@ -139,7 +141,7 @@ class Results:
         )
         self._metrics.padding(*execution.elements)
 
-    def _retry(self, nonfinite: list[tuple[Part, Sequence[int]]], precision: str) -> bool:
+    def _retry(self, nonfinite: list[tuple[ExecutionPart, Sequence[int]]], precision: str) -> bool:
         """A non-finite output of a reduced variant is never returned: FP32 computes the request anew."""
         again = REFERENCE in self._runtimes
         for (batch, span, _, _), requests in nonfinite:
@@ -215,7 +217,7 @@ class Results:
 
 
 def _told_apart(
-    part: Part, spoiled: Sequence[int], now: float
+    part: ExecutionPart, spoiled: Sequence[int], now: float
 ) -> tuple[Sequence[range], Sequence[int], Sequence[int]]:
     """Those of a part's requests that have not ended: the good ones, as runs, those that are too late, and those whose
     outputs are spoiled."""
@@ -230,7 +232,7 @@ def _told_apart(
     return runs(r for r in living if r not in anew and r not in late), late, anew
 
 
-def _of(part: Part, requests: range, outputs: Arrays) -> Arrays:
+def _of(part: ExecutionPart, requests: range, outputs: Arrays) -> Arrays:
     """What some requests of a part have of its outputs."""
     starts = part.batch.state.starts
     return rows_of(outputs, starts[requests.start] - part.start, starts[requests.stop] - part.start)

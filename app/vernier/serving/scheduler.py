@@ -16,22 +16,21 @@ from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
 from vernier.border.catalogue import SchedulerObserver
 from vernier.engine.base import Executor
-from vernier.engine.pool import Slots as OpenSlots
+from vernier.engine.pool import OpenSlots
 from vernier.errors import Draining, VernierError
 from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.batcher import Batcher
-from vernier.serving.deference import Deference
 from vernier.serving.dispatcher import Dispatcher
 from vernier.serving.entrance import Entrance
 from vernier.serving.inline import Inline
 from vernier.serving.padding import BatchLayout
 from vernier.serving.request_tracker import RequestTracker
 from vernier.serving.results import Results
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.serving.tap import Tap
 from vernier.serving.warmup import probe, warm_up
-from vernier.serving.workers import Crew, Curves, Listener
+from vernier.serving.worker_pool import Curves, Listener, WorkerPool
 from vernier.tensors import Arrays
 
 __all__ = ["Answer", "Policy", "Scheduler", "Tap"]
@@ -50,7 +49,6 @@ class Scheduler:
         curves: precision → bucket → seconds measured before, perhaps on another machine; what is measured at
             start wins, and scales the rest.
         device: shares the device's workers fairly with other models; None for a device of one's own.
-        deference: of the loop's thread to the workers, shared by all models.
         clock: monotonic, in seconds; the deadlines of requests are on it.
         inline: run batches that are quicker than a hand-over on the loop's own thread.
         at_once: run them within `submit` where nothing waits; else at the end of the loop's turn, together with what
@@ -71,8 +69,7 @@ class Scheduler:
         metrics: ModelMetrics,
         *,
         curves: Mapping[str, Mapping[int, float]] | None = None,
-        device: Device | None = None,
-        deference: Deference | None = None,
+        device: DeviceScheduler | None = None,
         clock: Callable[[], float] | None = None,
         inline: bool = True,
         at_once: bool = True,
@@ -92,25 +89,21 @@ class Scheduler:
         self._expected = dict(curves or {})
         self._inline = Inline()
         self._inline_allowed = inline
-        self._deference = deference
-        if deference is not None:
-            deference.join(self, policy.objective_s)
 
-        def hire(listener: Listener) -> Crew:
-            return Crew(name, executors, slots, listener, self._warm_up, self._probe)
+        def spawn(listener: Listener) -> WorkerPool:
+            return WorkerPool(name, executors, slots, listener, self._warm_up, self._probe)
 
         self._dispatcher = Dispatcher(
             self._batcher,
             self._tracker,
             self._results,
             self._inline,
-            hire,
+            spawn,
             metrics,
             self._clock,
             device,
-            deference,
         )
-        self._crew = self._dispatcher.crew
+        self._pool = self._dispatcher.pool
         self._entrance = Entrance(
             name,
             self._batcher,
@@ -119,7 +112,6 @@ class Scheduler:
             self._dispatcher,
             metrics,
             self._clock,
-            deference,
             at_once,
         )
         metrics.set_latency_objective(policy.objective_s)
@@ -133,12 +125,12 @@ class Scheduler:
 
     async def started(self) -> None:
         """Returns when the workers are open and measured. Raises EngineError when no slot can be opened."""
-        await self._crew.opened()
+        await self._pool.opened()
         batcher = self._batcher
-        hand_over = await self._crew.hand_over_s()
+        hand_over = await self._pool.hand_over_s()
         self._inline.set_hand_over(hand_over)
         for precision, executor in self._executors.items():
-            measured = self._crew.curves.get(precision)
+            measured = self._pool.curves.get(precision)
             if measured:
                 batcher.learn_variant(precision, executor.exact_batch, measured)
         for precision, executor in self._executors.items():
@@ -148,7 +140,7 @@ class Scheduler:
             "scheduler started",
             extra={
                 "model": self.name,
-                "slots": self._crew.size - self._crew.failed,
+                "slots": self._pool.size - self._pool.failed,
                 "hand_over_us": round(1e6 * hand_over),
                 "inline": sorted(self._inline.slots),
             },
@@ -177,7 +169,7 @@ class Scheduler:
     @property
     def fault(self) -> str | None:
         """Why this model should get no traffic, in words; None when all is well."""
-        return self._crew.fault
+        return self._pool.fault
 
     @property
     def inflight(self) -> int:
@@ -204,7 +196,7 @@ class Scheduler:
 
         Raises EngineError when a slot cannot be opened; nothing has changed then.
         """
-        await self._crew.install(executor)
+        await self._pool.install(executor)
         precision = executor.precision
         self._executors[precision] = executor
         self._runtimes[precision] = executor.runtime
@@ -300,10 +292,9 @@ class Scheduler:
                 await self._tracker.empty.wait()
         except TimeoutError:
             self._fail_rest()
-        await self._crew.close(max(0.1, ends - self._clock()))
+        await self._pool.close(max(0.1, ends - self._clock()))
         self._dispatcher.close()
-        if self._deference is not None:
-            self._deference.leave(self)
+        self._entrance.loop_priority.restore()
         self._inline.close()
         self._dispatcher.show()
 
@@ -312,6 +303,6 @@ class Scheduler:
         error = Draining("the service stopped before the request could run; send it to another instance")
         for batch, requests in self._batcher.clear():
             self._tracker.failed(batch, requests, error)
-        for execution in self._crew.running:
+        for execution in self._pool.running:
             self._results.give_up(execution, error)
         self._tracker.deliver()

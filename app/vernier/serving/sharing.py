@@ -25,7 +25,7 @@ class _Account:
         self.running = 0
 
 
-class Device:
+class DeviceScheduler:
     """Belongs to one thread.
 
     Args:

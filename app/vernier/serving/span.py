@@ -11,16 +11,17 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vernier.border.batch import RequestBatch
 from vernier.tensors import Arrays
 
-if TYPE_CHECKING:
-    from vernier.serving.padding import ShapeKey
-    from vernier.serving.request_queue import Lane, PriorityLevel
+#: A request's padded size of every named dimension besides the batch; requests with equal keys can share a batch.
+ShapeKey = tuple[int, ...]
+#: What requests must have in common to share an execution: precision, shape, and whether each must run alone.
+BatchKey = tuple[str, ShapeKey, bool]
 
 #: Deadlines that differ by so little of the time that is left count as one where requests wait.
 _NEARLY = 0.05
@@ -135,8 +136,7 @@ class Span:
             executions.
 
     Attributes:
-        batch: whose requests. A span that was removed from the queue has none any more: it may stand there for a
-            while, and must not keep the memory of the inputs.
+        batch: whose requests.
         start, stop: the requests [start, stop) of the batch, none of which has ended while the span waits.
         first, rows: the rows [first, first + rows) of the batch's inputs.
         taken: of these rows, those that executions have got; other than 0 only for a request run in several.
@@ -145,7 +145,7 @@ class Span:
         alone: run each request in an execution of its own: the execution of several failed.
         retry: the variant that must compute the requests anew, after an output that was not finite.
         gather: where the outputs of a request that is run in several executions come together; None for all others.
-        lane, level: where the span waits; None when it does not.
+        key: of the batch queue in which the span waits; None while it does not wait.
     """
 
     __slots__ = (
@@ -156,8 +156,7 @@ class Span:
         "due",
         "first",
         "gather",
-        "lane",
-        "level",
+        "key",
         "priority",
         "retry",
         "rows",
@@ -173,8 +172,7 @@ class Span:
         self.taken = 0
         self.alone = False
         self.retry: str | None = None
-        self.lane: Lane | None = None
-        self.level: PriorityLevel | None = None
+        self.key: BatchKey | None = None
         self.narrow(start, stop)
         self.due = due if self.deadline is None else self.deadline
         self.gather = Gather(self.rows) if self.rows > largest and stop - start == 1 else None
@@ -214,7 +212,7 @@ class Span:
         return deadlines.index(self.deadline, self.start, self.stop)
 
 
-class Part(NamedTuple):
+class ExecutionPart(NamedTuple):
     """What one execution computes of a span: the rows [start, start + rows) of the batch's inputs."""
 
     batch: RequestBatch

@@ -12,24 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 from vernier.engine.base import Slot
-from vernier.engine.pool import Slots
+from vernier.engine.pool import OpenSlots
 from vernier.errors import EngineError
 from vernier.serving.latency import LatencyCurve
 from vernier.serving.padding import BatchLayout
-from vernier.serving.workers import Curves
+from vernier.serving.worker_pool import Curves
 
 logger = logging.getLogger(__name__)
 
 #: For one variant, in seconds. The smallest bucket always runs; others while they should fit.
 _TIME_TO_MEASURE_S = 0.25
 #: Runs of one bucket: some always, more while they are quick, since others may use the machine just now.
-_LEAST_RUNS, _MOST_RUNS, _QUICK_S = 2, 30, 0.005
+_MIN_RUNS, _MAX_RUNS, _QUICK_S = 2, 30, 0.005
 #: What the first run of a bucket may cost beyond the next ones, in runs: it allocates.
 _FIRST_RUN = 1
 
 
 def warm_up(
-    slots: Slots,
+    slots: OpenSlots,
     layout: BatchLayout,
     expected: Mapping[str, Mapping[int, float]] | None = None,
     clock: Callable[[], float] = perf_counter,
@@ -61,7 +61,7 @@ def _measure(
     measured: dict[int, float] = {}
     ends = clock() + _TIME_TO_MEASURE_S
     for bucket in dict.fromkeys((layout.buckets[0], layout.largest, *layout.buckets)):
-        cost = (_LEAST_RUNS + _FIRST_RUN) * _guess(measured, shape, bucket) if measured else 0.0
+        cost = (_MIN_RUNS + _FIRST_RUN) * _guess(measured, shape, bucket) if measured else 0.0
         if clock() + cost <= ends or not measured:
             measured[bucket] = _quickest(slot, layout, bucket, ends, clock)
     return _completed(measured, layout.buckets, shape)
@@ -85,10 +85,10 @@ def _completed(
 def _quickest(slot: Slot, layout: BatchLayout, rows: int, ends: float, clock: Callable[[], float]) -> float:
     quick = clock() + _QUICK_S
     best = float("inf")
-    for run in range(_MOST_RUNS):
+    for run in range(_MAX_RUNS):
         best = min(best, _time(slot, layout, rows, clock))
         now = clock()
-        if now > ends or (run + 1 >= _LEAST_RUNS and now > quick):
+        if now > ends or (run + 1 >= _MIN_RUNS and now > quick):
             break
     return best
 

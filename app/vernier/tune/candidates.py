@@ -17,7 +17,7 @@ _BATCH_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SettingsCandidate:
     """One set of settings, each as in `ModelSettings`; buckets are None for the package's own."""
 
     slots: int
@@ -55,7 +55,7 @@ class Measured:
         padding: share of the computed input elements that was padding, at the common load.
     """
 
-    candidate: Candidate
+    candidate: SettingsCandidate
     sustained: float
     p50_ms: float | None = None
     p99_ms: float | None = None
@@ -108,12 +108,12 @@ def _with_middles(low: int, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def neighbours(
-    at: Candidate,
+    at: SettingsCandidate,
     batches: Sequence[int],
     delays: Sequence[float],
     buckets: Sequence[tuple[int, ...] | None],
     sequences: Sequence[Mapping[str, tuple[int, ...]] | None],
-) -> list[list[Candidate]]:
+) -> list[list[SettingsCandidate]]:
     """For each setting in turn, `at` with every other value of that setting."""
     return [
         [replace(at, max_batch=b, buckets=None) for b in batches if b != at.max_batch],

@@ -23,7 +23,7 @@ from vernier.tensors import Arrays
 #: Answers that are still missing so long after the last request was due are misses.
 _PATIENCE_S = 2.0
 #: Requests that are due together are handed over together, up to so many at a time.
-_MOST_AT_ONCE = 256
+_MAX_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ async def offer(
         at = 0
         while at < count and not stop.is_set():
             now = monotonic() - began
-            end = min(int(np.searchsorted(due, now, "right")), at + _MOST_AT_ONCE)
+            end = min(int(np.searchsorted(due, now, "right")), at + _MAX_AT_ONCE)
             if end > at:
                 loop.call_soon_threadsafe(submit, at, end)
                 at = end

@@ -30,14 +30,13 @@ from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest
-from vernier.serving.deference import Deference
 from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
 from vernier.serving.scheduler import Scheduler
 from vernier.settings import ModelSettings, Settings
 from vernier.tensors import Arrays
 from vernier.tune.candidates import (
-    Candidate,
     Measured,
+    SettingsCandidate,
     batch_choices,
     best,
     bucket_choices,
@@ -51,9 +50,9 @@ from vernier.tune.load import Outcome, offer
 GOAL = 0.99
 #: A first load that is not counted: caches fill, estimates settle.
 _WARM_UP_S = 0.2
-_STEP, _HALVINGS, _MOST_STEPS = 1.5, 3, 12
+_STEP, _HALVINGS, _MAX_STEPS = 1.5, 3, 12
 #: Loads of fewer requests say nothing.
-_LEAST_REQUESTS = 5
+_MIN_REQUESTS = 5
 #: The common load, as a share of what the first candidate sustains.
 _COMMON = 0.5
 
@@ -100,14 +99,14 @@ class Tuning:
 async def tune(wish: Wish, requests: Sequence[Arrays], settings: Settings, progress: Progress) -> Tuning:
     """Searches. Raises PackageError, EngineError or SettingsError when the package cannot be served here."""
     manifest = await asyncio.to_thread(open_package, wish.package)
-    search = _Search(wish, manifest, requests, settings)
+    search = _TuningSearch(wish, manifest, requests, settings)
     with progress.task(f"tuning {manifest.name} for {wish.objective_ms:g} ms", search.total) as advance:
         for slots in search.slot_choices:
             await search.try_slots(slots, advance)
     return search.result()
 
 
-class _Search:
+class _TuningSearch:
     def __init__(
         self, wish: Wish, manifest: Manifest, requests: Sequence[Arrays], settings: Settings
     ) -> None:
@@ -117,11 +116,10 @@ class _Search:
         self._settings = settings
         self._metrics = Metrics(CollectorRegistry(), "tuning")
         self._runtime = self._loader(settings).runtime
-        self._deference = Deference()
         on_cpu = self._runtime == OnnxRuntimeLoader.runtime
         in_force = model_settings(settings, manifest, self._runtime)
         layout = batch_layout(manifest, in_force)
-        self._first = Candidate(
+        self._first = SettingsCandidate(
             in_force.slots or 1,
             layout.largest,
             in_force.max_queue_delay_ms or 0.0,
@@ -203,12 +201,12 @@ class _Search:
             await asyncio.to_thread(engines.close)
             advance(max(0, budget))
 
-    async def _try(self, candidate: Candidate, engines: LoadedEngines) -> None:
+    async def _try(self, candidate: SettingsCandidate, engines: LoadedEngines) -> None:
         key = _key(candidate)
         if key not in self._measured:
             self._measured[key] = await self._measure(candidate, engines)
 
-    async def _measure(self, candidate: Candidate, engines: LoadedEngines) -> Measured:
+    async def _measure(self, candidate: SettingsCandidate, engines: LoadedEngines) -> Measured:
         async with self._running(candidate, engines) as (scheduler, counted):
             await self._offer(scheduler, self._guess, _WARM_UP_S, 0)
             sustained = await self._sustained(scheduler)
@@ -230,18 +228,18 @@ class _Search:
         """The highest rate that is answered in time, to about 6 %."""
         low, high = 0.0, 0.0
         rate = self._guess
-        for step in range(_MOST_STEPS):
+        for step in range(_MAX_STEPS):
             if await self._holds(scheduler, rate, step):
                 low = rate
                 rate *= _STEP
             else:
                 high = rate
                 rate /= _STEP * _STEP
-            if (low and high) or rate * self._wish.seconds < _LEAST_REQUESTS:
+            if (low and high) or rate * self._wish.seconds < _MIN_REQUESTS:
                 break
         for step in range(_HALVINGS if low and high else 0):
             rate = (low * high) ** 0.5
-            if await self._holds(scheduler, rate, _MOST_STEPS + step):
+            if await self._holds(scheduler, rate, _MAX_STEPS + step):
                 low = rate
             else:
                 high = rate
@@ -264,7 +262,7 @@ class _Search:
 
     @asynccontextmanager
     async def _running(
-        self, candidate: Candidate, engines: LoadedEngines
+        self, candidate: SettingsCandidate, engines: LoadedEngines
     ) -> AsyncIterator[tuple[Scheduler, ModelMetrics]]:
         """A scheduler as the service would make it, with its precision monitor where there is one."""
         manifest = self._manifest
@@ -273,9 +271,7 @@ class _Search:
         options = model_settings(settings, manifest, self._runtime)
         metrics = ModelMetrics(manifest.name, str(manifest.version))
         device = shared_device(settings, self._runtime)
-        scheduler, monitor = await start_scheduler(
-            settings, options, manifest, engines, metrics, device, self._deference
-        )
+        scheduler, monitor = await start_scheduler(settings, options, manifest, engines, metrics, device)
         try:
             yield scheduler, metrics
         finally:
@@ -284,7 +280,7 @@ class _Search:
             await scheduler.drain(settings.drain_timeout_s)
 
 
-def _key(candidate: Candidate) -> str:
+def _key(candidate: SettingsCandidate) -> str:
     return str(candidate.as_json())
 
 

@@ -16,7 +16,7 @@ from tests.support.scheduling import Sent, until
 from vernier.border import wire
 from vernier.border.arena import create_memfd
 from vernier.border.batch import Answer, RequestBatch
-from vernier.border.wire import Place
+from vernier.border.wire import ArrayPlace
 from vernier.errors import (
     DeadlineExceeded,
     Draining,
@@ -279,7 +279,7 @@ async def test_calls_end_with_the_engine_process(processes: Processes) -> None:
 # --- nonsense -----------------------------------------------------------------------------------------
 def _answered(rows: int, number: int = 1, offset: int = 0) -> bytes:
     arrays = [np.zeros((rows, 2), np.float32)] * 2
-    places = [Place(0, offset)] * 2
+    places = [ArrayPlace(0, offset)] * 2
     return wire.write_answered(5, number, range(2), Answer({}, "fp32", 0, 0, 1), arrays, places)
 
 
@@ -294,7 +294,7 @@ def _answered(rows: int, number: int = 1, offset: int = 0) -> bytes:
         wire.write_answered(5, 1, range(1, 9), Answer({}, "fp32", 0, 0, 1), [], []),
         wire.write_answered(5, 1, range(2), Answer({}, "fp32", 0, 0, 1), [], []),
         wire.write_answered(
-            5, 1, range(2), Answer({}, "fp32", 0, 0, 1), [np.zeros((2, 2))] * 2, [Place(3, 0)] * 2
+            5, 1, range(2), Answer({}, "fp32", 0, 0, 1), [np.zeros((2, 2))] * 2, [ArrayPlace(3, 0)] * 2
         ),
         wire.write_failed(1, [0, 7], NotReady("")),
         bytes([wire.FAILED]) + bytes(20),

@@ -38,7 +38,7 @@ def test_bus_addresses_are_compared_by_place_not_by_spelling() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cuda", "curve", "layout", "nvml", "plan_manager", "plan_source", "ready", "trt", "trt_api",
+    ["cuda", "curve", "layout", "nvml", "plan_manager", "plan_source", "validated", "trt", "trt_api",
      "trt_outputs", "trt_slot"],
 )  # fmt: skip
 def test_every_module_imports_without_cuda_or_tensorrt(module: str) -> None:

@@ -6,24 +6,24 @@ from collections.abc import Callable
 
 from tests.support.engines import ArithmeticExecutor
 from vernier.engine.plan_group import PlanGroup
-from vernier.engine.ready import ReadyEngine, choose
+from vernier.engine.validated import ValidatedEngine, choose
 
 
 class Member:
     """The plans of one GPU: `first` are ready when it starts, the others when `finish` is called."""
 
-    def __init__(self, on_ready: Callable[[ReadyEngine], None], curve_s: float, *first: str) -> None:
+    def __init__(self, on_ready: Callable[[ValidatedEngine], None], curve_s: float, *first: str) -> None:
         self.on_ready = on_ready
         self.curve_s = curve_s
         self.first = first
-        self.ready: dict[str, ReadyEngine] = {}
+        self.ready: dict[str, ValidatedEngine] = {}
         self.refused: dict[str, str] = {}
         self.pending: list[str] = []
         self.closed = False
 
-    def engine(self, precision: str) -> ReadyEngine:
+    def engine(self, precision: str) -> ValidatedEngine:
         speed = self.curve_s / 2 if precision == "int8" else self.curve_s
-        return ReadyEngine(ArithmeticExecutor(precision), {1: speed, 8: 2 * speed})
+        return ValidatedEngine(ArithmeticExecutor(precision), {1: speed, 8: 2 * speed})
 
     def start(self) -> None:
         self.ready = {precision: self.engine(precision) for precision in self.first}
@@ -39,7 +39,7 @@ class Member:
             self.pending.remove(precision)
         self.refused[precision] = reason
 
-    def best(self) -> ReadyEngine | None:
+    def best(self) -> ValidatedEngine | None:
         name = choose(self.ready, "auto")
         return None if name is None else self.ready[name]
 
@@ -52,7 +52,7 @@ class Group:
         self.members: list[Member] = []
         self.joined: list[str] = []
 
-        def make(place: int, on_ready: Callable[[ReadyEngine], None]) -> Member:
+        def make(place: int, on_ready: Callable[[ValidatedEngine], None]) -> Member:
             self.members.append(Member(on_ready, 0.001 * (place + 1), *first[place]))
             return self.members[-1]
 

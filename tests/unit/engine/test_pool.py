@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.engines import ArithmeticExecutor
-from vernier.engine.pool import Slots, Worker
+from vernier.engine.pool import OpenSlots, Worker
 from vernier.errors import EngineError
 
 
@@ -19,7 +19,7 @@ class Diary:
     def __init__(self) -> None:
         self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
-    def opened(self, worker: Worker, slots: Slots) -> None:
+    def opened(self, worker: Worker, slots: OpenSlots) -> None:
         self.events.put(("open", sorted(slots)))
 
     def exited(self, worker: Worker, error: BaseException | None) -> None:
@@ -64,7 +64,7 @@ def test_an_exception_that_leaves_a_job_is_the_workers_death_and_closes_its_slot
 ) -> None:
     executor = ArithmeticExecutor()
 
-    def job(slots: Slots) -> None:
+    def job(slots: OpenSlots) -> None:
         raise error
 
     worker = Worker("w", [executor], diary.opened, diary.exited)

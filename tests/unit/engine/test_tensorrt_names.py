@@ -10,8 +10,6 @@ from vernier.errors import EngineError
 
 #: What TensorRT-RTX (and full TensorRT from 11 on) dropped: used below TensorRT 10 alone.
 ONLY_BELOW_10 = {"ILayer.precision", "ILayer.set_output_type"}
-#: Replaced by device_memory_size_v2, which is asked for first.
-REPLACED = {"ICudaEngine.device_memory_size"}
 #: Classes that only a package that builds has.
 BUILD_CLASSES = {
     "Builder", "IBuilderConfig", "ILayer", "INetworkDefinition", "ITensor", "ITimingCache", "OnnxParser", "ParserError",
@@ -38,14 +36,14 @@ def test_the_code_was_read_for_names_and_some_were_found() -> None:
 
 def test_every_name_exists_in_tensorrt_rtx_but_for_those_used_below_10() -> None:
     api = load_api("tensorrt-rtx")
-    assert set(missing(api.module, used_names())) == ONLY_BELOW_10 | REPLACED
+    assert set(missing(api.module, used_names())) == ONLY_BELOW_10
     assert [name for name in module_names() if not hasattr(api.module, name)] == []
 
 
 def test_every_name_of_the_running_side_exists_in_tensorrt_lean() -> None:
     api = load_api("tensorrt-lean")
     running = {(c, n) for c, n in used_names() if c not in BUILD_CLASSES}
-    assert set(missing(api.module, running)) == REPLACED | RTX_ONLY
+    assert set(missing(api.module, running)) == RTX_ONLY
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,10 @@ def admit(
     batch: RequestBatch,
     now: float,
     free: tuple[float, ...],
-    earliest: float | None = None,
 ) -> tuple[list[int], QueueFull | None]:
     """Who is admitted, and why the others are not."""
     batch.state = BatchState(batch.rows, now)
-    refused = batcher.admit(batch, 0, len(batch), now, lambda: free, now if earliest is None else earliest)
+    refused = batcher.admit(batch, 0, len(batch), now, lambda: free)
     others = {number for numbers, _ in refused for number in numbers}
     assert len(others) == sum(len(numbers) for numbers, _ in refused)
     waiting = sorted(number for span in batch.state.waiting for number in range(span.start, span.stop))
@@ -151,14 +150,6 @@ def test_the_margin_learns_from_a_batch_as_from_its_requests(came: float) -> Non
         alone.learn([(time, 0.0, count) for time, count in one.state.promises(range(1))], came)
     assert together.admission.margin.seconds == pytest.approx(alone.admission.margin.seconds, rel=1e-9)
     assert together.admission.margin.seconds != 0.01
-
-
-def test_the_objective_counts_from_when_the_requests_may_have_arrived() -> None:
-    batcher = make_batcher(16, policy=Policy(objective_s=0.06), curve=CURVE)
-    admitted, refusal = admit(batcher, a_batch(200), 1.0, (1.010,), earliest=0.992)
-    assert admitted == list(range(43))  # two full batches, and 11.9 ms for eleven more
-    assert refusal is not None
-    assert "52 ms allowed" in refusal.message
 
 
 def test_of_a_model_of_many_shapes_nothing_is_refused_before_it_is_read() -> None:

@@ -13,7 +13,7 @@ from tests.support.packages import mlp_model, write_package
 from tests.support.scheduling import until
 from vernier.composition.engine import model_settings, start_scheduler
 from vernier.engine.base import Executor
-from vernier.engine.ready import ReadyEngine
+from vernier.engine.validated import ValidatedEngine
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
@@ -21,7 +21,7 @@ from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.repository import LoadedModel, Repository
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.settings import Settings
 
 INSIDE, OUTSIDE = (np.full((1, 4), value, np.float32) for value in (0.5, 5.0))
@@ -35,9 +35,9 @@ class LateEngines(LoadedEngines):
         super().__init__(here, min(here), golden=loaded.golden)
         self._late = {p: loaded.executors[p] for p in late}
         self._best = self.active
-        self._arrived: Callable[[ReadyEngine], None] | None = None
+        self._arrived: Callable[[ValidatedEngine], None] | None = None
 
-    def subscribe(self, arrived: Callable[[ReadyEngine], None]) -> None:
+    def subscribe(self, arrived: Callable[[ValidatedEngine], None]) -> None:
         self._arrived = arrived
 
     def best(self) -> str:
@@ -46,7 +46,7 @@ class LateEngines(LoadedEngines):
     def arrive(self, precision: str, best: str, seconds: float = 1e-3) -> None:
         assert self._arrived is not None
         self._best = best
-        self._arrived(ReadyEngine(self._late[precision], {1: seconds}))
+        self._arrived(ValidatedEngine(self._late[precision], {1: seconds}))
 
     def close(self) -> None:
         kept: list[Executor] = [*self.executors.values(), *self._late.values()]
@@ -76,7 +76,7 @@ async def serving(folder: Path, *late: str) -> AsyncIterator[LoadedModel]:
         manifest: Manifest, engines: LoadedEngines, metrics: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, "onnxruntime")
-        return await start_scheduler(settings, options, manifest, engines, metrics, Device(2))
+        return await start_scheduler(settings, options, manifest, engines, metrics, DeviceScheduler(2))
 
     metrics = Metrics(CollectorRegistry(), "0")
     repository = Repository(folder, LateLoader(list(late)), start, metrics, lambda name: "auto", 10.0)

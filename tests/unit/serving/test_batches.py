@@ -417,7 +417,7 @@ async def test_what_is_not_computed_is_not_kept(why: str) -> None:
             if why == "cancelled":
                 for at in range(4):
                     scheduler.cancel(batch, at)
-                assert scheduler.queued == 1  # behind that one they were, and may stand there as tombstones
+                assert scheduler.queued == 1
             else:
                 executor.gate.set()
                 await until(lambda: scheduler.inflight == 0)

@@ -24,7 +24,7 @@ from vernier.serving.latency import LatencyCurve
 FLAT = dict.fromkeys(default_buckets(16), 0.010)
 LINEAR = {bucket: 0.001 * bucket for bucket in default_buckets(16)}
 LIMITS = Limits(16, max_queue_delay_s=0.005)
-ONE_IDLE = Slots(1, 1)
+ONE_IDLE, ONE_OF_TWO = Slots(1, 1), Slots(1, 2)
 
 
 def curve(seconds: dict[int, float] = FLAT, exact: bool = True) -> LatencyCurve:
@@ -37,43 +37,51 @@ def test_a_full_batch_leaves_at_once(rate: float) -> None:
     assert decide(Waiting(90, 1, 0.0, None), 0.0, ONE_IDLE, curve(), rate, LIMITS) == Dispatch(16, FULL)
 
 
-def test_a_lone_request_leaves_at_once_when_little_arrives() -> None:
-    assert decide(Waiting(1, 1, 0.0, None), 0.0, ONE_IDLE, curve(), 50.0, LIMITS) == Dispatch(1, IDLE)
+@pytest.mark.parametrize("rate", [0.0, 10.0, 10_000.0])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_nothing_waits_while_every_slot_is_idle(slots: int, rate: float) -> None:
+    verdict = decide(Waiting(1, 1, 0.0, None), 0.0, Slots(slots, slots), curve(), rate, LIMITS)
+    assert verdict == Dispatch(1, IDLE)
 
 
-def test_it_waits_while_the_next_row_gains_more_than_those_that_wait_lose() -> None:
-    # 1,000 rows/s and 10 ms an execution: dispatched alone, the next row would wait 9 ms.
-    assert isinstance(decide(Waiting(1, 1, 0.0, None), 0.0, ONE_IDLE, curve(), 1000.0, LIMITS), Wait)
+def test_while_another_slot_runs_a_batch_waits_for_what_joining_saves_of_each_slot() -> None:
+    # Two batches of one row take 20 ms, one of two rows takes 10: half of what is saved is for each of two slots.
+    assert decide(Waiting(1, 1, 1.0, None), 1.0, ONE_OF_TWO, curve(), 1000.0, LIMITS) == Wait(1.005)
+    assert decide(Waiting(1, 1, 1.0, None), 1.003, ONE_OF_TWO, curve(), 1000.0, LIMITS) == Wait(1.005)
+    assert decide(Waiting(1, 1, 1.0, None), 1.005, ONE_OF_TWO, curve(), 1000.0, LIMITS) == Dispatch(1, DELAY)
+    assert decide(Waiting(1, 1, 1.0, None), 1.0, Slots(1, 4), curve(), 1000.0, LIMITS) == Wait(1.0025)
 
 
-def test_it_never_waits_where_batches_gain_nothing() -> None:
-    for rate in (10.0, 1e3, 1e5):
-        verdict = decide(Waiting(2, 1, 0.0, None), 0.0, ONE_IDLE, curve(LINEAR), rate, LIMITS)
-        assert verdict == Dispatch(2, IDLE)
+def test_it_does_not_wait_when_nothing_should_come_meanwhile() -> None:
+    verdict = decide(Waiting(1, 1, 0.0, None), 0.0, ONE_OF_TWO, curve(), 150.0, LIMITS)
+    assert verdict == Dispatch(1, IDLE)
 
 
-def test_it_never_waits_while_every_slot_of_several_is_idle() -> None:
-    assert decide(Waiting(1, 1, 0.0, None), 0.0, Slots(3, 3), curve(), 1000.0, LIMITS) == Dispatch(1, IDLE)
+@pytest.mark.parametrize("rate", [10.0, 1e3, 1e5])
+def test_it_never_waits_where_batches_gain_nothing(rate: float) -> None:
+    verdict = decide(Waiting(2, 1, 0.0, None), 0.0, ONE_OF_TWO, curve(LINEAR), rate, LIMITS)
+    assert verdict == Dispatch(2, IDLE)
 
 
 def test_it_does_not_know_enough_to_wait_without_a_curve() -> None:
-    verdict = decide(Waiting(1, 1, 0.0, None), 0.0, ONE_IDLE, curve({}), 1000.0, LIMITS)
+    verdict = decide(Waiting(1, 1, 0.0, None), 0.0, ONE_OF_TWO, curve({}), 1000.0, LIMITS)
     assert verdict == Dispatch(1, IDLE)
 
 
 def test_the_longest_delay_ends_any_waiting() -> None:
-    first = decide(Waiting(1, 1, 0.0, None), 0.0, ONE_IDLE, curve(), 1000.0, LIMITS)
-    assert isinstance(first, Wait)
-    assert first.until <= 0.005
-    assert decide(Waiting(1, 1, 0.0, None), 0.005, ONE_IDLE, curve(), 1000.0, LIMITS) == Dispatch(1, DELAY)
+    limits = Limits(16, max_queue_delay_s=0.001)
+    first = decide(Waiting(1, 1, 0.0, None), 0.0, ONE_OF_TWO, curve(), 1000.0, limits)
+    assert first == Wait(0.001)
+    assert decide(Waiting(1, 1, 0.0, None), 0.001, ONE_OF_TWO, curve(), 1000.0, limits) == Dispatch(1, DELAY)
 
 
 def test_a_tight_deadline_ends_waiting_before_the_delay_does() -> None:
     due = 0.0102
-    first = decide(Waiting(1, 1, 0.0, due), 0.0, ONE_IDLE, curve(), 1000.0, LIMITS)
+    first = decide(Waiting(1, 1, 0.0, due), 0.0, ONE_OF_TWO, curve(), 1000.0, LIMITS)
     assert isinstance(first, Wait)
     assert first.until == pytest.approx(due - 0.010)
-    assert decide(Waiting(1, 1, 0.0, due), 0.0003, ONE_IDLE, curve(), 1000.0, LIMITS) == Dispatch(1, DEADLINE)
+    verdict = decide(Waiting(1, 1, 0.0, due), 0.0003, ONE_OF_TWO, curve(), 1000.0, LIMITS)
+    assert verdict == Dispatch(1, DEADLINE)
 
 
 def test_a_batch_shrinks_for_a_deadline_that_only_a_smaller_one_meets() -> None:

@@ -14,7 +14,7 @@ from tests.support.specs import make_manifest
 from vernier.border.batch import RequestBatch
 from vernier.package.manifest import SequenceDim
 from vernier.serving.padding import BatchLayout
-from vernier.serving.span import BatchState, Part, Span
+from vernier.serving.span import BatchState, ExecutionPart, Span
 from vernier.tensors import Array, Arrays, TensorSpec
 
 SPEECH = BatchLayout(
@@ -44,7 +44,7 @@ def test_rows_of_one_batch_that_fill_an_execution_can_be_read_as_they_lie() -> N
     layout = simple(2)
     x = np.arange(16, dtype=np.float32).reshape(8, 2)
 
-    def read(*parts: Part, bucket: int = 8) -> Array | None:
+    def read(*parts: ExecutionPart, bucket: int = 8) -> Array | None:
         found = layout.in_place((), parts, bucket)
         return None if found is None else found["x"]
 
@@ -74,11 +74,11 @@ def part(
     start: int = 0,
     count: int | None = None,
     outputs: Sequence[str] = ("y",),
-) -> Part:
+) -> ExecutionPart:
     """Some rows of a batch of one request."""
     batch = RequestBatch(inputs, [rows], outputs, None, 0, [0.0], None, Sent())
     batch.state = BatchState(batch.rows, 0.0)
-    return Part(batch, Span(batch, 0, 1, 0.0, 64), start, rows if count is None else count)
+    return ExecutionPart(batch, Span(batch, 0, 1, 0.0, 64), start, rows if count is None else count)
 
 
 def clip(rows: int, frames: int, seed: int = 0) -> Arrays:
@@ -91,7 +91,7 @@ def clip(rows: int, frames: int, seed: int = 0) -> Arrays:
 
 
 def staged(
-    layout: BatchLayout, parts: list[Part], rows: int, bucket: int, key: tuple[int, ...] = ()
+    layout: BatchLayout, parts: list[ExecutionPart], rows: int, bucket: int, key: tuple[int, ...] = ()
 ) -> Arrays:
     """What a slot would be given; its memory holds rubbish before."""
     views = {

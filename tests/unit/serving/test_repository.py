@@ -22,7 +22,7 @@ from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.repository import Repository
 from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 from vernier.settings import Settings
 
 #: Python's int() raises ValueError for these.
@@ -60,7 +60,7 @@ def repository(folder: Path, loader: GatedLoader) -> Repository:
         manifest: Manifest, engines: LoadedEngines, metrics: ModelMetrics
     ) -> tuple[Scheduler, PrecisionMonitor | None]:
         options = model_settings(settings, manifest, "onnxruntime")
-        return await start_scheduler(settings, options, manifest, engines, metrics, Device(1))
+        return await start_scheduler(settings, options, manifest, engines, metrics, DeviceScheduler(1))
 
     return Repository(
         folder, loader, start, Metrics(CollectorRegistry(), "0"), lambda name: "auto", drain_timeout_s=10.0

@@ -19,7 +19,7 @@ from vernier.metrics import ModelMetrics
 from vernier.serving.admission import Policy
 from vernier.serving.padding import BatchLayout
 from vernier.serving.scheduler import Answer, Scheduler
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 
 Start = Callable[..., Awaitable[Scheduler]]
 
@@ -531,7 +531,7 @@ async def test_no_slot_at_all_is_an_error_at_the_start() -> None:
 
 
 async def test_models_that_share_a_device_all_make_progress() -> None:
-    device = Device(1)
+    device = DeviceScheduler(1)
     executors = [ArithmeticExecutor(fault=lambda batch: time.sleep(0.002)) for _ in range(3)]
     async with contextlib.AsyncExitStack() as stack:
         schedulers = [

@@ -6,13 +6,13 @@ import heapq
 
 import pytest
 
-from vernier.serving.sharing import Device
+from vernier.serving.sharing import DeviceScheduler
 
 
 class Model:
     """Always has work; its executions take `run_s`."""
 
-    def __init__(self, device: Device, run_s: float, slots: int = 4) -> None:
+    def __init__(self, device: DeviceScheduler, run_s: float, slots: int = 4) -> None:
         self.device = device
         self.run_s = run_s
         self.slots = slots
@@ -25,7 +25,7 @@ class Model:
 
 
 def simulate(
-    device: Device, models: list[Model], seconds: float, starts: dict[int, float] | None = None
+    device: DeviceScheduler, models: list[Model], seconds: float, starts: dict[int, float] | None = None
 ) -> None:
     """Everybody runs whenever the device lets them."""
     events: list[tuple[float, int]] = []
@@ -46,7 +46,7 @@ def simulate(
 
 @pytest.mark.parametrize("capacity", [1, 2, 3])
 def test_a_model_with_short_runs_gets_as_much_time_as_one_with_long_runs(capacity: int) -> None:
-    device = Device(capacity)
+    device = DeviceScheduler(capacity)
     models = [Model(device, 0.05), Model(device, 0.001)]
     simulate(device, models, 20.0)
     shares = [model.used_s / (20.0 * capacity) for model in models]
@@ -54,21 +54,21 @@ def test_a_model_with_short_runs_gets_as_much_time_as_one_with_long_runs(capacit
 
 
 def test_nobody_saves_up_turns_while_idle() -> None:
-    device = Device(1)
+    device = DeviceScheduler(1)
     models = [Model(device, 0.01), Model(device, 0.01)]
     simulate(device, models, 20.0, {1: 10.0})
     assert models[1].used_s == pytest.approx(5.0, abs=0.2)
 
 
 def test_a_model_alone_is_limited_by_capacity_only() -> None:
-    device = Device(2)
+    device = DeviceScheduler(2)
     model = Model(device, 0.01)
     simulate(device, [model], 1.0)
     assert model.used_s == pytest.approx(2.0, abs=0.05)
 
 
 def test_a_denied_member_is_woken_and_one_that_changed_its_mind_blocks_nobody() -> None:
-    device = Device(1)
+    device = DeviceScheduler(1)
     first, second, third = (Model(device, 1.0) for _ in range(3))
     assert device.may_run(first)
     device.started(first, 1.0)
@@ -83,7 +83,7 @@ def test_a_denied_member_is_woken_and_one_that_changed_its_mind_blocks_nobody() 
 
 def test_room_for_two_wakes_two() -> None:
     """Two executions end before either of those that wait has asked again; each has one batch to run."""
-    device = Device(2)
+    device = DeviceScheduler(2)
     first, second, third = (Model(device, 1.0) for _ in range(3))
     for _ in range(2):
         assert device.may_run(first)
@@ -100,7 +100,7 @@ def test_room_for_two_wakes_two() -> None:
 
 
 def test_a_member_that_has_left_for_good_blocks_nobody() -> None:
-    device = Device(1)
+    device = DeviceScheduler(1)
     first, second = Model(device, 1.0), Model(device, 1.0)
     assert device.may_run(first)
     device.started(first, 1.0)

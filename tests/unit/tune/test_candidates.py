@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.support.specs import make_manifest
 from vernier.settings import ModelSettings
 from vernier.tune.candidates import (
-    Candidate,
     Measured,
+    SettingsCandidate,
     batch_choices,
     best,
     bucket_choices,
@@ -52,23 +52,23 @@ def test_lengths_are_tried_coarser_finer_and_alone() -> None:
 
 
 def test_one_setting_is_changed_at_a_time() -> None:
-    at = Candidate(1, 8, 0.0)
+    at = SettingsCandidate(1, 8, 0.0)
     batches, delays, buckets, sequences = neighbours(at, [8, 4], [0.0, 2.0], [None, (8,)], [None])
-    assert batches == [Candidate(1, 4, 0.0)]
-    assert delays == [Candidate(1, 8, 2.0)]
-    assert buckets == [Candidate(1, 8, 0.0, (8,))]
+    assert batches == [SettingsCandidate(1, 4, 0.0)]
+    assert delays == [SettingsCandidate(1, 8, 2.0)]
+    assert buckets == [SettingsCandidate(1, 8, 0.0, (8,))]
     assert sequences == []
 
 
 def test_a_candidate_overrides_the_models_settings_and_leaves_the_others() -> None:
     base = ModelSettings(max_batch=64, precision="int8", buckets=(1, 64))
-    made = Candidate(2, 8, 1.5, sequence_buckets={"frames": (20, 80)}).settings(20.0, base)
+    made = SettingsCandidate(2, 8, 1.5, sequence_buckets={"frames": (20, 80)}).settings(20.0, base)
     assert (made.slots, made.max_batch, made.max_queue_delay_ms, made.latency_objective_ms) == (2, 8, 1.5, 20)
     assert (made.precision, made.buckets, made.sequence_buckets) == ("int8", None, {"frames": (20, 80)})
 
 
 def measured(sustained: float, p99_ms: float | None, max_batch: int = 1) -> Measured:
-    return Measured(Candidate(1, max_batch, 0.0), sustained, p99_ms, p99_ms)
+    return Measured(SettingsCandidate(1, max_batch, 0.0), sustained, p99_ms, p99_ms)
 
 
 def test_the_front_has_what_no_other_beats() -> None:

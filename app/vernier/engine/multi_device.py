@@ -1,16 +1,16 @@
 """One variant on several devices: an executor on each, and one that stands for all of them.
 
-A worker keeps to one device (its place) and takes the slots of every variant from that device's part.
+A worker keeps to one device and takes the slots of every variant from that device's part.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Sequence, Tuple
+from typing import Sequence, Tuple
 
 from vernier.engine.base import Executor, Slot
 
 
-class SpreadExecutor(Executor):
+class MultiDeviceExecutor(Executor):
     """See `vernier.engine.base.Executor`. `parts` are of one variant, each on a device of its own, loaded already."""
 
     def __init__(self, parts: Sequence[Executor]) -> None:
@@ -30,16 +30,13 @@ class SpreadExecutor(Executor):
         return self._parts
 
     def open_slot(self) -> Slot:
-        """On the first device, for whoever has no place, such as the precision monitor."""
+        """On the first device, for callers that keep to none, such as the precision monitor."""
         return self._parts[0].open_slot()
 
     @property
     def launches(self) -> Tuple[int, int]:
         counts = [part.launches for part in self._parts]
         return sum(graph for graph, _ in counts), sum(plain for _, plain in counts)
-
-    def describe(self) -> Dict[str, object]:
-        return {**super().describe(), "devices": [part.describe() for part in self._parts]}
 
     def close(self) -> None:
         for part in self._parts:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import serving, until, x, z_of
-from vernier.engine.spread import SpreadExecutor
+from vernier.engine.multi_device import MultiDeviceExecutor
 from vernier.errors import DeviceFailed, EngineError, NotReady
 
 
@@ -19,7 +19,7 @@ def fail(rows: np.ndarray) -> None:
 
 async def test_every_device_has_its_workers_and_gets_its_share() -> None:
     parts = [ArithmeticExecutor(), ArithmeticExecutor(), ArithmeticExecutor()]
-    async with serving(SpreadExecutor(parts), slots=6, largest=1) as scheduler:
+    async with serving(MultiDeviceExecutor(parts), slots=6, largest=1) as scheduler:
         assert [part.open_slots for part in parts] == [2, 2, 2]
         for part in parts:
             part.gate.clear()
@@ -34,7 +34,7 @@ async def test_every_device_has_its_workers_and_gets_its_share() -> None:
 
 async def test_the_device_with_the_fewest_busy_workers_is_next() -> None:
     parts = [ArithmeticExecutor(), ArithmeticExecutor()]
-    async with serving(SpreadExecutor(parts), slots=4, largest=1) as scheduler:
+    async with serving(MultiDeviceExecutor(parts), slots=4, largest=1) as scheduler:
         for step in range(8):  # whatever order the workers rest in
             for part in parts:
                 part.begin()
@@ -50,7 +50,7 @@ async def test_the_device_with_the_fewest_busy_workers_is_next() -> None:
 @pytest.mark.parametrize("inline", [True, False])
 async def test_a_lost_device_turns_readiness_red_and_the_other_goes_on_answering(inline: bool) -> None:
     parts = [ArithmeticExecutor(), ArithmeticExecutor()]
-    async with serving(SpreadExecutor(parts), slots=4, largest=1, inline=inline) as scheduler:
+    async with serving(MultiDeviceExecutor(parts), slots=4, largest=1, inline=inline) as scheduler:
         parts[0].fault = fail
         outcomes = await asyncio.gather(
             *(scheduler.predict(x(1, i), rows=1) for i in range(20)), return_exceptions=True
@@ -70,7 +70,7 @@ async def test_a_lost_device_turns_readiness_red_and_the_other_goes_on_answering
 
 async def test_when_every_device_is_lost_nothing_is_taken_any_more() -> None:
     parts = [ArithmeticExecutor(fault=fail), ArithmeticExecutor(fault=fail)]
-    async with serving(SpreadExecutor(parts), slots=2, largest=1) as scheduler:
+    async with serving(MultiDeviceExecutor(parts), slots=2, largest=1) as scheduler:
         outcomes = await asyncio.gather(
             *(scheduler.predict(x(1, i), rows=1) for i in range(8)), return_exceptions=True
         )
@@ -86,7 +86,7 @@ async def test_a_dead_worker_is_replaced_on_its_own_device() -> None:
         parts[1].fault = None
         raise SystemExit("a worker ends")
 
-    async with serving(SpreadExecutor(parts), slots=4, largest=1) as scheduler:
+    async with serving(MultiDeviceExecutor(parts), slots=4, largest=1) as scheduler:
         parts[1].fault = die
         outcomes = await asyncio.gather(
             *(scheduler.predict(x(1, i), rows=1) for i in range(4)), return_exceptions=True
@@ -99,23 +99,20 @@ async def test_a_dead_worker_is_replaced_on_its_own_device() -> None:
 async def test_a_variant_is_installed_on_every_device() -> None:
     parts = [ArithmeticExecutor(), ArithmeticExecutor()]
     late = [ArithmeticExecutor("int8"), ArithmeticExecutor("int8")]
-    async with serving(SpreadExecutor(parts), slots=4, largest=1) as scheduler:
-        await scheduler.install(SpreadExecutor(late))
+    async with serving(MultiDeviceExecutor(parts), slots=4, largest=1) as scheduler:
+        await scheduler.install(MultiDeviceExecutor(late))
         assert [part.open_slots for part in late] == [2, 2]
         scheduler.set_precision("int8")
         answers = await asyncio.gather(*(scheduler.predict(x(1, i), rows=1) for i in range(8)))
         assert {answer.precision for answer in answers} == {"int8"}
 
 
-def test_a_spread_executor_speaks_for_all_its_parts() -> None:
+def test_a_multi_device_executor_speaks_for_all_its_parts() -> None:
     parts = [ArithmeticExecutor(), ArithmeticExecutor()]
-    spread = SpreadExecutor(parts)
-    assert spread.engine_bytes == 2
-    assert spread.device == "cpu,cpu"
-    described = spread.describe()["devices"]
-    assert isinstance(described, list)
-    assert [part["device"] for part in described] == ["cpu", "cpu"]
-    slot = spread.open_slot()
+    joined = MultiDeviceExecutor(parts)
+    assert joined.engine_bytes == 2
+    assert joined.device == "cpu,cpu"
+    slot = joined.open_slot()
     assert [part.open_slots for part in parts] == [1, 0]
     slot.close()
-    spread.close()
+    joined.close()

@@ -10,7 +10,7 @@ from vernier.package.manifest import PRECISIONS
 
 
 @dataclass(frozen=True)
-class ReadyEngine:
+class ValidatedEngine:
     """An executor that has proven itself here, and bucket → median seconds as measured here."""
 
     executor: Executor
@@ -31,7 +31,7 @@ class PlanEvent:
     self_test: bool = False
 
 
-def choose(ready: Mapping[str, ReadyEngine], wanted: str) -> Optional[str]:
+def choose(ready: Mapping[str, ValidatedEngine], wanted: str) -> Optional[str]:
     """The precision that should serve, of those that are ready; None while none is.
 
     A named precision: itself, else the nearest safer one, else the safest. `auto`: the fastest at the

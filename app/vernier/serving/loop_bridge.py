@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from vernier.engine.pool import Slots, Worker
+from vernier.engine.pool import OpenSlots, Worker
 from vernier.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
 
-class Calls:
+class LoopBridge:
     """Belongs to the event loop's thread, but for `post`.
 
     Args:
@@ -32,11 +32,11 @@ class Calls:
         except RuntimeError:
             logger.warning("the event loop ended before a worker did", extra={"model": self._name})
 
-    def call(self, worker: Worker, function: Callable[[Slots], Any]) -> asyncio.Future[Any]:
+    def call(self, worker: Worker, function: Callable[[OpenSlots], Any]) -> asyncio.Future[Any]:
         """Runs a function on a worker's thread; resolves when it has, or when the worker has died."""
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def job(slots: Slots) -> None:
+        def job(slots: OpenSlots) -> None:
             try:
                 result = function(slots)
             except Exception as error:

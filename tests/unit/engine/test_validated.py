@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.packages import mlp_model
 from vernier.engine.ort import OnnxRuntimeExecutor
-from vernier.engine.ready import ReadyEngine, choose
+from vernier.engine.validated import ValidatedEngine, choose
 
 
 @pytest.fixture
@@ -16,9 +16,9 @@ def executor(tmp_path: Path) -> OnnxRuntimeExecutor:
     return OnnxRuntimeExecutor(tmp_path / "m.onnx", precision="fp32", intra_op_threads=1)
 
 
-def engines(executor: OnnxRuntimeExecutor, **times: float) -> dict[str, ReadyEngine]:
+def engines(executor: OnnxRuntimeExecutor, **times: float) -> dict[str, ValidatedEngine]:
     return {
-        name.replace("_", "-"): ReadyEngine(executor, {1: 1e-3, 64: seconds})
+        name.replace("_", "-"): ValidatedEngine(executor, {1: 1e-3, 64: seconds})
         for name, seconds in times.items()
     }
 
@@ -60,12 +60,12 @@ def test_auto_takes_the_safer_of_two_equals(executor: OnnxRuntimeExecutor) -> No
 
 def test_auto_compares_only_buckets_that_all_were_measured_at(executor: OnnxRuntimeExecutor) -> None:
     ready = {
-        "fp32": ReadyEngine(executor, {1: 1e-3, 8: 2e-3}),
-        "int8": ReadyEngine(executor, {1: 2e-3, 8: 1e-3, 64: 9.0}),
+        "fp32": ValidatedEngine(executor, {1: 1e-3, 8: 2e-3}),
+        "int8": ValidatedEngine(executor, {1: 2e-3, 8: 1e-3, 64: 9.0}),
     }
     assert choose(ready, "auto") == "int8"
 
 
 def test_auto_without_any_measurement_takes_the_safest(executor: OnnxRuntimeExecutor) -> None:
-    ready = {"int8": ReadyEngine(executor, {}), "fp16": ReadyEngine(executor, {1: 1.0})}
+    ready = {"int8": ValidatedEngine(executor, {}), "fp16": ValidatedEngine(executor, {1: 1.0})}
     assert choose(ready, "auto") == "fp16"

@@ -235,7 +235,7 @@ class Simulation:
         for index, request in enumerate(requests):
             request.batch, request.index = batch, index
         batch.state = BatchState(batch.rows, now)
-        refused = self.batcher.admit(batch, 0, len(requests), now, self._free_at, now)
+        refused = self.batcher.admit(batch, 0, len(requests), now, self._free_at)
         for numbers, error in refused:
             self.tracker.refused(batch, numbers, error)
         self.tracker.admitted(len(requests) - sum(len(numbers) for numbers, _ in refused))
@@ -289,8 +289,7 @@ class Simulation:
         return (*([0.0] * self.idle), *[execution.ends for execution in self.running])
 
     def _state(self) -> Slots:
-        ends = [execution.ends for execution in self.running]
-        return Slots(self.idle, self._slots, min(ends, default=None))
+        return Slots(self.idle, self._slots)
 
     def _pump(self) -> None:
         now, batcher = self.now, self.batcher
