@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vernier.exposition_merge import Totals
-from vernier.processes.places import Place, Process
+from vernier.processes.places import ProcessPlace, Process
 
 logger = logging.getLogger("vernier")
 
@@ -24,7 +24,7 @@ class Figures:
         running: gives the processes that there are.
     """
 
-    def __init__(self, places: Sequence[Place], running: Callable[[], list[Process]]) -> None:
+    def __init__(self, places: Sequence[ProcessPlace], running: Callable[[], list[Process]]) -> None:
         self._running = running
         several = sum(place.kind == "engine" for place in places) > 1
         self._device = {p.role: str(p.number) for p in places if p.kind == "engine" and several}
@@ -34,7 +34,7 @@ class Figures:
         for place in places:
             self.count_restarts(place, 0)
 
-    def count_restarts(self, place: Place, by: int) -> None:
+    def count_restarts(self, place: ProcessPlace, by: int) -> None:
         """The counter of a kind is there from the start, so that the first restart is an increase."""
         text = "Processes that ended by themselves or were killed, and were started again."
         self._ended.count("vernier_process_restarts", text, {"role": place.kind}, by)

@@ -41,7 +41,7 @@ class Process:
     families: list[Family] = field(default_factory=list)
 
 
-class Place:
+class ProcessPlace:
     """Where a front or an engine process belongs.
 
     Args:

@@ -24,7 +24,7 @@ from vernier.border.running import BYTES as RUNNING_BYTES
 from vernier.processes import accepting
 from vernier.processes.control import FATAL, Control
 from vernier.processes.figures import Figures
-from vernier.processes.places import ARENA_BYTES, Place, Process
+from vernier.processes.places import ARENA_BYTES, ProcessPlace, Process
 from vernier.settings import Settings
 
 logger = logging.getLogger("vernier")
@@ -62,9 +62,9 @@ class Supervisor:
         self._counts = create_memfd("connections", accepting.BYTES)
         self._clients = {name: number for number, name in enumerate(clients)}
         self._limits = create_memfd("limits", limit_counts.bytes_for(len(clients), fronts))
-        self._fronts = [Place("front", n, settings.model_dump(mode="json")) for n in range(fronts)]
+        self._fronts = [ProcessPlace("front", n, settings.model_dump(mode="json")) for n in range(fronts)]
         self._engines = [
-            Place("engine", n, settings.for_engine(n, engines).model_dump(mode="json"))
+            ProcessPlace("engine", n, settings.for_engine(n, engines).model_dump(mode="json"))
             for n in range(engines)
         ]
         self._places = [*self._engines, *self._fronts]
@@ -91,7 +91,7 @@ class Supervisor:
             logger.critical("the supervisor made a mistake", exc_info=task.exception())
 
     # --- starting ---------------------------------------------------------------------------------
-    async def _start(self, place: Place) -> None:
+    async def _start(self, place: ProcessPlace) -> None:
         """Raises OSError when there is no process, descriptor or memory left."""
         hello, fds = self._hello(place)
         ours, theirs = socket_pair()
@@ -127,7 +127,7 @@ class Supervisor:
             for front in self._fronts:
                 self._introduce(front, place)
 
-    def _hello(self, place: Place) -> tuple[dict[str, Any], list[int]]:
+    def _hello(self, place: ProcessPlace) -> tuple[dict[str, Any], list[int]]:
         """The first message for a process, and the descriptors that go with it."""
         hello: dict[str, Any] = {"type": "hello", "settings": place.settings, "engines": len(self._engines)}
         if place.kind == "engine":
@@ -141,7 +141,7 @@ class Supervisor:
         sockets = [s.fileno() for s in (*self._listeners, *self._operations)]
         return hello, _duplicates(self._counts, self._limits, place.memory, *sockets)
 
-    def _introduce(self, front_place: Place, engine_place: Place) -> None:
+    def _introduce(self, front_place: ProcessPlace, engine_place: ProcessPlace) -> None:
         """A socket and memory between a front and an engine process, if both are there. Where there is no descriptor
         left for them, the front asks again."""
         engine, front = engine_place.running, front_place.running
@@ -173,7 +173,7 @@ class Supervisor:
                 place.running.control.send({"type": "accept"})
 
     # --- watching ---------------------------------------------------------------------------------
-    async def _await_end(self, place: Place, process: Process) -> None:
+    async def _await_end(self, place: ProcessPlace, process: Process) -> None:
         code = await process.process.wait()
         process.control.flush()
         await asyncio.sleep(0)  # what it has sent last is read
