@@ -9,9 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vernier.builder import charts
-from vernier.builder.overview import overview
 from vernier.builder.report import BuildReport, LayerReport, TermReport, VariantReport
-from vernier.builder.svg import number
 
 _SHOWN_BUCKETS = 4
 
@@ -26,7 +24,11 @@ def render_page(report: BuildReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, exact=lambda v: f"{v:.5g}", share=_share, size=_size, thousands=lambda n: f"{n:,}"
+        number=charts.number,
+        exact=lambda v: f"{v:.5g}",
+        share=_share,
+        size=_size,
+        thousands=lambda n: f"{n:,}",
     )
     return environment.get_template("report.html.j2").render(report=report, **_pictures(report))
 
@@ -34,7 +36,7 @@ def render_page(report: BuildReport) -> str:
 def _pictures(report: BuildReport) -> dict[str, Any]:
     precisions = {v.precision: v.precision for v in report.variants if v.status != "skipped"}
     return {
-        "overview": overview(report.variants, report.chosen),
+        "overview": charts.overview(report.variants, report.chosen),
         "latency": charts.latency(report.variants),
         "layers": _layers(report),
         "ranges": charts.ranges(report.ranges),
