@@ -28,8 +28,8 @@ from vernier.builder.report import (
     TermReport,
     VariantReport,
     as_json,
-    write_report,
 )
+from vernier.builder.report_page import write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 NASTY = "<script>alert(\"x\")</script> & 'quoted'"
