@@ -23,9 +23,10 @@ from vernier.builder.gate import make_judge
 from vernier.builder.lower import Recipe, lower
 from vernier.builder.pipeline import build
 from vernier.builder.placement import quantizable_nodes
+from vernier.builder.plan import PlanOptions
 from vernier.builder.prepare import PreparedModel, prepare
 from vernier.builder.progress import Advance, NoProgress
-from vernier.builder.request import BuildOutcome, BuildRequest, PlanWishes
+from vernier.builder.request import BuildOutcome, BuildRequest
 from vernier.builder.weights import quantize_weights
 from vernier.engine.ort import RUNTIME
 from vernier.tensors import Arrays
@@ -124,7 +125,7 @@ def measure(
             calibration=str(exhibit.calibration),
             evaluation=str(exhibit.evaluation),
             strict=strict,
-            plans=PlanWishes("tensorrt-rtx", ("8.9",)) if plans else None,
+            plans=PlanOptions("tensorrt-rtx", compute_capabilities=("8.9",)) if plans else None,
         )
         began = perf_counter()
         phases = Phases()

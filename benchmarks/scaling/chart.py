@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vernier.builder.svg import line, text
+from benchmarks.svg import line, text
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 80, 190, 44, 44
 COLOURS = ("#1667b7", "#888888", "#b7410e", "#2e7d32", "#6a1b9a")

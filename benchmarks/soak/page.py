@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks.soak.verdict import RULE, WARM_UP_BLOCKS, Verdict, trend
-from vernier.builder.svg import line, number, text
+from benchmarks.svg import line, text
+from vernier.builder.charts import number
 
 WIDTH, HEIGHT, LEFT, RIGHT = 760, 200, 70, 110
 STYLE = (

@@ -26,7 +26,7 @@ logger = logging.getLogger("uvicorn.error")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class Charge(Protocol):
+class MemoryCharge(Protocol):
     """What the body takes of the bytes that the process may hold."""
 
     def grow(self, nbytes: int) -> VernierError | None: ...
@@ -34,7 +34,7 @@ class Charge(Protocol):
     def release(self) -> None: ...
 
 
-class Connection(Protocol):
+class AsgiConnection(Protocol):
     """Where the request comes from and its answer goes."""
 
     transport: asyncio.Transport
@@ -81,14 +81,19 @@ class AsgiCycle:
     """
 
     def __init__(
-        self, connection: Connection, message: MessageHead, scope: Scope, charge: Charge, defaults: Headers
+        self,
+        connection: AsgiConnection,
+        message: MessageHead,
+        scope: Scope,
+        charge: MemoryCharge,
+        defaults: Headers,
     ) -> None:
         self.message = message
         self.charge = charge
         self.size = 0
         self.keep_alive = message.keep_alive
         self.body_done = self.started = self.complete = False
-        self._connection: Connection | None = connection
+        self._connection: AsgiConnection | None = connection
         self._scope = scope
         self._defaults = defaults
         self._body = bytearray()
@@ -174,7 +179,7 @@ class AsgiCycle:
         else:
             raise RuntimeError(f"the ASGI message '{kind}' does not belong here")
 
-    def _start(self, connection: Connection, message: Message) -> None:
+    def _start(self, connection: AsgiConnection, message: Message) -> None:
         status: int = message["status"]
         headers = [(name.lower(), value) for name, value in [*self._defaults, *message.get("headers", ())]]
         for name, value in headers:
@@ -200,7 +205,7 @@ class AsgiCycle:
         lines = [b"%b: %b\r\n" % header for header in headers]
         connection.transport.write(b"".join((STATUS_LINE[status], *lines, b"\r\n")))
 
-    def _write_body(self, connection: Connection, body: bytes, more: bool) -> None:
+    def _write_body(self, connection: AsgiConnection, body: bytes, more: bool) -> None:
         write = connection.transport.write
         if self.message.method == "HEAD":
             self._missing = 0

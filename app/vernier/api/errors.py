@@ -44,20 +44,20 @@ def describe_error(error: BaseException) -> tuple[int, str, str]:
     return (499 if code == "cancelled" else 500), INTERNAL_MESSAGE, code
 
 
-class ErrorAnswer(NamedTuple):
+class ErrorResponse(NamedTuple):
     status: int
     body: bytes
     headers: dict[str, str]
     code: str
 
 
-def answer_error(error: BaseException) -> ErrorAnswer:
+def answer_error(error: BaseException) -> ErrorResponse:
     """What every protocol writes for an error. Logs it when it is ours."""
     status, message, code = describe_error(error)
     if status == 500:
         logger.error("request failed", exc_info=error)
     headers = error_headers(error) if isinstance(error, VernierError) else {}
-    return ErrorAnswer(status, encode_error(message, code), headers, code)
+    return ErrorResponse(status, encode_error(message, code), headers, code)
 
 
 def error_response(error: BaseException) -> Response:

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vernier.border import wire
 from vernier.border.arena import Arena, ArenaReader
 from vernier.border.batch import Answer, RequestBatch
 from vernier.border.catalogue import ServedModel
 from vernier.border.channel import Channel
+from vernier.border.last_tries import LastTries
 from vernier.border.messages import write_message
 from vernier.border.placement import PlacedReader, place
 from vernier.border.running import RunningBatches
 from vernier.errors import Draining, EngineError, VernierError
 from vernier.tensors import numpy_dtype
 
-if TYPE_CHECKING:
-    from vernier.border.serving_fronts import Fronts
-
 logger = logging.getLogger(__name__)
+
+#: Answers a call of a front, `{"type": "load", …}`; raises VernierError.
+Call = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class SessionOwner(Protocol):
+    """What a session asks of the engine process.
+
+    Attributes:
+        acknowledged: set whenever a front has acknowledged a catalogue.
+        last_tries: of all fronts.
+    """
+
+    acknowledged: asyncio.Event
+    last_tries: LastTries
+    call: Call
+
+    def model(self, number: int) -> ServedModel | None: ...
+
+    def leave(self, session: FrontSession) -> None: ...
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 class FrontSession:
@@ -37,7 +58,7 @@ class FrontSession:
 
     def __init__(
         self,
-        fronts: Fronts,
+        fronts: SessionOwner,
         sock: socket.socket,
         requests_fd: int,
         answers_fd: int,

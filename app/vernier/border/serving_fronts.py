@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel
-from vernier.border.front_session import FrontSession
+from vernier.border.front_session import Call, FrontSession
 from vernier.border.last_tries import LastTries
 from vernier.border.room import RoomPage
 
@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: How long a front may take to acknowledge a catalogue before it is not waited for.
 _ACKNOWLEDGE_S = 5.0
-
-#: Answers a call of a front, `{"type": "load", …}`; raises VernierError.
-Call = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class _Watch:

@@ -1,36 +1,194 @@
-"""Pictures of a build as inline SVG: latency, layers, calibrated ranges, searches, worst samples.
+"""Pictures of a build as inline SVG, drawn by matplotlib: overview, latency, layers, ranges, search, samples.
 
-Every mark has a `<title>`, which browsers show on hovering and read aloud.
+Colours are variables of the page's style sheet, so that a picture follows the reader's light or dark
+setting. Every mark has a `<title>`, which browsers show on hovering and read aloud.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
+from vernier.builder.latency import relative_time
 from vernier.builder.report import LayerReport, RangeReport, StepReport, VariantReport
-from vernier.builder.svg import (
-    BOTTOM,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    budget_frame,
-    line,
-    log_scale,
-    log_ticks,
-    number,
-    svg,
-    text,
-    used_scale,
-)
+from vernier.package.manifest import PRECISIONS
 
 MOST_LAYERS, MOST_RANGES = 60, 40
+_WIDTH = 720
+#: Beyond this share of the budget it no longer matters how far: marks are put at the edge.
+_MOST_USED = 2.0
+#: Variable of the style sheet → the colour that stands for it until the picture is done.
+_INK = {
+    name: f"#ab{i:02x}cd"
+    for i, name in enumerate((*PRECISIONS, "ink", "soft", "line", "grid", "bad", "bad-back"))
+}
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "vernier", "text.parse_math": False, "font.size": 12,
+    "text.color": _INK["ink"], "axes.labelcolor": _INK["soft"], "axes.edgecolor": _INK["soft"],
+    "xtick.color": _INK["soft"], "ytick.color": _INK["soft"], "grid.color": _INK["grid"],
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "lines.linewidth": 2,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.unicode_minus": False,
+}  # fmt: skip
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_NAME = "title of "
 
 
-# --- latency --------------------------------------------------------------------------------------
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if 1e-3 <= abs(value) < 1e4:
+        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        text = f"{value:.{digits}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.2g}"
+
+
+def legend(precisions: Mapping[str, str]) -> Markup:
+    """Coloured squares with the names of precisions; the values say what they stand for."""
+    return Markup(" ").join(
+        Markup('<span class="key"><i class="swatch {}"></i>{}</span>').format(f"c-{p}", text)
+        for p, text in precisions.items()
+    )
+
+
+# --- drawing --------------------------------------------------------------------------------------
+def _draw(
+    label: str,
+    height: float,
+    paint: Callable[[Axes], None],
+    margins: tuple[float, float, float, float] = (64, 24, 18, 46),
+    width: float = _WIDTH,
+) -> Markup:
+    """The picture that `paint` makes; margins are left, right, top and bottom, in pixels as the sizes."""
+    left, right, top, bottom = margins
+    text = io.StringIO()
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks: the browser has others
+        figure = Figure((width / 72, height / 72), dpi=72, facecolor="none")
+        place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+        paint(figure.add_axes(place, facecolor="none"))
+        figure.savefig(text, format="svg", metadata=_NO_METADATA)
+    body = text.getvalue()
+    body = body[body.index("<g") :].replace("xlink:href", "href")
+    body = re.sub(rf'<g id="{_NAME}([^"]*)">', r"<g><title>\1</title>", body)
+    body = re.sub(r' id="\w+_\d+"', "", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+    body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+    for name, colour in _INK.items():
+        body = body.replace(colour, f"var(--{name})")
+    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}')
+
+
+def _titled(artists: Any, title: str) -> None:
+    """Gives the first of what a drawing call returned its title."""
+    artists[0].set_gid(_NAME + title)
+
+
+def _log(axes: Axes, which: str, low: float, high: float) -> None:
+    """A logarithmic axis with few ticks, labelled in plain numbers."""
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    steps = (1, 2, 5) if high / low < 50 else (1, 3) if high / low < 1e4 else (1,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=9))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: number(value))
+
+
+def _budget(axes: Axes, used: Sequence[float]) -> None:
+    """The vertical axis as part of the budget, its limit, and what is over the budget."""
+    most = min(_MOST_USED, max([*used, 1.2]))
+    shares = [share for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0) if share <= most]
+    axes.set_ylim(-0.08 * most, 1.04 * most)
+    axes.set_yticks(shares, [f"{'≥' if share == _MOST_USED else ''}{share:.0%}" for share in shares])
+    axes.grid(axis="y")
+    axes.axhspan(1, 1.04 * most, color=_INK["bad-back"], alpha=0.55, linewidth=0)
+    axes.axhline(1, color=_INK["bad"], linestyle=(0, (5, 4)), linewidth=1)
+    right = axes.get_yaxis_transform()
+    axes.text(0.99, 1.01, "budget", transform=right, ha="right", va="bottom", color=_INK["bad"])
+
+
+def _names(axes: Axes, places: Sequence[tuple[float, float, float, str]], apart: float = 15) -> None:
+    """Names to the right of (x, y, pixels away), moved up where they would cover one another."""
+    taken: list[tuple[float, float, float]] = []
+    for x, y, away, name in sorted(places, key=lambda place: axes.transData.transform(place[:2])[1]):
+        at, level = axes.transData.transform((x, y))
+        at, end = at + away, at + away + 7.6 * len(name)
+        for start, stop, other in sorted(taken, key=lambda box: box[2]):
+            if start < end and at < stop and abs(level - other) < apart:
+                level = other + apart
+        taken.append((at, end, level))
+        axes.annotate(name, (at, level), xycoords="figure pixels", va="center", weight="bold")
+
+
+def _rows(axes: Axes, names: Sequence[str], texts: Sequence[str]) -> None:
+    """A row for each name, the first at the top: names at the left, texts at the right."""
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), [n if len(n) <= 34 else "…" + n[-33:] for n in names])
+    axes.spines[:].set_visible(False)
+    for row, text in enumerate(texts):
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", color=_INK["soft"])
+
+
+# --- the whole build ------------------------------------------------------------------------------
+def overview(variants: Sequence[VariantReport], chosen: str) -> Markup:
+    """Speed against FP32 to the right, the used part of the budget upwards, size as area."""
+    exact = next((v for v in variants if v.precision == "fp32"), None)
+    shown = sorted((v for v in variants if v.used is not None), key=lambda v: -v.bytes)
+    if exact is None or not shown:
+        return Markup("")
+    speeds = {v.precision: relative_time(exact.latency_ms, v.latency_ms) for v in shown}
+    timed = [speed for speed in speeds.values() if math.isfinite(speed)]
+    low, high = min([*timed, 0.9]) / 1.25, max([*timed, 1.1]) * 1.25
+    largest = max([v.bytes for v in shown] + [1])
+
+    def paint(axes: Axes) -> None:
+        _log(axes, "x", low, high)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{number(value)}×")
+        _budget(axes, [v.used or 0.0 for v in shown])
+        axes.set(xlabel="times as fast as FP32 →", ylabel="part of the budget used up →")
+        names, untimed = [], 0
+        for variant in shown:
+            speed, radius = speeds[variant.precision], 6 + 16 * math.sqrt(variant.bytes / largest)
+            if not math.isfinite(speed):
+                # No time was taken: it stands beside the picture, at the height of its error.
+                speed, untimed = high * (high / low) ** (0.07 + 0.1 * (untimed % 2)), untimed + 1
+            used, colour = min(variant.used or 0.0, _MOST_USED), _INK[variant.precision]
+            refused = variant.status != "pass"
+            edge = colour if refused else _INK["ink"] if variant.precision == chosen else "none"
+            mark = axes.plot(
+                speed, used, "o", markersize=2 * radius, color=colour, alpha=0.85, clip_on=False,
+                fillstyle="none" if refused else "full", markeredgecolor=edge, markeredgewidth=2.5,
+            )  # fmt: skip
+            _titled(mark, _said(variant, speeds[variant.precision]))
+            names.append((speed, used, radius + 5, variant.precision))
+        _names(axes, names)
+        if untimed:
+            axes.text(1.1, -0.12, "not timed", transform=axes.transAxes, ha="center", color=_INK["soft"])
+
+    untimed = len(timed) < len(shown)
+    return _draw("Speed, error and size of every variant", 330, paint, (64, 160 if untimed else 48, 18, 46))
+
+
+def _said(variant: VariantReport, speed: float) -> str:
+    parts = [variant.precision, variant.status]
+    if math.isfinite(speed):
+        parts.append(f"{number(speed)} times as fast as FP32")
+    used = variant.used or 0.0
+    parts.append("beyond any budget" if math.isinf(used) else f"{used:.0%} of the budget used")
+    return ", ".join([*parts, *([f"{variant.bytes / 1e6:.2f} MB"] if variant.bytes else [])])
+
+
 def latency(variants: Sequence[VariantReport]) -> Markup:
     """Median milliseconds by bucket, both axes logarithmic, one line for each variant."""
     shown = [v for v in variants if v.latency_ms]
@@ -38,51 +196,27 @@ def latency(variants: Sequence[VariantReport]) -> Markup:
         return Markup("")
     buckets = sorted({b for v in shown for b in v.latency_ms})
     times = [ms for v in shown for ms in v.latency_ms.values()]
-    height = 300.0
-    bottom, right = height - BOTTOM, WIDTH - RIGHT - 90
-    low, high = min(times) / 1.2, max(times) * 1.2
-    x_of = log_scale(buckets[0], max(buckets[-1], buckets[0] + 1), LEFT + 10, right)
-    y_of = log_scale(low, high, bottom, TOP)
-    parts = [
-        line(LEFT, bottom, right, bottom, "axis"),
-        line(LEFT, TOP, LEFT, bottom, "axis"),
-        text((LEFT + right) / 2, height - 8, "batch", "middle", "label"),
-        text(LEFT, TOP - 6, "milliseconds for one batch", "start", "label"),
-    ]
-    for tick in log_ticks(low, high):
-        parts += [
-            line(LEFT, y_of(tick), right, y_of(tick), "grid"),
-            text(LEFT - 8, y_of(tick) + 4, number(tick), "end", "tick"),
-        ]
-    for bucket in buckets:
-        parts.append(text(x_of(bucket), bottom + 18, str(bucket), "middle", "tick"))
-    ends = []
-    for variant in shown:
-        points = [(x_of(b), y_of(ms)) for b, ms in sorted(variant.latency_ms.items())]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" class="curve c-{variant.precision}"/>')
-        for (x, y), (bucket, ms) in zip(points, sorted(variant.latency_ms.items()), strict=True):
-            title = f"{variant.precision}: {number(ms)} ms for {bucket}"
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" class="dot c-{variant.precision}">'
-                f"<title>{escape(title)}</title></circle>"
-            )
-        ends.append((points[-1][1], points[-1][0], variant.precision))
-    parts += _labels_apart(ends)
-    return svg(height, parts, "Latency by batch")
+
+    def paint(axes: Axes) -> None:
+        _log(axes, "x", buckets[0] / 1.1, max(buckets[-1], buckets[0] + 1) * 1.1)
+        axes.set_xticks(buckets, [str(bucket) for bucket in buckets])
+        _log(axes, "y", min(times) / 1.2, max(times) * 1.2)
+        axes.grid(axis="y")
+        axes.set(xlabel="batch", ylabel="milliseconds for one batch")
+        ends = []
+        for variant in shown:
+            colour, curve = _INK[variant.precision], sorted(variant.latency_ms.items())
+            axes.plot(*zip(*curve, strict=True), color=colour)
+            for bucket, ms in curve:
+                mark = axes.plot(bucket, ms, "o", markersize=6, color=colour)
+                _titled(mark, f"{variant.precision}: {number(ms)} ms for {bucket}")
+            ends.append((*curve[-1], 10, variant.precision))
+        _names(axes, ends)
+
+    return _draw("Latency by batch", 300, paint, (64, 114, 18, 46))
 
 
-def _labels_apart(ends: Sequence[tuple[float, float, str]], gap: float = 15.0) -> list[str]:
-    """Names at the right ends of lines, moved down where they would cover one another."""
-    parts, last = [], -math.inf
-    for y, x, name in sorted(ends):
-        y = max(y, last + gap)
-        last = y
-        parts.append(text(x + 10, y + 4, name, "start", f"name t-{name}"))
-    return parts
-
-
-# --- layers ---------------------------------------------------------------------------------------
+# --- layers and ranges ----------------------------------------------------------------------------
 def layers(found: Sequence[LayerReport]) -> Markup:
     """One bar for each node: how much of the budget it uses up alone, in the colour of its precision.
 
@@ -92,134 +226,88 @@ def layers(found: Sequence[LayerReport]) -> Markup:
     if not found:
         return Markup("")
     measured = any(layer.sensitivity is not None for layer in found)
-    value: Callable[[LayerReport], float] = (
-        (lambda layer: layer.sensitivity or 0.0) if measured else (lambda layer: layer.macs)
-    )
-    kept = sorted(range(len(found)), key=lambda i: -value(found[i]))[:MOST_LAYERS]
-    shown = [found[i] for i in sorted(kept)]
-    row, left, right = 19.0, 250.0, WIDTH - 150.0
-    finite = [value(layer) for layer in shown if math.isfinite(value(layer))]
-    high = max([*finite, 1e-9])
-    scale = (right - left) / high
+    values = [(layer.sensitivity or 0.0) if measured else layer.macs for layer in found]
+    shown = sorted(sorted(range(len(found)), key=lambda i: -values[i])[:MOST_LAYERS])
+    high = max([*(values[i] for i in shown if math.isfinite(values[i])), 1e-9])
     has_limit = measured and high >= 1
-    height = len(shown) * row + (36 if has_limit else 14)
-    parts = []
-    if has_limit:
-        parts.append(line(left + scale, 8, left + scale, height - 24, "limit"))
-        parts.append(text(left + scale, height - 8, "the whole budget", "middle", "limit-label"))
-    for index, layer in enumerate(shown):
-        y = 10 + index * row
-        amount = min(value(layer), high)
-        width = max(1.5, amount * scale)
-        said = f"{value(layer):.1%}" if math.isfinite(value(layer)) else "not finite"
-        title = (
-            f"{layer.name} ({layer.op_type}) in {layer.precision}: {said}, {layer.macs:.1%} of the operations"
-        )
-        parts.append(text(left - 8, y + 11, _shortened(layer.name), "end", "tick"))
-        parts.append(
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="13" rx="2" '
-            f'class="bar c-{layer.precision}"><title>{escape(title)}</title></rect>'
-        )
-        parts.append(text(left + width + 6, y + 11, f"{said} · {layer.precision}", "start", "tick"))
-    return svg(
-        height, parts, "Sensitivity and precision of every layer" if measured else "Layers by operations"
+
+    def paint(axes: Axes) -> None:
+        texts = []
+        for row, (layer, value) in enumerate((found[i], values[i]) for i in shown):
+            said = f"{value:.1%}" if math.isfinite(value) else "not finite"
+            bar = axes.barh(row, min(value, high), 0.7, color=_INK[layer.precision])
+            about = f"{layer.name} ({layer.op_type}) in {layer.precision}"
+            _titled(bar, f"{about}: {said}, {layer.macs:.1%} of the operations")
+            texts.append(f"{said} · {layer.precision}")
+        _rows(axes, [found[i].name for i in shown], texts)
+        axes.set_xlim(0, high)
+        axes.set_xticks([1.0] if has_limit else [], ["the whole budget"] if has_limit else [])
+        if has_limit:
+            axes.axvline(1, color=_INK["bad"], linestyle=(0, (5, 4)), linewidth=1)
+
+    label = "Sensitivity and precision of every layer" if measured else "Layers by operations"
+    return _draw(
+        label, len(shown) * 19 + (36 if has_limit else 14), paint, (250, 150, 6, 26 if has_limit else 6)
     )
 
 
-def _shortened(name: str, most: int = 34) -> str:
-    return name if len(name) <= most else "…" + name[-(most - 1) :]
-
-
-# --- calibration ----------------------------------------------------------------------------------
 def ranges(found: Sequence[RangeReport]) -> Markup:
     """Where INT8 clips each activation (filled) and the largest magnitude seen (tick), logarithmic."""
     shown = [r for r in found if r.peak > 0 and r.clip > 0][:MOST_RANGES]
     if not shown:
         return Markup("")
-    row, left, right = 19.0, 250.0, WIDTH - 150.0
     low = min(min(r.peak, r.clip) for r in shown) / 2
-    high = max(max(r.peak, r.clip) for r in shown) * 1.05
-    x_of = log_scale(low, high, left, right)
-    height = len(shown) * row + 34
-    parts = []
-    for tick in log_ticks(low, high):
-        parts += [
-            line(x_of(tick), 6, x_of(tick), height - 24, "grid"),
-            text(x_of(tick), height - 8, number(tick), "middle", "tick"),
-        ]
-    for index, entry in enumerate(shown):
-        y = 10 + index * row
-        title = f"{entry.tensor}: clips at {number(entry.clip)} ({entry.method}), largest seen {number(entry.peak)}"
-        parts.append(text(left - 8, y + 11, _shortened(entry.tensor), "end", "tick"))
-        parts.append(
-            f'<rect x="{left:.1f}" y="{y + 2:.1f}" width="{max(1.5, x_of(entry.clip) - left):.1f}" height="9" rx="2" '
-            f'class="bar c-int8"><title>{escape(title)}</title></rect>'
-        )
-        parts.append(line(x_of(entry.peak), y - 1, x_of(entry.peak), y + 14, "peak"))
-        parts.append(text(right + 8, y + 11, f"{number(entry.clip)} · {entry.method}", "start", "tick"))
-    return svg(height, parts, "Calibrated ranges")
+
+    def paint(axes: Axes) -> None:
+        _log(axes, "x", low, max(max(r.peak, r.clip) for r in shown) * 1.05)
+        axes.grid(axis="x")
+        for row, entry in enumerate(shown):
+            bar = axes.barh(row, entry.clip - low, 0.5, left=low, color=_INK["int8"])
+            clips = f"{entry.tensor}: clips at {number(entry.clip)} ({entry.method})"
+            _titled(bar, f"{clips}, largest seen {number(entry.peak)}")
+            axes.plot(entry.peak, row, "|", markersize=15, markeredgewidth=2, color=_INK["ink"])
+        texts = [f"{number(entry.clip)} · {entry.method}" for entry in shown]
+        _rows(axes, [entry.tensor for entry in shown], texts)
+
+    return _draw("Calibrated ranges", len(shown) * 19 + 34, paint, (250, 150, 6, 26))
 
 
-# --- search ---------------------------------------------------------------------------------------
+# --- search and samples ---------------------------------------------------------------------------
 def search(steps: Sequence[StepReport]) -> Markup:
     """Each evaluation in turn: how many nodes were given back, and the part of the budget used up."""
     if not steps:
         return Markup("")
-    height = 230.0
-    bottom, right = height - BOTTOM, float(WIDTH - RIGHT)
-    step = min(90.0, (right - LEFT - 20) / len(steps))
-    y_of, shares = used_scale([entry.used for entry in steps], TOP + 14, bottom)
-    parts = [
-        *budget_frame(y_of, shares, right, bottom),
-        line(LEFT, bottom, right, bottom, "axis"),
-        text(LEFT - 8, bottom + 34, "given back", "end", "tick"),
-    ]
-    for index, entry in enumerate(steps):
-        x = LEFT + 24 + index * step
-        y = y_of(entry.used)
-        used = "not finite" if math.isinf(entry.used) else f"{entry.used:.0%} of the budget"
-        title = f"{entry.samples}: {entry.given_back} nodes given back, {used}"
-        kind = "c-int8" if entry.samples == "select" else "c-fp16"
-        parts.append(line(x, bottom, x, y, "stem"))
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" class="mark {kind}"><title>{escape(title)}</title></circle>'
-        )
-        parts.append(text(x, bottom + 34, str(entry.given_back), "middle", "tick"))
-        parts.append(text(x, bottom + 18, "verify" if entry.samples == "verify" else "", "middle", "tick"))
-    return svg(height, parts, "Evaluations of the search")
+
+    def paint(axes: Axes) -> None:
+        _budget(axes, [step.used for step in steps])
+        axes.set_xlim(-0.5, max(len(steps), 7) - 0.5)
+        notes = [f"{'verify' if s.samples == 'verify' else ''}\n{s.given_back}" for s in steps]
+        axes.set_xticks(range(len(steps)), notes)
+        axes.set_xlabel("nodes given back")
+        for at, step in enumerate(steps):
+            used = "not finite" if math.isinf(step.used) else f"{step.used:.0%} of the budget"
+            axes.vlines(at, 0, min(step.used, _MOST_USED), color=_INK["line"])
+            colour = _INK["int8" if step.samples == "select" else "fp16"]
+            mark = axes.plot(at, min(step.used, _MOST_USED), "o", markersize=12, color=colour, clip_on=False)
+            _titled(mark, f"{step.samples}: {step.given_back} nodes given back, {used}")
+
+    return _draw("Evaluations of the search", 230, paint, (64, 24, 18, 62))
 
 
-# --- samples --------------------------------------------------------------------------------------
 def sample(values: Sequence[tuple[int, float, float]], precision: str) -> Markup:
     """Values of one output: FP32 as a ring, the variant as a dot, on one scale."""
     if not values:
         return Markup("")
-    numbers = [v for _, a, b in values for v in (a, b) if math.isfinite(v)]
-    low, high = min([*numbers, 0.0]), max([*numbers, 0.0])
-    span = (high - low) or 1.0
-    row, left, right, width = 18.0, 46.0, 250.0, 380.0
 
-    def x_of(value: float) -> float:
-        return left + (right - left) * (value - low) / span
+    def paint(axes: Axes) -> None:
+        rows = range(len(values))
+        exact, other = [v for _, v, _ in values], [v for _, _, v in values]
+        for row, ends in enumerate(zip(exact, other, strict=True)):
+            axes.plot(ends, (row, row), color=_INK["bad"])
+        axes.plot(exact, rows, "o", markersize=10, fillstyle="none", color=_INK["fp32"])
+        axes.plot(other, rows, "o", markersize=7, color=_INK[precision])
+        axes.grid(axis="y")
+        axes.set_xticks([])
+        _rows(axes, [str(i) for i, _, _ in values], [f"{number(a)} → {number(b)}" for _, a, b in values])
 
-    parts = []
-    for index, (position, exact, other) in enumerate(values):
-        y = 12 + index * row
-        parts.append(text(left - 8, y + 4, str(position), "end", "tick"))
-        parts.append(line(left, y, right, y, "grid"))
-        if math.isfinite(exact) and math.isfinite(other):
-            parts.append(line(x_of(exact), y, x_of(other), y, "moved"))
-        if math.isfinite(exact):
-            parts.append(f'<circle cx="{x_of(exact):.1f}" cy="{y:.1f}" r="5" class="exact"/>')
-        if math.isfinite(other):
-            parts.append(f'<circle cx="{x_of(other):.1f}" cy="{y:.1f}" r="3.4" class="dot c-{precision}"/>')
-        parts.append(text(right + 12, y + 4, f"{number(exact)} → {number(other)}", "start", "tick"))
-    return svg(len(values) * row + 6, parts, "FP32 and variant", width)
-
-
-def legend(precisions: Mapping[str, str]) -> Markup:
-    """Coloured squares with the names of precisions; the values say what they stand for."""
-    return Markup(" ").join(
-        Markup('<span class="key"><i class="swatch {}"></i>{}</span>').format(f"c-{p}", text)
-        for p, text in precisions.items()
-    )
+    return _draw("FP32 and variant", len(values) * 18 + 6, paint, (46, 134, 3, 3), 380)

@@ -15,13 +15,13 @@ from vernier.builder import compare as comparing
 from vernier.builder import inspection as inspecting
 from vernier.builder.modelopt import find_python
 from vernier.builder.pipeline import build as run_build
+from vernier.builder.plan import PlanOptions
 from vernier.builder.plan_package import parse_capabilities
 from vernier.builder.progress import BarProgress, NoProgress
 from vernier.builder.request import (
     CALIBRATION_METHODS,
     QUANTIZERS,
     BuildRequest,
-    PlanWishes,
     default_precisions,
     parse_pad_values,
     parse_precisions,
@@ -133,15 +133,15 @@ def build(
     if plans is not None:
         if plans not in RUNTIMES or plans == "onnxruntime":
             raise BuildError(f"--plans takes tensorrt or tensorrt-rtx, not '{plans}'")
-        wishes = PlanWishes(
+        wishes = PlanOptions(
             plans,
-            parse_capabilities(sm) if sm else (),
-            version_compatible,
-            hardware_compatible,
-            sparsity,
-            None if workspace_mb is None else workspace_mb * 1_000_000,
-            optimization_level,
-            timing_cache,
+            compute_capabilities=parse_capabilities(sm) if sm else (),
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            sparsity=sparsity,
+            workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
+            optimization_level=optimization_level,
+            timing_cache=timing_cache,
         )
     elif sm:
         raise BuildError("--sm names GPUs for plans: add --plans tensorrt-rtx")

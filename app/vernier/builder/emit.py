@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vernier.builder.floats import BFLOAT16, FLOAT, FLOAT16, Narrowing
 from vernier.builder.graph import GraphView, attribute
-from vernier.builder.opset import copy_node, value_names
+from vernier.builder.opset import value_names
 from vernier.builder.placement import CONVOLUTIONS, QuantizableNode, shortcut, weight_axis, weight_position
 from vernier.builder.quantized import (
     FP8_MAX,
@@ -26,6 +26,7 @@ from vernier.builder.quantized import (
     spread,
 )
 from vernier.builder.simplify import reads
+from vernier.builder.store import copy_node, unused_name
 from vernier.tensors import Array
 
 _SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
@@ -129,12 +130,7 @@ class Emitter:
 
     # --- values --------------------------------------------------------------------------------
     def _fresh(self, hint: str) -> str:
-        name, number = hint, 0
-        while name in self._taken:
-            number += 1
-            name = f"{hint}_{number}"
-        self._taken.add(name)
-        return name
+        return unused_name(hint, self._taken)
 
     def _value(self, name: str, wanted: int) -> str:
         """The name under which the float value `name` is there in the type `wanted`."""

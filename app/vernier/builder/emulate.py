@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from vernier.builder.store import skeleton, subgraphs
+from vernier.builder.simplify import drop_unused, keep_nodes
+from vernier.builder.store import copy_model, skeleton, subgraphs
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 #: These hand on values or choose among them; what they are given is rounded already.
@@ -40,8 +41,7 @@ _OTHER_TYPE = frozenset(
 def emulate(model: ModelProto) -> ModelProto:
     """A copy of `model` in FP32 that rounds where `model` would; same inputs and outputs."""
     types = _types(model)
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     folded = _fold_weights(copy.graph, types)
     if folded or any(t in _NARROW for t in types.values()):
         _widen(copy.graph, types)
@@ -79,21 +79,10 @@ def _fold_weights(graph: GraphProto, types: dict[str, int]) -> bool:
         folded.append(_narrow_weight(result, types.get(node.output[0], TensorProto.FLOAT), node.output[0]))
     if not folded:
         return False
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = {name for node in kept for name in _all_inputs(node)} | {output.name for output in graph.output}
-    rest = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend([*rest, *folded])
+    keep_nodes(graph, kept)
+    graph.initializer.extend(folded)
+    drop_unused(graph)
     return True
-
-
-def _all_inputs(node: NodeProto) -> Iterator[str]:
-    yield from node.input
-    for body in subgraphs(node):
-        for inner in body.node:
-            yield from _all_inputs(inner)
-        yield from (output.name for output in body.output)
 
 
 def _narrow_weight(values: np.ndarray, data_type: int, name: str) -> TensorProto:

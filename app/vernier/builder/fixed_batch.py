@@ -6,10 +6,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from vernier.builder.simplify import drop_unused, infer_shapes
-from vernier.builder.store import INLINE_LIMIT_BYTES, weight_bytes
+from vernier.builder.store import INLINE_LIMIT_BYTES, copy_model, unused_name, weight_bytes
 from vernier.tensors import Array
-
-BATCH = "batch"
 
 
 def make_batch_dynamic(model: ModelProto, size: int) -> ModelProto | None:
@@ -20,13 +18,10 @@ def make_batch_dynamic(model: ModelProto, size: int) -> ModelProto | None:
     """
     if weight_bytes(model) > INLINE_LIMIT_BYTES:
         return None
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     graph = copy.graph
-    name = BATCH
     taken = {d.dim_param for v in [*graph.input, *graph.output] for d in v.type.tensor_type.shape.dim}
-    while name in taken:
-        name += "_size"
+    name = unused_name("batch", taken)
     for value in [*graph.input, *graph.output]:
         dim = value.type.tensor_type.shape.dim[0]
         dim.Clear()

@@ -14,6 +14,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from vernier.builder.graph import GraphView
+from vernier.builder.simplify import RANDOM
 from vernier.builder.store import subgraphs
 from vernier.tensors import Array
 
@@ -27,23 +28,9 @@ _SCALAR_TOLERANCE = 0.1
 
 #: They have narrow types on paper, but lose what they are there for, or runtimes lack them.
 _ALWAYS_FP32 = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "NonMaxSuppression",
-    "Range",
-    "DFT",
-    "STFT",
-    "MelWeightMatrix",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-    "EyeLike",
-    "CastLike",
-    "Det",
+    *RANDOM,
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "NonMaxSuppression", "Range"),
+    *("DFT", "STFT", "MelWeightMatrix", "EyeLike", "CastLike", "Det"),
 }
 #: What TensorRT refuses in BF16: it finds no type for a transposed convolution's result.
 _NOT_BF16 = {"ConvTranspose"}
@@ -52,29 +39,9 @@ _FP32_INPUTS = {"Resize": {1, 2}, "Upsample": {1}}
 
 #: They hand values on without arithmetic: between FP32 neighbours they stay FP32.
 MOVEMENT = {
-    "Identity",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-    "Slice",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Concat",
-    "Split",
-    "Expand",
-    "Tile",
-    "Pad",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "MaxPool",
-    "Relu",
-    "Max",
-    "Min",
-    "Neg",
-    "Abs",
+    *("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Tile", "Pad"),
+    *("Slice", "Gather", "GatherElements", "GatherND", "Concat", "Split", "DepthToSpace", "SpaceToDepth"),
+    *("MaxPool", "Relu", "Max", "Min", "Neg", "Abs"),
 }
 
 
@@ -149,7 +116,7 @@ class Narrowing:
 def fits(values: Array, base: int) -> bool:
     """Whether a constant survives in `base`: nothing finite overflows, and no scalar is distorted.
 
-    Infinities stay what they are. Small values in a larger array are left to `half.overflow_nodes`, which
+    Infinities stay what they are. Small values in a larger array are left to `half.half_hazards`, which
     looks at what they do.
     """
     if base == FLOAT or values.dtype != np.float32 or not values.size:

@@ -31,13 +31,6 @@ _WEIGHT_LOSS = 2.0**-8
 _CHANNEL_LOSS, _CHANNEL_SHARE = 2.0**-6, 2.0**-12
 
 
-def overflow_nodes(
-    model: ModelProto, samples: Samples, limit_at: float = FP16_LIMIT, progress: Progress | None = None
-) -> frozenset[str]:
-    """The names of `half_hazards` in FP16."""
-    return frozenset(half_hazards(model, samples, "fp16", limit_at, progress))
-
-
 def half_hazards(
     model: ModelProto,
     samples: Samples,

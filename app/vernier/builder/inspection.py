@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vernier.builder.store import all_graphs
 from vernier.errors import BuildError, PackageError
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest, VariantEntry
@@ -67,11 +65,6 @@ def node_types(path: Path) -> dict[str, str]:
             kinds = [types[name] for name in node.input if name in types]
             found[node.name] = onnx.TensorProto.DataType.Name(kinds[0]).lower() if kinds else "float"
     return found
-
-
-def operator_counts(path: Path) -> Counter[str]:
-    model = onnx.load(path, load_external_data=False)
-    return Counter(node.op_type for graph in all_graphs(model.graph) for node in graph.node)
 
 
 def render(report: dict[str, Any]) -> Group:

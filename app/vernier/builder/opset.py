@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from vernier.builder.store import all_graphs, subgraphs
+from vernier.builder.simplify import keep_nodes
+from vernier.builder.store import all_graphs, subgraphs, unused_name
 from vernier.errors import BuildError
 from vernier.tensors import Array
 
@@ -35,12 +36,7 @@ class Scope:
     constants: dict[str, TensorProto] = field(default_factory=dict)
 
     def fresh(self, hint: str) -> str:
-        name, number = hint, 0
-        while name in self.taken:
-            number += 1
-            name = f"{hint}_{number}"
-        self.taken.add(name)
-        return name
+        return unused_name(hint, self.taken)
 
     def constant(self, values: object, dtype: type, hint: str) -> str:
         tensor = numpy_helper.from_array(np.asarray(values, dtype), self.fresh(hint))
@@ -275,15 +271,7 @@ def _rewrite(scope: Scope, adapters: dict[str, Adapter]) -> None:
         for node in graph.node:
             adapter = adapters.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             nodes.extend(adapter(scope, node) if adapter else [node])
-        copies = [copy_node(node) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
+        keep_nodes(graph, nodes)
     for node in graph.node:
         for body in subgraphs(node):
             _rewrite(replace(scope, graph=body, constants=dict(scope.constants)), adapters)
-
-
-def copy_node(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

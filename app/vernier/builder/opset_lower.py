@@ -10,14 +10,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from vernier.builder.opset import (
     REDUCE_18,
     Scope,
-    copy_node,
     get_attribute,
     opset_of,
     set_opset,
     take_attribute,
     value_names,
 )
-from vernier.builder.store import all_graphs
+from vernier.builder.store import all_graphs, copy_node
 
 
 def _inputs_to_attribute(scope: Scope, node: NodeProto, name: str) -> bool:

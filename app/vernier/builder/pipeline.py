@@ -28,11 +28,10 @@ from vernier.builder.data import (
 )
 from vernier.builder.evidence import gather
 from vernier.builder.latency import Latencies, batches_of, fastest, measure
-from vernier.builder.plan import PlanOptions
 from vernier.builder.plan_package import add_plans
 from vernier.builder.prepare import PreparedModel, prepare
 from vernier.builder.progress import Progress
-from vernier.builder.report import BuildReport, write_report
+from vernier.builder.report import BuildReport
 from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
 from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
@@ -134,6 +133,9 @@ class _Build:
             self._facts(workshop, calibration, evaluation),
             self._progress,
         )
+        # What draws and fills the page is loaded in the last second of a build alone.
+        from vernier.builder.report_page import write_report
+
         write_report(self._staged, report)
 
         def make(version: int, files: Mapping[str, FileEntry], plans: Sequence[PlanEntry] = ()) -> Manifest:
@@ -322,20 +324,9 @@ class _Build:
         wishes = self._request.plans
         if wishes is None:
             return []
-        options = PlanOptions(
-            runtime=wishes.runtime,
-            precision="fp32",
-            compute_capabilities=wishes.compute_capabilities,
-            version_compatible=wishes.version_compatible,
-            hardware_compatible=wishes.hardware_compatible,
-            sparsity=wishes.sparsity,
-            workspace_bytes=wishes.workspace_bytes,
-            optimization_level=wishes.optimization_level,
-            timing_cache=wishes.timing_cache,
-        )
         with self._progress.task(f"building plans for {wishes.runtime}"):
             try:
-                entries, left_out = add_plans(self._staged, manifest, options)
+                entries, left_out = add_plans(self._staged, manifest, wishes)
             except EngineError as error:
                 raise BuildError(error.message) from error
         self._notes += left_out

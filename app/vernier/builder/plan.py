@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from vernier.engine.trt_api import TrtApi, load_api
 from vernier.errors import BuildError, VernierError
 from vernier.package.manifest import DimRange
 from vernier.package.onnx_metadata import fp32_nodes
+from vernier.package.plan_cache import write_whole
 from vernier.tensors import TensorSpec
 
 #: (what is being done, share of the whole that is done)
@@ -65,7 +65,7 @@ class PlanOptions:
     """
 
     runtime: str
-    precision: str
+    precision: str = "fp32"
     dims: Mapping[str, DimRange] = field(default_factory=dict)
     profiles: int = 1
     compute_capabilities: Tuple[str, ...] = ()
@@ -317,18 +317,8 @@ def _is_taken(cache: Any, stored: bytes, empty: Any) -> bool:
 
 def _save_timing_cache(config: Any, path: Path) -> List[str]:
     """Replaces the file at once or not at all; a note where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    data = bytes(config.get_timing_cache().serialize())
     try:
-        with temporary.open("xb") as stream:
-            try:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())  # else a power failure may leave half a file, which is refused
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink()
-                raise
+        write_whole(path, bytes(config.get_timing_cache().serialize()))
     except OSError as error:
         return [f"the timing cache {path} is not kept: {error.strerror}"]
     return []

@@ -14,6 +14,7 @@ from vernier.engine.trt_api import TrtApi, load_api
 from vernier.errors import BuildError, EngineError
 from vernier.package.integrity import sha256_file
 from vernier.package.manifest import Manifest, PlanEntry
+from vernier.package.plan_cache import plan_entry
 from vernier.package.plans import Target, plan_folder, unsupported, variant_files
 
 #: Below TensorRT 10 every slot needs a profile of its own, and a plan must foresee how many there will be:
@@ -64,20 +65,9 @@ def add_plans(
         out.write_bytes(built.data)
         if not api.builds_without_gpu:
             notes += _write_layers(api, built.data, out.with_suffix(".layers.json"))
-        entries.append(
-            PlanEntry(
-                path=path,
-                sha256=sha256_file(out),
-                bytes=len(built.data),
-                precision=precision,
-                runtime=api.runtime,
-                runtime_version=api.version,
-                compute_capability=shown,
-                variant_sha256=sha256_file(model),
-                version_compatible=options.version_compatible,
-                hardware_compatible=options.hardware_compatible,
-            )
-        )
+        compatible = options.version_compatible, options.hardware_compatible
+        entry = plan_entry(built.data, precision, targets[0], sha256_file(model), *compatible)
+        entries.append(entry.model_copy(update={"path": path, "compute_capability": shown}))
     return entries, notes
 
 

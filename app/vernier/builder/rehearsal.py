@@ -17,6 +17,7 @@ from vernier.builder.opset import value_names
 from vernier.builder.placement import QuantizableNode
 from vernier.builder.segments import Chain, cut
 from vernier.builder.simplify import keep_nodes
+from vernier.builder.store import unused_name
 from vernier.errors import BuildError
 from vernier.tensors import Arrays
 
@@ -33,8 +34,8 @@ class Rehearsal:
         chosen = {node.name: set(node.activations) for node in nodes}
         self.activations = tuple(dict.fromkeys(a for names in chosen.values() for a in sorted(names)))
         taken = value_names(model)
-        self._scales = {a: _fresh(f"scale of {a}", taken) for a in self.activations}
-        switched = {a: _fresh(f"{a} or quantized", taken) for a in self.activations}
+        self._scales = {a: unused_name(f"scale of {a}", taken) for a in self.activations}
+        switched = {a: unused_name(f"{a} or quantized", taken) for a in self.activations}
         pieces = cut(model)
         #: Activation → the first piece that has a switch for it.
         self._first: dict[str, int] = {}
@@ -95,13 +96,6 @@ def _add_switches(
                 nodes.extend(_switch(name, scales[name], switched[name]))
     keep_nodes(graph, nodes)
     return list(read)
-
-
-def _fresh(hint: str, taken: set[str]) -> str:
-    while hint in taken:
-        hint += "_"
-    taken.add(hint)
-    return hint
 
 
 def _switch(name: str, scale: str, out: str) -> list[NodeProto]:

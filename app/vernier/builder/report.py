@@ -1,19 +1,11 @@
-"""The report of a build: `report.json` for programs and `report.html` for people, from the same facts.
-
-The page is one file that needs no network: its pictures are inline SVG, its colours follow the
-reader's light or dark setting.
-"""
+"""The facts of a build that `report.json` and `report.html` tell."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-
-JSON_NAME, HTML_NAME = "report.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -136,15 +128,6 @@ class BuildReport:
     ranges: tuple[RangeReport, ...] = ()
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-
-
-def write_report(folder: Path, report: BuildReport) -> None:
-    """Writes report.json and report.html into `folder`. OSError (a full disk) is left to the caller."""
-    # Jinja2 belongs to the builder alone, and the page to the last second of a build.
-    from vernier.builder.report_page import render_page
-
-    (folder / JSON_NAME).write_text(json.dumps(as_json(report), indent=1, allow_nan=False) + "\n", "utf-8")
-    (folder / HTML_NAME).write_text(render_page(report), "utf-8")
 
 
 def as_json(report: BuildReport) -> dict[str, Any]:

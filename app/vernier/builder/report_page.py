@@ -1,19 +1,31 @@
-"""Fills the template of report.html."""
+"""Writes the report of a build: `report.json` for programs and `report.html` for people, from the same facts.
+
+The page is one file that needs no network: its pictures are inline SVG, its colours follow the reader's light
+or dark setting.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vernier.builder import charts
-from vernier.builder.overview import overview
-from vernier.builder.report import BuildReport, LayerReport, TermReport, VariantReport
-from vernier.builder.svg import number
+from vernier.builder.inspection import size_text
+from vernier.builder.report import BuildReport, LayerReport, TermReport, VariantReport, as_json
 
+JSON_NAME, HTML_NAME = "report.json", "report.html"
 _SHOWN_BUCKETS = 4
+
+
+def write_report(folder: Path, report: BuildReport) -> None:
+    """Writes report.json and report.html into `folder`. OSError (a full disk) is left to the caller."""
+    (folder / JSON_NAME).write_text(json.dumps(as_json(report), indent=1, allow_nan=False) + "\n", "utf-8")
+    (folder / HTML_NAME).write_text(render_page(report), "utf-8")
 
 
 def render_page(report: BuildReport) -> str:
@@ -26,7 +38,11 @@ def render_page(report: BuildReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=number, exact=lambda v: f"{v:.5g}", share=_share, size=_size, thousands=lambda n: f"{n:,}"
+        number=charts.number,
+        exact=lambda v: f"{v:.5g}",
+        share=_share,
+        size=size_text,
+        thousands=lambda n: f"{n:,}",
     )
     return environment.get_template("report.html.j2").render(report=report, **_pictures(report))
 
@@ -34,7 +50,7 @@ def render_page(report: BuildReport) -> str:
 def _pictures(report: BuildReport) -> dict[str, Any]:
     precisions = {v.precision: v.precision for v in report.variants if v.status != "skipped"}
     return {
-        "overview": overview(report.variants, report.chosen),
+        "overview": charts.overview(report.variants, report.chosen),
         "latency": charts.latency(report.variants),
         "layers": _layers(report),
         "ranges": charts.ranges(report.ranges),
@@ -106,10 +122,3 @@ def _share(value: float | None) -> str:
     if value >= 10:
         return f"{value:.0f}×"
     return f"{value:.1%}" if 0 < value < 0.0995 else f"{value:.0%}"
-
-
-def _size(count: int) -> str:
-    for unit, least in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= least:
-            return f"{count / least:.3g} {unit}"
-    return f"{count} B"

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vernier.builder.plan import PlanOptions
 from vernier.builder.shapes import ShapeRange
 from vernier.errors import BuildError
 from vernier.package.manifest import PRECISIONS, GateResult, Manifest
@@ -21,20 +22,6 @@ QUANTIZED = ("int8", "int8-fp32", "fp8")
 
 
 @dataclass(frozen=True)
-class PlanWishes:
-    """Plans to build beside the variants; see `vernier.builder.plan.PlanOptions`."""
-
-    runtime: str
-    compute_capabilities: tuple[str, ...] = ()
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    sparsity: bool = False
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-
-
-@dataclass(frozen=True)
 class BuildRequest:
     """The command line of a build.
 
@@ -43,6 +30,7 @@ class BuildRequest:
     calibration_method: None takes the cache's method, without a cache `best`.
     resume: where the state of the calibration is kept, for a build that is interrupted to go on there; see
         `vernier.builder.resume`.
+    plans: plans to build beside the variants, of every precision that is kept.
     search: whether a variant that misses its budget gives nodes back to higher precision.
     below_tensorrt_10: whether to add the graphs that TensorRT 8 needs, at the size of FP32 each.
     """
@@ -66,7 +54,7 @@ class BuildRequest:
     resume: Path | None = None
     quantizer: str = "vernier"
     search: bool = True
-    plans: PlanWishes | None = None
+    plans: PlanOptions | None = None
     below_tensorrt_10: bool = False
 
 

@@ -20,6 +20,7 @@ from vernier.builder.parallel import in_order, rows_each
 from vernier.builder.placement import quantizable_nodes, shortcut
 from vernier.builder.shapes import specs
 from vernier.builder.simplify import reads
+from vernier.builder.store import copy_model
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays
 
@@ -37,12 +38,7 @@ def cut(model: ModelProto, most: int = _MOST_SEGMENTS) -> list[ModelProto]:
     model's own. Nodes can be quantized in their piece exactly where they can in the whole. Pieces are
     copies, a single piece too: callers may change them, and `model` stays as it is.
     """
-    pieces = _pieces(model, _places(model, most))
-    if pieces:
-        return pieces
-    whole = ModelProto()
-    whole.CopyFrom(model)
-    return [whole]
+    return _pieces(model, _places(model, most)) or [copy_model(model)]
 
 
 def _pieces(model: ModelProto, places: list[int]) -> list[ModelProto]:

@@ -15,7 +15,7 @@ from onnx import GraphProto, TensorProto, ValueInfoProto
 
 from vernier.errors import BuildError
 from vernier.package.manifest import DimRange
-from vernier.tensors import Dim, TensorSpec, dtype_from_onnx, shape_text
+from vernier.tensors import Dim, TensorSpec, dtype_from_onnx
 
 #: Batches of inputs up to this many elements a row go to 256 rows by default, larger ones to 64.
 _SMALL_ROW = 1 << 16
@@ -225,7 +225,3 @@ def candidate_sizes(spec: TensorSpec, axis: int, observed: int | None) -> tuple[
     larger = [size for size in (2 * observed, observed) if size >= 1]
     smaller = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < observed] + [observed]
     return smaller, observed, larger
-
-
-def describe(shape: Sequence[int]) -> str:
-    return shape_text(shape)

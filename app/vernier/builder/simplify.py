@@ -8,7 +8,7 @@ model would have computed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -16,15 +16,11 @@ import onnx.inliner
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from vernier.builder.store import all_graphs, skeleton, subgraphs
+from vernier.builder.store import all_graphs, copy_node, skeleton, subgraphs, unused_name
 
-_RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
+#: Their answers differ from run to run.
+RANDOM = {
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"),
 }
 #: Folding them would undo a quantization that the model brought with it.
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
@@ -50,11 +46,7 @@ def uses(graph: GraphProto) -> Counter[str]:
 
 def keep_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Replaces the node list of `graph`."""
-    kept = []
-    for node in nodes:
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        kept.append(copy)
+    kept = [copy_node(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
 
@@ -160,7 +152,7 @@ def drop_no_ops(graph: GraphProto) -> None:
             # The producer takes the output's name; whoever read the producer reads the output instead.
             renamed[source] = result
             fixed.add(result)
-    _rename(kept, renamed)
+    rename_values(kept, renamed)
     keep_nodes(graph, kept)
 
 
@@ -177,7 +169,9 @@ def _is_no_op(node: NodeProto, types: dict[str, int], counts: Counter[str]) -> b
     return False
 
 
-def _rename(nodes: Iterable[NodeProto], renamed: dict[str, str]) -> None:
+def rename_values(nodes: Iterable[NodeProto], renamed: Mapping[str, str]) -> None:
+    """Gives values other names, inside subgraphs too; a new name may be renamed in turn."""
+
     def final(name: str) -> str:
         seen = set()
         while name in renamed and name not in seen:
@@ -188,10 +182,9 @@ def _rename(nodes: Iterable[NodeProto], renamed: dict[str, str]) -> None:
     for node in nodes:
         for names in (node.input, node.output):
             for position, name in enumerate(names):
-                if name in renamed:
-                    names[position] = final(name)
+                names[position] = final(name)
         for body in subgraphs(node):
-            _rename(body.node, renamed)
+            rename_values(body.node, renamed)
             for output in body.output:
                 output.name = final(output.name)
 
@@ -244,7 +237,7 @@ def fold_constants(model: ModelProto) -> int:
             weights[node.output[0]] = graph.initializer[-1]
             shapes.add(node.output[0])
         elif (
-            node.op_type in _RANDOM | _QUANTIZED
+            node.op_type in RANDOM | _QUANTIZED
             or any(True for _ in subgraphs(node))
             or not all(name in known for name in node.input if name)
         ):
@@ -307,10 +300,5 @@ def name_nodes(model: ModelProto) -> None:
     taken: set[str] = set()
     for graph in all_graphs(model.graph):
         for node in graph.node:
-            base = node.name or f"{node.op_type}_{node.output[0] if node.output else ''}"
-            name, number = base, 1
-            while name in taken:
-                number += 1
-                name = f"{base}_{number}"
-            node.name = name
-            taken.add(name)
+            hint = node.name or f"{node.op_type}_{node.output[0] if node.output else ''}"
+            node.name = unused_name(hint, taken)

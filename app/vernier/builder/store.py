@@ -51,6 +51,28 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
             yield from all_graphs(body)
 
 
+def copy_node(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def copy_model(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def unused_name(hint: str, taken: set[str]) -> str:
+    """`hint`, with a number behind it where `taken` has the name already; added to `taken`."""
+    name, number = hint, 0
+    while name in taken:
+        number += 1
+        name = f"{hint}_{number}"
+    taken.add(name)
+    return name
+
+
 def weight_bytes(model: ModelProto) -> int:
     """The size of all initializers that are held in memory, in bytes."""
     return sum(len(tensor.raw_data) for graph in all_graphs(model.graph) for tensor in graph.initializer)

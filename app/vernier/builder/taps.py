@@ -12,6 +12,7 @@ from vernier.builder import sessions
 from vernier.builder.data import Samples, Subset, feeds
 from vernier.builder.parallel import AT_ONCE, in_order
 from vernier.builder.shapes import specs
+from vernier.builder.store import copy_model
 from vernier.tensors import Array, Arrays
 
 Digest = TypeVar("Digest")
@@ -33,8 +34,7 @@ class Taps:
         wanted = list(dict.fromkeys(names))
         self._fed = [name for name in wanted if name in inputs]
         self._made = [name for name in wanted if name not in inputs]
-        tapped = ModelProto()
-        tapped.CopyFrom(model)
+        tapped = copy_model(model)
         del tapped.graph.output[:]
         tapped.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._made

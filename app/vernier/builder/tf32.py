@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vernier.builder.placement import WEIGHTED
 from vernier.builder.simplify import keep_nodes
+from vernier.builder.store import copy_model
 from vernier.tensors import Array
 
 _SPLIT = np.float32(2.0**13 + 1)
@@ -29,8 +30,7 @@ def emulate_tf32(model: ModelProto) -> ModelProto:
 
     Loop bodies and recurrent layers are left as they are: TensorRT keeps those in FP32.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     graph = copy.graph
     constants = {t.name: t for t in graph.initializer}
     types = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.value_info]}

@@ -15,14 +15,13 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    ValueInfoProto,
     helper,
     numpy_helper,
 )
 
 from vernier.builder.opset import value_names
-from vernier.builder.simplify import keep_nodes
-from vernier.builder.store import all_graphs, subgraphs
+from vernier.builder.simplify import keep_nodes, rename_values
+from vernier.builder.store import all_graphs, unused_name
 
 _NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
@@ -70,31 +69,11 @@ def _cast_at_the_border(graph: GraphProto, taken: set[str]) -> None:
     renamed: dict[str, str] = {}
     for value in graph.input:
         if value.type.tensor_type.elem_type in _NARROW:
-            renamed[value.name] = wide = _fresh(value, taken)
+            renamed[value.name] = wide = unused_name(f"{value.name} as FP32", taken)
             before.append(helper.make_node("Cast", [value.name], [wide], to=TensorProto.FLOAT))
     for value in graph.output:
         if value.type.tensor_type.elem_type in _NARROW and value.name not in renamed:
-            renamed[value.name] = wide = _fresh(value, taken)
+            renamed[value.name] = wide = unused_name(f"{value.name} as FP32", taken)
             after.append(helper.make_node("Cast", [wide], [value.name], to=value.type.tensor_type.elem_type))
-    for node in graph.node:
-        _rename(node, renamed)
+    rename_values(graph.node, renamed)
     keep_nodes(graph, [*before, *graph.node, *after])
-
-
-def _fresh(value: ValueInfoProto, taken: set[str]) -> str:
-    name = f"{value.name} as FP32"
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _rename(node: NodeProto, renamed: dict[str, str]) -> None:
-    for names in (node.input, node.output):
-        for position, name in enumerate(names):
-            names[position] = renamed.get(name, name)
-    for body in subgraphs(node):
-        for inner in body.node:
-            _rename(inner, renamed)
-        for output in body.output:
-            output.name = renamed.get(output.name, output.name)

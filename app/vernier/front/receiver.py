@@ -19,7 +19,7 @@ from vernier.front.heads import Head
 SMALLEST, LARGEST = 64 * 1024, 3 * 2**20
 
 
-class Connection(Protocol):
+class ReceivingConnection(Protocol):
     """What stands behind a receiver."""
 
     transport: asyncio.Transport
@@ -69,7 +69,7 @@ class BodyReceiver(asyncio.BufferedProtocol):
         "active",
     )
 
-    def __init__(self, connection: Connection, memory: BodyBufferPool) -> None:
+    def __init__(self, connection: ReceivingConnection, memory: BodyBufferPool) -> None:
         self._connection = connection
         self._memory = memory
         self._head: Head | None = None  # that is expected next

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from vernier.api.codecs import Body
-from vernier.api.errors import ErrorAnswer
+from vernier.api.errors import ErrorResponse
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel
 from vernier.front.buffers import BufferSlice
@@ -15,7 +15,7 @@ from vernier.front.limits import Releasable
 from vernier.front.response_heads import Headers
 
 
-class Connection(Protocol):
+class RequestConnection(Protocol):
     """Where requests come from and answers go."""
 
     loop: asyncio.AbstractEventLoop
@@ -69,7 +69,7 @@ class InferenceRequest:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: RequestConnection,
         head: Head,
         text: Body,
         start: int,
@@ -91,7 +91,7 @@ class InferenceRequest:
         self.settled = False
         self.message: bytes | None = None
         self.payload = b""
-        self.refusal: ErrorAnswer | None = None
+        self.refusal: ErrorResponse | None = None
 
     @property
     def body(self) -> Body:
@@ -103,7 +103,9 @@ class InferenceRequest:
         self.start = 0
         self.buffer = None
 
-    def settle(self, message: bytes | None, payload: bytes = b"", refusal: ErrorAnswer | None = None) -> None:
+    def settle(
+        self, message: bytes | None, payload: bytes = b"", refusal: ErrorResponse | None = None
+    ) -> None:
         """Takes the answer, which its connection sends in its turn."""
         self.settled = True
         self.message = message

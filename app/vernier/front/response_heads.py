@@ -9,7 +9,7 @@ from itertools import repeat
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from vernier.api.codecs import JSON
-from vernier.api.errors import ErrorAnswer
+from vernier.api.errors import ErrorResponse
 from vernier.api.guarding import SECURITY_HEADERS
 from vernier.api.identity import Identities, header_value
 from vernier.api.messages import END
@@ -52,7 +52,7 @@ class ResponseHeads:
         )
         return list(map(b"".join, zip(*head, *bodies.columns(), strict=False)))
 
-    def refused_all(self, defaults: Headers, refusal: ErrorAnswer, ids: Identities) -> list[bytes]:
+    def refused_all(self, defaults: Headers, refusal: ErrorResponse, ids: Identities) -> list[bytes]:
         """An error, head and body, for connections that stay open."""
         head = self.make(defaults, refusal.status, len(refusal.body), "", refusal.headers)
         before = head.removesuffix(END)

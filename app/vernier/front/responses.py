@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from vernier.api.errors import ErrorAnswer, answer_error
+from vernier.api.errors import ErrorResponse, answer_error
 from vernier.api.identity import Identities, new_id
 from vernier.border.batch import Answer, RequestBatch, chosen
 from vernier.errors import VernierError
@@ -93,7 +93,7 @@ class ResponseWriter:
 
     def _refusal(
         self, error: Exception, defaults: Headers, ids: Sequence[str]
-    ) -> tuple[ErrorAnswer, list[bytes]]:
+    ) -> tuple[ErrorResponse, list[bytes]]:
         """The error's answer, and a message for each id. The log tells the first id."""
         token = request_id.set(ids[0])
         try:

@@ -20,7 +20,7 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Type, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -37,6 +37,8 @@ INDEX_NAME = "index.json"
 CURVES_NAME = "curves.json"
 _LOCK_NAME = ".lock"
 _BUILD_LOCK_NAME = ".building"
+
+_Index = TypeVar("_Index", bound=Model)
 
 
 def plan_entry(
@@ -121,17 +123,15 @@ class PlanCache:
         precision: str,
         target: Target,
         variant_sha256: str,
-        version_compatible: bool = False,
-        hardware_compatible: bool = False,
     ) -> PlanEntry:
         """Writes a plan, then its entry in place of older ones for the same target. Raises OSError."""
-        entry = plan_entry(data, precision, target, variant_sha256, version_compatible, hardware_compatible)
+        entry = plan_entry(data, precision, target, variant_sha256)
         with self._locked():
-            _write(self.folder / entry.path, data)
+            write_whole(self.folder / entry.path, data)
             known = self._read_index().plans
             replaced = [old for old in known if _same_place(old, entry)]
             index = PlanIndex(plans=[*(old for old in known if old not in replaced), entry])
-            _write(self.folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
+            write_whole(self.folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
             for old in replaced:
                 if old.path != entry.path:
                     with contextlib.suppress(FileNotFoundError):
@@ -142,7 +142,7 @@ class PlanCache:
         """Takes a plan out of the index and removes its file. Raises OSError."""
         with self._locked():
             index = PlanIndex(plans=[known for known in self._read_index().plans if known != entry])
-            _write(self.folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
+            write_whole(self.folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / Path(entry.path).name).unlink()
 
@@ -203,29 +203,22 @@ class PlanCache:
                 if (c.plan_sha256, c.device_name) != (plan_sha256, device_name)
             ]
             text = CurveIndex(curves=[*kept, entry]).model_dump_json(indent=2)
-            _write(self.folder / CURVES_NAME, text.encode())
+            write_whole(self.folder / CURVES_NAME, text.encode())
 
     # --- the folder -------------------------------------------------------------------------------
     def _read_index(self) -> PlanIndex:
-        text = self._text(INDEX_NAME)
-        try:
-            return PlanIndex() if text is None else PlanIndex.model_validate_json(text)
-        except ValidationError:
-            return PlanIndex()
+        return self._read(INDEX_NAME, PlanIndex)
 
     def _read_curves(self) -> CurveIndex:
-        text = self._text(CURVES_NAME)
-        try:
-            return CurveIndex() if text is None else CurveIndex.model_validate_json(text)
-        except ValidationError:
-            return CurveIndex()
+        return self._read(CURVES_NAME, CurveIndex)
 
-    def _text(self, name: str) -> Optional[bytes]:
+    def _read(self, name: str, kind: Type[_Index]) -> _Index:
+        """An empty one where the file is missing or damaged."""
         self._require_private()
         try:
-            return (self.folder / name).read_bytes()
-        except OSError:
-            return None
+            return kind.model_validate_json((self.folder / name).read_bytes())
+        except (OSError, ValidationError):
+            return kind()
 
     def _require_private(self) -> None:
         try:
@@ -270,8 +263,8 @@ def _same_place(old: PlanEntry, new: PlanEntry) -> bool:
     )
 
 
-def _write(path: Path, data: bytes) -> None:
-    """In one step for readers; the temporary file is removed on failure. Raises OSError."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces a file in one step for readers; the temporary file is removed on failure. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as stream:

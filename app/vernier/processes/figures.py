@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vernier.exposition_merge import Totals
-from vernier.processes.places import ProcessPlace, Process
+from vernier.processes.places import Process, ProcessPlace
 
 logger = logging.getLogger("vernier")
 

@@ -24,7 +24,7 @@ from vernier.border.running import BYTES as RUNNING_BYTES
 from vernier.processes import accepting
 from vernier.processes.control import FATAL, Control
 from vernier.processes.figures import Figures
-from vernier.processes.places import ARENA_BYTES, ProcessPlace, Process
+from vernier.processes.places import ARENA_BYTES, Process, ProcessPlace
 from vernier.settings import Settings
 
 logger = logging.getLogger("vernier")

@@ -64,6 +64,15 @@ class Processes:
     async def arrive(self, model: EngineModel, batches: int = 1) -> None:
         await until(lambda: len(model.scheduler.batches) == batches)
 
+    async def running(self, *rows: int) -> tuple[EngineModel, Any, Sent]:
+        """A model of a new engine process, what the front has of it, and a batch that it has been sent."""
+        model, sent = self.model(), Sent(*rows)
+        self.start(model)
+        served = await self.resolve()
+        served.scheduler.submit(sent.batch)
+        await self.arrive(model)
+        return model, served, sent
+
     async def answer_all(self, model: EngineModel) -> None:
         """Runs what comes until nothing does."""
         for _ in range(50):
@@ -89,12 +98,7 @@ async def processes() -> AsyncIterator[Processes]:
 async def test_what_waits_outlives_two_engine_processes_that_die_before_they_are_ready(
     processes: Processes,
 ) -> None:
-    first = processes.model()
-    processes.start(first)
-    model = await processes.resolve()
-    sent = Sent(1, 2)
-    model.scheduler.submit(sent.batch)
-    await processes.arrive(first)
+    _, _, sent = await processes.running(1, 2)
     await processes.kill()
     for _ in range(2):
         processes.start(starting=True)
@@ -251,12 +255,7 @@ async def test_what_is_held_expires_is_cancelled_and_is_bounded(processes: Proce
 
 
 async def test_the_end_of_a_front_fails_and_releases_what_is_open(processes: Processes) -> None:
-    first = processes.model()
-    processes.start(first)
-    model = await processes.resolve()
-    sent = Sent(1, 1)
-    model.scheduler.submit(sent.batch)
-    await processes.arrive(first)
+    first, _, sent = await processes.running(1, 1)
     processes.front.group.close()
     assert (sent.kinds, sent.releases) == ([Draining, Draining], 1)
     await until(lambda: not first.scheduler.batches)
@@ -315,12 +314,7 @@ async def test_an_engine_process_that_sends_nonsense_costs_at_most_the_request_t
 ) -> None:
     reported: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-    first = processes.model()
-    processes.start(first)
-    model = await processes.resolve()
-    sent = Sent(1, 1)
-    model.scheduler.submit(sent.batch)
-    await processes.arrive(first)
+    first, _, sent = await processes.running(1, 1)
     fd = create_memfd("test", 8)
     processes.front.session._channel.write(record, (fd,))
     await asyncio.sleep(0.005)
@@ -333,12 +327,7 @@ async def test_an_engine_process_that_sends_nonsense_costs_at_most_the_request_t
 
 
 async def test_a_request_that_the_engine_process_forgets_is_told(processes: Processes) -> None:
-    first = processes.model()
-    processes.start(first)
-    model = await processes.resolve()
-    sent = Sent(1, 1)
-    model.scheduler.submit(sent.batch)
-    await processes.arrive(first)
+    first, _, sent = await processes.running(1, 1)
     processes.front.session._channel.write(wire.write_released(1))
     await until(lambda: sent.releases == 1)
     assert sent.kinds == [EngineError, EngineError]

@@ -14,7 +14,7 @@ from tests.unit.builder.models import make_model, weights
 from vernier.builder.counting import count
 from vernier.builder.data import ArraySamples
 from vernier.builder.evaluate import run_model
-from vernier.builder.half import half_hazards, hazard_notes, hazards_of, overflow_nodes
+from vernier.builder.half import half_hazards, hazard_notes, hazards_of
 from vernier.builder.lower import Recipe, lower
 from vernier.builder.prepare import clean
 from vernier.builder.progress import NoProgress
@@ -60,7 +60,7 @@ def overflowing() -> ModelProto:
 
 def test_overflow_is_found_and_mended() -> None:
     model, samples = overflowing(), normal()
-    found = overflow_nodes(model, samples)
+    found = frozenset(half_hazards(model, samples))
     assert found == {"Mul b", "Mul c"}
     exact = run_model(model, samples)["y"]
     assert not np.allclose(run_model(lower(model, Recipe("fp16")), samples)["y"], exact, atol=0.1)
@@ -79,18 +79,16 @@ def test_the_reason_is_given_in_words() -> None:
 
 def test_the_limit_leaves_room_for_data_not_seen() -> None:
     model = built([node("Mul", ["x", "k"], "y")], {"k": scalar(1.0)})
-    assert not overflow_nodes(model, ArraySamples({"x": np.full((2, 4), 16000, np.float32)}))
-    assert overflow_nodes(model, ArraySamples({"x": np.full((2, 4), 17000, np.float32)})) == {"Mul y"}
-    assert not overflow_nodes(
-        model, ArraySamples({"x": np.full((2, 4), 17000, np.float32)}), limit_at=60000.0
-    )
+    assert not half_hazards(model, ArraySamples({"x": np.full((2, 4), 16000, np.float32)}))
+    assert half_hazards(model, ArraySamples({"x": np.full((2, 4), 17000, np.float32)})).keys() == {"Mul y"}
+    assert not half_hazards(model, ArraySamples({"x": np.full((2, 4), 17000, np.float32)}), limit_at=60000.0)
 
 
 def test_one_sample_is_enough() -> None:
     model = built([node("Mul", ["x", "k"], "y")], {"k": scalar(1.0)})
     x = normal(3000).take(range(3000))
     x["x"][1763, 2] = 3e5
-    assert overflow_nodes(model, ArraySamples(x)) == {"Mul y"}
+    assert half_hazards(model, ArraySamples(x)).keys() == {"Mul y"}
 
 
 def test_a_mask_of_minus_infinity_is_harmless_and_one_of_the_lowest_float_is_not() -> None:
@@ -186,7 +184,7 @@ def test_hazards_hold_in_int8_graphs_too() -> None:
     recipe = full_recipe(model, samples.take(range(64)), "fp16")
     unprotected = run_model(lower(model, recipe), samples)["y"]
     assert not np.isfinite(unprotected).all()
-    protected = replace(recipe, fp32=overflow_nodes(model, samples))
+    protected = replace(recipe, fp32=frozenset(half_hazards(model, samples)))
     assert np.allclose(run_model(lower(model, protected), samples)["y"], exact, atol=0.02)
 
 

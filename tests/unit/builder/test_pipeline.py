@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, mlp, old_cnn, run, save, weights
 from vernier.builder.pipeline import build
+from vernier.builder.plan import PlanOptions
 from vernier.builder.progress import NoProgress
 from vernier.builder.request import (
     BuildRequest,
-    PlanWishes,
     parse_pad_values,
     parse_precisions,
     parse_sequence,
@@ -253,14 +253,16 @@ def test_a_convolutional_model_of_the_old_days_reaches_int8(tmp_path: Path) -> N
 
 
 def test_plans_are_built_beside_the_variants_without_a_gpu(request_: BuildRequest) -> None:
-    outcome = build(change(request_, plans=PlanWishes("tensorrt-rtx", ("8.9",))), NoProgress())
+    outcome = build(
+        change(request_, plans=PlanOptions("tensorrt-rtx", compute_capabilities=("8.9",))), NoProgress()
+    )
     assert {p.precision for p in outcome.manifest.plans} == {"fp32", "fp16", "int8"}
     for plan in outcome.manifest.plans:
         assert (outcome.package / plan.path).stat().st_size == plan.bytes
         variant = outcome.manifest.variants[plan.precision].files[0]
         assert plan.variant_sha256 == outcome.manifest.files[variant].sha256
     with pytest.raises(BuildError, match="tensorrt is not usable here"):
-        build(change(request_, plans=PlanWishes("tensorrt")), NoProgress())
+        build(change(request_, plans=PlanOptions("tensorrt")), NoProgress())
 
 
 def test_precisions_that_only_gpus_have_are_kept_for_them(request_: BuildRequest) -> None:
