@@ -238,6 +238,10 @@ class Judge:
         """The function behind a term on task metrics or custom ones. KeyError for distances."""
         return self._metrics[term.key][0]
 
+    def reference_of(self, term: Term) -> float:
+        """FP32's own value of a term on task metrics or custom ones. KeyError for distances."""
+        return self._metrics[term.key][1]
+
     def per_sample(self, term: Term, candidate: Arrays) -> Array:
         """A distance or similarity of each sample, the worst of the outputs that the term applies to.
 

@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from vernier.builder.caution import CautiousJudge
-from vernier.builder.data import Samples, Subset, first_and_rest, positions, split
+from vernier.builder.data import Samples, Subset, first_and_rest, positions, split_apart
 from vernier.builder.evaluate import Evaluator, concatenated
 from vernier.builder.gate import gate_with, make_judge, resolve_budget
 from vernier.builder.lower import Recipe
@@ -23,6 +23,7 @@ from vernier.builder.progress import Progress
 from vernier.builder.request import QUANTIZED, BuildRequest
 from vernier.builder.search import SearchResult, search
 from vernier.builder.store import write_model
+from vernier.builder.survey import independent
 from vernier.builder.tf32 import emulate_tf32
 from vernier.builder.variants import Workshop
 from vernier.engine.ort import RUNTIME
@@ -101,7 +102,7 @@ class Judging:
         self._seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
-        self._cautious = CautiousJudge(self.judge)
+        self._cautious = CautiousJudge(self.judge, groups=samples.groups)
 
     def build(self, precision: str, folder: Path) -> Candidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
@@ -133,8 +134,10 @@ class Judging:
 
     @property
     def _doubt(self) -> str:
+        count = independent(self.samples)
+        groups = "" if count == len(self.samples) else f" ({count} of them independent)"
         return (
-            f"it passes on these {len(self.samples)} samples, but so few cannot show that it will on the next: "
+            f"it passes on these {len(self.samples)} samples{groups}, but so few cannot show that it will on the next: "
             f"evaluate on more, or take the budget at its word with --no-search"
         )
 
@@ -229,7 +232,7 @@ class Judging:
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:
-            select, verify = split(self.samples, len(self.samples) // 2)
+            select, verify = split_apart(self.samples, len(self.samples) // 2)
         else:
             select = verify = self.samples
         # Nodes are ranked one by one in FP32 surroundings, so INT8 variants of both bases share a ranking.

@@ -19,6 +19,7 @@ from vernier.builder.plan_package import parse_capabilities
 from vernier.builder.progress import BarProgress, NoProgress
 from vernier.builder.request import (
     CALIBRATION_METHODS,
+    DEFAULT_LABEL_KEY,
     QUANTIZERS,
     BuildRequest,
     PlanWishes,
@@ -82,7 +83,13 @@ def build(
     pad_value: Annotated[
         list[str] | None, typer.Option(help="What an input is padded with instead of 0, such as ids=1.")
     ] = None,
-    label_key: _LabelKey = "label",
+    label_key: _LabelKey = DEFAULT_LABEL_KEY,
+    group_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The array of the data that is equal for samples which belong together, such as crops of one photo."
+        ),
+    ] = None,
     calibration_method: Annotated[
         str | None, typer.Option(help=" | ".join(CALIBRATION_METHODS) + "; best without a cache.")
     ] = None,
@@ -162,6 +169,7 @@ def build(
         calibration=calibration,
         evaluation=evaluation,
         label_key=label_key,
+        group_key=group_key,
         shapes=dict(parse_shape(text) for text in shape or ()),
         max_batch=max_batch,
         sequence=parse_sequence(sequence or ()),
@@ -205,7 +213,7 @@ def compare(
     ],
     b: Annotated[str, typer.Argument(help="The same; measured against A.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="Samples; by default a package's golden vectors.")] = None,
-    label_key: _LabelKey = "label",
+    label_key: _LabelKey = DEFAULT_LABEL_KEY,
     budget: Annotated[str | None, typer.Option(help="End with 1 unless B stays within it.")] = None,
     as_json: _Json = False,
 ) -> None:

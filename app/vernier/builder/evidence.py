@@ -25,13 +25,15 @@ from vernier.builder.report import (
     StepReport,
     TermReport,
     VariantReport,
+    WarningReport,
 )
 from vernier.builder.request import QUANTIZED
+from vernier.builder.survey import independent
 from vernier.builder.units import kept_macs, quantized_units
 from vernier.builder.variants import Workshop
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
-from vernier.package.manifest import GateResult
+from vernier.package.manifest import EvidenceWarning, GateResult
 
 #: Layers are ranked for the report alone when that takes no longer.
 _RANKING_SECONDS = 15.0
@@ -50,6 +52,7 @@ def gather(
     notes: Sequence[str],
     facts: Mapping[str, str],
     progress: Progress,
+    warnings: Sequence[EvidenceWarning] = (),
 ) -> BuildReport:
     """The report of a build whose variants lie in `folder`.
 
@@ -72,6 +75,8 @@ def gather(
         chosen=chosen,
         budget=tuple(judging.budget.texts),
         evaluated=len(judging.samples),
+        independent=independent(judging.samples),
+        warnings=tuple(WarningReport(warning.code, warning.message) for warning in warnings),
         decision=_decision(chosen, variants),
         variants=tuple(variants),
         layers=_layers(workshop, judging, reduced, progress),

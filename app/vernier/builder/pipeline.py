@@ -24,7 +24,7 @@ from vernier.builder.data import (
     limit,
     one_request_each,
     open_data,
-    split,
+    split_apart,
 )
 from vernier.builder.evidence import gather
 from vernier.builder.latency import Latencies, batches_of, fastest, measure
@@ -33,10 +33,18 @@ from vernier.builder.plan_package import add_plans
 from vernier.builder.prepare import PreparedModel, prepare
 from vernier.builder.progress import Progress
 from vernier.builder.report import BuildReport, write_report
-from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
+from vernier.builder.request import (
+    AUTO,
+    DEFAULT_LABEL_KEY,
+    QUANTIZED,
+    BuildOutcome,
+    BuildRequest,
+    VariantOutcome,
+)
 from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
 from vernier.builder.variants import Workshop
+from vernier.builder.weigher import EvidenceWeigher
 from vernier.engine.ort import RUNTIME, OnnxRuntimeExecutor
 from vernier.engine.selftest import self_test
 from vernier.errors import BuildError, EngineError, GateRefused, ResumeError
@@ -94,6 +102,7 @@ class _Build:
         self._staged = staged
         self._began = began
         self._notes: list[str] = []
+        self._weigher = EvidenceWeigher(request, progress)
 
     def run(self) -> BuildOutcome:
         request = self._request
@@ -101,10 +110,12 @@ class _Build:
         self._notes += prepared.notes
         judged_on = self._judged_on(prepared, calibration, evaluation)
         calibration = self._to_calibrate(calibration, evaluation)
+        self._weigher.weigh_data(calibration, judged_on)
         workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
         if request.calibration_cache is not None:
             workshop.reuse(request.calibration_cache)
         judging = Judging(workshop, judged_on, request, self._progress)
+        self._weigher.weigh_answers(judging.reference, judging.judge, judged_on)
         candidates = [judging.build("fp32", self._staged)]
         if candidates[0].status != "pass":
             raise GateRefused(
@@ -118,6 +129,8 @@ class _Build:
             self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
         )
         candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
+        if any(c.precision in QUANTIZED and c.kept for c in candidates):
+            self._weigher.weigh_ranges(workshop.ranges.peaks, list(workshop.ranges.scales))
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
         calibrated = self._write_calibration(workshop)
         self._notes += workshop.notes
@@ -133,6 +146,7 @@ class _Build:
             self._notes,
             self._facts(workshop, calibration, evaluation),
             self._progress,
+            self._weigher.warnings,
         )
         write_report(self._staged, report)
 
@@ -155,6 +169,7 @@ class _Build:
                 golden=packaging.GOLDEN_NAME,
                 files=dict(files),
                 decision=decision,
+                warnings=self._weigher.warnings,
                 tools=packaging.tool_versions(),
             )
 
@@ -181,7 +196,7 @@ class _Build:
                 "INT8), or build --precision fp32"
             )
         opened = {
-            source: open_data(source, names, request.label_key)
+            source: open_data(source, names, request.label_key, request.group_key)
             for source in (request.calibration, request.evaluation)
             if source is not None
         }
@@ -203,9 +218,15 @@ class _Build:
             if source is None:
                 found.append(None)
                 continue
-            samples = check_samples(opened[source], source, prepared.inputs, request.label_key)
-            alone = prepared.batching.kind == "none"
-            found.append(one_request_each(samples, prepared.inputs) if alone else samples)
+            judges = source == self._weigher.judging_source
+            named = judges and request.label_key != DEFAULT_LABEL_KEY
+            samples = check_samples(opened[source], source, prepared.inputs, request.label_key, named)
+            if prepared.batching.kind == "none":
+                samples = one_request_each(samples, prepared.inputs)
+            self._weigher.survey(source, opened[source], samples)
+            if judges:
+                self._weigher.weigh_unread(opened[source], names)
+            found.append(samples)
         return prepared, found[0], found[1]
 
     def _judged_on(
@@ -219,13 +240,13 @@ class _Build:
         self._notes.append(
             "there was no --eval data: a third of the calibration data was kept back for the gate"
         )
-        return split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
+        return split_apart(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
 
     def _to_calibrate(self, calibration: Samples | None, evaluation: Samples | None) -> Samples | None:
         if calibration is None:
             return None
         if evaluation is None and len(calibration) > 1:
-            calibration = split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
+            calibration = split_apart(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
         most = self._request.calibration_samples
         return calibration if most is None else limit(calibration, most)
 

@@ -115,10 +115,19 @@ class RangeReport:
 
 
 @dataclass(frozen=True)
+class WarningReport:
+    """What is doubtful about the evidence; see `vernier.package.manifest.EvidenceWarning`."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """Everything the report tells.
 
     decision: plain sentences, the first of which says what is served.
+    independent: how many of the evaluated samples are independent of one another; None stands for all.
     layers, samples, searches: by precision.
     facts: what was built from what, as label → text.
     """
@@ -136,6 +145,8 @@ class BuildReport:
     ranges: tuple[RangeReport, ...] = ()
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    independent: int | None = None
+    warnings: tuple[WarningReport, ...] = ()
 
 
 def write_report(folder: Path, report: BuildReport) -> None:

@@ -15,6 +15,7 @@ from vernier.package.manifest import PRECISIONS, GateResult, Manifest
 AUTO = "auto"
 CALIBRATION_METHODS = ("minmax", "entropy", "percentile", "mse", "best")
 DEFAULT_METHOD = "best"
+DEFAULT_LABEL_KEY = "label"
 QUANTIZERS = ("vernier", "modelopt")
 #: Precisions with quantized nodes, which need calibration data or a calibration cache.
 QUANTIZED = ("int8", "int8-fp32", "fp8")
@@ -40,6 +41,7 @@ class BuildRequest:
 
     precisions: in the order asked for, FP32 first; `("auto",)` for a search.
     calibration, evaluation: data sources (see `vernier.builder.sources`).
+    group_key: the array of the data that is equal for samples which belong together.
     calibration_method: None takes the cache's method, without a cache `best`.
     resume: where the state of the calibration is kept, for a build that is interrupted to go on there; see
         `vernier.builder.resume`.
@@ -53,7 +55,8 @@ class BuildRequest:
     precisions: tuple[str, ...] = ("fp32",)
     calibration: str | None = None
     evaluation: str | None = None
-    label_key: str = "label"
+    label_key: str = DEFAULT_LABEL_KEY
+    group_key: str | None = None
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     max_batch: int | None = None
     sequence: Mapping[str, Sequence[int]] | None = None
@@ -122,6 +125,7 @@ class BuildOutcome:
                 }
                 for v in self.variants
             ],
+            "warnings": [warning.model_dump() for warning in self.manifest.warnings],
             "notes": list(self.notes),
             "seconds": round(self.seconds, 2),
         }
