@@ -376,6 +376,11 @@ def parse_term(text: str) -> Term:
             f"'{text}': a statistic (mean, min, max, p99 …) of single samples exists for distances and similarities "
             f"only, such as rel_l2.p99<=0.02"
         )
+    if metric == "max_abs" and match["percent"]:
+        raise BuildError(
+            f"'{text}': max_abs is in the output's own unit, so it takes no percentage: write max_abs<={limit:g}, or "
+            f"bound a relative error, such as rel_l2.max<={match['limit']}%"
+        )
     share = bool(match["percent"]) and not divergence
     if divergence or (task and not share):
         better_bigger = is_similarity(metric) if divergence else bigger_is_better(metric)

@@ -52,7 +52,8 @@ _GLIMPSE = 16
 class Candidate:
     """One precision, built and judged.
 
-    status: `pass`, `refused` or `skipped`.
+    status: `pass`, `refused`, `skipped` or `failed`.
+    fault: the traceback of a fault in Vernier.
     files: in the staging folder, the ONNX file first; empty unless it is kept.
     gates: by runtime, and `emulated`.
     outputs: its answers to the evaluation samples, as served here, or emulated where it cannot run here.
@@ -67,6 +68,7 @@ class Candidate:
     gates: dict[str, GateResult] | None = None
     outputs: Arrays | None = None
     found: SearchResult | None = None
+    fault: str = ""
 
     @property
     def gate(self) -> GateResult:

@@ -16,7 +16,7 @@ from vernier.builder import inspection as inspecting
 from vernier.builder.modelopt import find_python
 from vernier.builder.pipeline import build as run_build
 from vernier.builder.plan_package import parse_capabilities
-from vernier.builder.progress import BarProgress, NoProgress
+from vernier.builder.progress import NoProgress, for_people
 from vernier.builder.request import (
     CALIBRATION_METHODS,
     DEFAULT_LABEL_KEY,
@@ -185,7 +185,7 @@ def build(
         plans=wishes,
         below_tensorrt_10=below_tensorrt_10,
     )
-    outcome = run_build(request, NoProgress() if as_json else BarProgress())
+    outcome = run_build(request, NoProgress() if as_json else for_people())
     if as_json:
         command.print_json(outcome.as_json())
     else:
@@ -241,8 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 1 refused by the accuracy gate, 2 bad input (said in one sentence on standard error, or
-        as `{"error": …}` on standard output with `--json`), 130 interrupted.
+        0 done, 1 refused by the accuracy gate, 2 bad input or a variant that cannot be built, 3 a fault in
+        Vernier, 130 interrupted. Errors are said in one sentence on standard error, or as `{"error": …}` on
+        standard output with `--json`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] not in _COMMANDS and given[0] not in ("--help", "-h"):

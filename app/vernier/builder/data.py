@@ -6,11 +6,12 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from vernier.builder.sources import open_source
+from vernier.builder.stored import StoredArray
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype, shape_text
 
@@ -46,7 +47,7 @@ class Samples(Protocol):
 
 
 class ArraySamples:
-    """Samples in arrays, which may be mapped from disk; `dtypes` are what the model takes."""
+    """Samples in arrays, which may lie on disk; `dtypes` are what the model takes."""
 
     def __init__(
         self,
@@ -260,10 +261,11 @@ def _check_shape(source: str, spec: TensorSpec, array: Array, dims: dict[str, in
 
 
 def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
-    """Dtypes may widen or narrow within their kind as long as no value changes its meaning."""
+    """Dtypes may widen or narrow as long as no value changes its meaning; whole numbers become floats without loss."""
     wanted = numpy_dtype(spec.dtype)
     kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}
-    if array.dtype.kind not in kinds[wanted.kind]:
+    whole = wanted.kind == "f" and array.dtype.kind in "iu" and np.can_cast(array.dtype, wanted, "safe")
+    if array.dtype.kind not in kinds[wanted.kind] and not whole:
         raise BuildError(
             f"'{spec.name}' in the data '{source}' holds {array.dtype.name}, but the model takes {spec.dtype}: "
             f"convert it before storing"
@@ -282,7 +284,19 @@ def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
 
 
 def _group(array: Array, rows: int | None, count: int) -> Array:
+    if rows is not None and isinstance(array, StoredArray):
+        return cast(Array, array.grouped(rows, count))
     return array[:count] if rows is None else array[: count * rows].reshape(count, rows, *array.shape[1:])
+
+
+def whole_number_notes(arrays: Mapping[str, Array], source: str, specs: Sequence[TensorSpec]) -> list[str]:
+    """What should be said where whole numbers are given for an input of floats: their scale may be another one."""
+    return [
+        f"'{spec.name}' in the data '{source}' holds {arrays[spec.name].dtype.name}, which the model gets as the same "
+        f"numbers in {spec.dtype}: nothing is scaled"
+        for spec in specs
+        if numpy_dtype(spec.dtype).kind == "f" and arrays[spec.name].dtype.kind in "iu"
+    ]
 
 
 def _chunks(array: Array) -> Iterator[Array]:

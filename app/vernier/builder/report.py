@@ -32,7 +32,7 @@ class TermReport:
 class VariantReport:
     """One precision.
 
-    status: `pass`, `refused` or `skipped`; explanation: why it is served or not, in one sentence.
+    status: `pass`, `refused`, `skipped` or `failed`; explanation: why it is served or not, in one sentence.
     terms: how it stands against the budget as a GPU computes it; served: on the runtime at hand.
     latency_ms: bucket → median milliseconds; empty where it was not measured.
     metrics: everything that was measured on the evaluation data.

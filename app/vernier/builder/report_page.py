@@ -32,7 +32,7 @@ def render_page(report: BuildReport) -> str:
 
 
 def _pictures(report: BuildReport) -> dict[str, Any]:
-    precisions = {v.precision: v.precision for v in report.variants if v.status != "skipped"}
+    precisions = {v.precision: v.precision for v in report.variants if v.status not in ("skipped", "failed")}
     return {
         "overview": overview(report.variants, report.chosen),
         "latency": charts.latency(report.variants),

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vernier.builder.command import BAD_INPUT, FAULT, REFUSED, fault_report
 from vernier.builder.shapes import ShapeRange
 from vernier.errors import BuildError
 from vernier.package.manifest import PRECISIONS, GateResult, Manifest
@@ -77,7 +78,9 @@ class BuildRequest:
 class VariantOutcome:
     """One precision.
 
-    status: `pass` (in the package), `refused` (by the gate) or `skipped` (cannot be had here; `reason` says why).
+    status: `pass` (in the package), `refused` (by the gate), `skipped` (cannot be had here) or `failed` (was asked for
+        and cannot be built); `reason` says why.
+    fault: the traceback of a fault in Vernier, to be reported; else empty.
     latency_ms: bucket → median milliseconds on `runtime`.
     """
 
@@ -88,11 +91,16 @@ class VariantOutcome:
     gate: GateResult | None = None
     latency_ms: Mapping[int, float] = field(default_factory=dict)
     assignment: Mapping[str, int] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class BuildOutcome:
-    """A published package and how each precision fared. `exit_code` is 1 when one asked for was refused."""
+    """A published package and how each precision fared.
+
+    exit_code: 0, or the worst of what befell a variant: 1 the gate refused one, 2 one that was asked for cannot be
+        built, 3 one met a fault in Vernier.
+    """
 
     package: Path
     manifest: Manifest
@@ -103,7 +111,10 @@ class BuildOutcome:
 
     @property
     def exit_code(self) -> int:
-        return 1 if any(v.status == "refused" for v in self.variants) else 0
+        if any(v.fault for v in self.variants):
+            return FAULT
+        codes = {"refused": REFUSED, "failed": BAD_INPUT}
+        return max(codes.get(v.status, 0) for v in self.variants)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -122,6 +133,7 @@ class BuildOutcome:
                     "metrics": v.gate.metrics if v.gate else {},
                     "latency_ms": {str(bucket): ms for bucket, ms in v.latency_ms.items()},
                     "assignment": dict(v.assignment),
+                    **({"fault": fault_report(v.fault)} if v.fault else {}),
                 }
                 for v in self.variants
             ],
@@ -129,6 +141,15 @@ class BuildOutcome:
             "notes": list(self.notes),
             "seconds": round(self.seconds, 2),
         }
+
+
+def check_calibration_data(request: BuildRequest) -> None:
+    """Raises BuildError when quantized precisions are asked for by name and there is nothing to calibrate on."""
+    quantized = any(precision in QUANTIZED for precision in request.precisions)
+    if quantized and not (request.calibration or request.calibration_cache):
+        raise BuildError(
+            "INT8 and FP8 need calibration data: give --calibration an .npz, a folder of .npy or module:function"
+        )
 
 
 def parse_precisions(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from vernier.builder.command import fault_text
 from vernier.builder.inspection import milliseconds_text, size_text
 from vernier.builder.request import BuildOutcome, VariantOutcome
 from vernier.package.manifest import EvidenceWarning
@@ -41,6 +42,11 @@ def render(outcome: BuildOutcome) -> Group:
     for variant in outcome.variants:
         table.add_row(*_row(variant, buckets, metrics, chosen == variant.precision))
     lines = [Text(f"{v.precision}: {v.reason}") for v in outcome.variants if v.reason]
+    for variant in outcome.variants:
+        if variant.fault:
+            lines.append(
+                Text(f"please report the fault in {variant.precision}:\n{fault_text(variant.fault)}")
+            )
     closing = Text(f"{outcome.package}", style="bold")
     closing.append(f" in {outcome.seconds:.1f} s; {outcome.runtime} serves {chosen}")
     return Group(table, *lines, *warning_box(outcome.manifest.warnings), closing)
@@ -58,7 +64,7 @@ def warning_box(warnings: Sequence[EvidenceWarning]) -> list[Panel]:
 
 def _row(variant: VariantOutcome, buckets: list[int], metrics: list[str], chosen: bool) -> list[Text]:
     measured = variant.gate.metrics if variant.gate else {}
-    style = {"pass": "green", "refused": "red"}.get(variant.status, "dim")
+    style = {"pass": "green", "refused": "red", "failed": "red"}.get(variant.status, "dim")
     cells = [
         Text(variant.precision, "bold" if chosen else ""),
         Text(size_text(variant.bytes) if variant.bytes else ""),
