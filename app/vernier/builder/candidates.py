@@ -77,6 +77,11 @@ class Candidate:
         return self.gates[EMULATED]
 
     @property
+    def standing(self) -> str:
+        """`status`, or `emulated`: in the package, and only an emulation of a GPU says that it is inside the budget."""
+        return "emulated" if self.kept and not self.runs_here else self.status
+
+    @property
     def kept(self) -> bool:
         return bool(self.files)
 
@@ -86,7 +91,10 @@ class Candidate:
 
 
 class Judging:
-    """The evaluation samples, FP32's answers to them, and the budget that variants are held against."""
+    """The evaluation samples, FP32's answers to them, and the budget that variants are held against.
+
+    seconds: how long FP32 took for all samples.
+    """
 
     def __init__(
         self, workshop: Workshop, samples: Samples, request: BuildRequest, progress: Progress
@@ -101,7 +109,7 @@ class Judging:
         began = perf_counter()
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
-        self._seconds = perf_counter() - began
+        self.seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
         self._cautious = CautiousJudge(self.judge, groups=samples.groups)
@@ -164,14 +172,14 @@ class Judging:
         if used <= 1 and best is not None:
             return best
         # Which ranges leave more nodes quantized only a search of both can tell.
-        if self._seconds > _CHEAP_SECONDS:
+        if self.seconds > _CHEAP_SECONDS:
             del tried[1:]
         found = [self._searched(precision, recipe, candidate) for _, recipe, candidate in tried]
         return max(found, key=lambda c: (c.gate.passed, c.found.kept_macs if c.found else 0.0))
 
     def _glimpsed(self, recipe: Recipe) -> float:
         """What the worst of a few samples uses up, where to run them all takes its time; above 1 more would, too."""
-        if self._seconds <= _CHEAP_SECONDS:
+        if self.seconds <= _CHEAP_SECONDS:
             return 0.0
         few, _ = first_and_rest(self.samples, _GLIMPSE)
         return self._cautious.worst_of_some(Evaluator(self.workshop.graph(recipe)).run(few))
@@ -218,7 +226,7 @@ class Judging:
                 f"FP32 fails its own self-test, {reason}: the model's answers are not reproducible"
             )
         refused = _refused(candidate, RUNTIME, reason)
-        return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
+        return replace(refused, status="refused", reason=f"kept for GPUs, as which it passes; {reason}")
 
     def _emulated(self, recipe: Recipe, known: Sequence[tuple[Samples, Arrays]] = ()) -> Arrays:
         done = [positions(samples, self.samples) for samples, _ in known]
@@ -290,7 +298,7 @@ class Judging:
         gates = {**(candidate.gates or {}), RUNTIME: gate}
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)
-        reason = f"kept for GPUs, where it passes; {gate.reason}"
+        reason = f"kept for GPUs, as which it passes; {gate.reason}"
         status = "pass" if candidate.precision in GPU_ONLY else "refused"
         return replace(candidate, status=status, reason=reason, gates=gates, outputs=outputs)
 

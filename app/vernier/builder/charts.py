@@ -190,22 +190,23 @@ def search(steps: Sequence[StepReport]) -> Markup:
 
 
 # --- samples --------------------------------------------------------------------------------------
-def sample(values: Sequence[tuple[int, float, float]], precision: str) -> Markup:
+def sample(values: Sequence[tuple[int | tuple[int, ...], float, float]], precision: str) -> Markup:
     """Values of one output: FP32 as a ring, the variant as a dot, on one scale."""
     if not values:
         return Markup("")
     numbers = [v for _, a, b in values for v in (a, b) if math.isfinite(v)]
     low, high = min([*numbers, 0.0]), max([*numbers, 0.0])
     span = (high - low) or 1.0
-    row, left, right, width = 18.0, 46.0, 250.0, 380.0
+    places = [", ".join(map(str, p)) if isinstance(p, tuple) else str(p) for p, _, _ in values]
+    row, left, right, width = 18.0, max(46.0, 14 + 6.5 * max(map(len, places))), 250.0, 380.0
 
     def x_of(value: float) -> float:
         return left + (right - left) * (value - low) / span
 
     parts = []
-    for index, (position, exact, other) in enumerate(values):
+    for index, (place, (_, exact, other)) in enumerate(zip(places, values, strict=True)):
         y = 12 + index * row
-        parts.append(text(left - 8, y + 4, str(position), "end", "tick"))
+        parts.append(text(left - 8, y + 4, place, "end", "tick"))
         parts.append(line(left, y, right, y, "grid"))
         if math.isfinite(exact) and math.isfinite(other):
             parts.append(line(x_of(exact), y, x_of(other), y, "moved"))

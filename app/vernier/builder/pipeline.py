@@ -374,7 +374,8 @@ class _Build:
     ) -> VariantOutcome:
         return VariantOutcome(
             precision=candidate.precision,
-            status=candidate.status,
+            status=candidate.standing,
+            refused=candidate.status == "refused",
             reason=reason,
             bytes=sum(manifest.files[name].bytes for name in candidate.files),
             gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),

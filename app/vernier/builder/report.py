@@ -32,9 +32,11 @@ class TermReport:
 class VariantReport:
     """One precision.
 
-    status: `pass`, `refused`, `skipped` or `failed`; explanation: why it is served or not, in one sentence.
+    status: `pass`, `emulated` (in the package for GPUs, and none has run it yet), `refused`, `skipped` or `failed`;
+    explanation: why it is served or not, in one sentence.
     terms: how it stands against the budget as a GPU computes it; served: on the runtime at hand.
     latency_ms: bucket → median milliseconds; empty where it was not measured.
+    spread_ms: bucket → the quartiles, between which half of the runs lie.
     metrics: everything that was measured on the evaluation data.
     """
 
@@ -48,6 +50,7 @@ class VariantReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     assignment: Mapping[str, int] = field(default_factory=dict)
     kept_macs: float | None = None
+    spread_ms: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def used(self) -> float | None:
@@ -77,12 +80,13 @@ class SampleReport:
     """One of the samples that moved farthest.
 
     moved: its error in units of the distance between FP32's answers (`rel_spread`).
-    values: output → the most moved values as (index, FP32, variant).
+    index: in the data that judges.
+    values: output → the most moved values as (index in the output's own dimensions, FP32, variant).
     """
 
     index: int
     moved: float
-    values: Mapping[str, Sequence[tuple[int, float, float]]]
+    values: Mapping[str, Sequence[tuple[int | tuple[int, ...], float, float]]]
     label: str = ""
 
 
@@ -112,6 +116,20 @@ class RangeReport:
     peak: float
     clip: float
     method: str
+
+
+@dataclass(frozen=True)
+class PlainReport:
+    """What plain min-max INT8 of every node would have come to; see `vernier.builder.plain`.
+
+    used: the part of the budget that it uses up; term, value: where most.
+    """
+
+    used: float
+    passed: bool
+    term: str
+    value: float
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,7 @@ class BuildReport:
     facts: Mapping[str, str] = field(default_factory=dict)
     independent: int | None = None
     warnings: tuple[WarningReport, ...] = ()
+    plain: PlainReport | None = None
 
 
 def write_report(folder: Path, report: BuildReport) -> None:

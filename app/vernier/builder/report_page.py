@@ -54,6 +54,7 @@ def _pictures(report: BuildReport) -> dict[str, Any]:
         },
         "legend": charts.legend(precisions),
         "types": charts.legend({"int8": "INT8", "fp16": "FP16", "fp32": "FP32"}),
+        "skipped": [v for v in report.variants if v.status == "skipped"],
         "buckets": _buckets(report.variants),
         "terms": _terms(report.variants),
     }

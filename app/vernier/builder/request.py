@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from vernier.builder.command import BAD_INPUT, FAULT, REFUSED, fault_report
+from vernier.builder.command import BAD_INPUT, DONE, FAULT, REFUSED, fault_report
 from vernier.builder.shapes import ShapeRange
 from vernier.errors import BuildError
 from vernier.package.manifest import PRECISIONS, GateResult, Manifest
@@ -78,8 +78,9 @@ class BuildRequest:
 class VariantOutcome:
     """One precision.
 
-    status: `pass` (in the package), `refused` (by the gate), `skipped` (cannot be had here) or `failed` (was asked for
-        and cannot be built); `reason` says why.
+    status: `pass` (in the package), `emulated` (in the package for GPUs, and none has run it yet), `refused` (by the
+        gate), `skipped` (cannot be had here) or `failed` (was asked for and cannot be built); `reason` says why.
+    refused: whether a gate refused it, be it the gate of the runtime at hand alone.
     fault: the traceback of a fault in Vernier, to be reported; else empty.
     latency_ms: bucket → median milliseconds on `runtime`.
     """
@@ -91,6 +92,7 @@ class VariantOutcome:
     gate: GateResult | None = None
     latency_ms: Mapping[int, float] = field(default_factory=dict)
     assignment: Mapping[str, int] = field(default_factory=dict)
+    refused: bool = False
     fault: str = ""
 
 
@@ -113,8 +115,9 @@ class BuildOutcome:
     def exit_code(self) -> int:
         if any(v.fault for v in self.variants):
             return FAULT
-        codes = {"refused": REFUSED, "failed": BAD_INPUT}
-        return max(codes.get(v.status, 0) for v in self.variants)
+        if any(v.status == "failed" for v in self.variants):
+            return BAD_INPUT
+        return REFUSED if any(v.refused for v in self.variants) else DONE
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -39,9 +39,15 @@ def render(outcome: BuildOutcome) -> Group:
     table.add_column("nodes", overflow="fold")
     table.add_column("gate", no_wrap=True)
     chosen = outcome.manifest.decision.get(outcome.runtime)
-    for variant in outcome.variants:
+    for variant in (v for v in outcome.variants if v.status != "skipped"):
         table.add_row(*_row(variant, buckets, metrics, chosen == variant.precision))
-    lines = [Text(f"{v.precision}: {v.reason}") for v in outcome.variants if v.reason]
+    lines = [
+        Text(f"{v.precision}: {v.reason}") for v in outcome.variants if v.reason and v.status != "skipped"
+    ]
+    skipped = [v for v in outcome.variants if v.status == "skipped"]
+    if skipped:
+        reasons = (f"{v.precision} ({v.reason.removeprefix('not built: ')})" for v in skipped)
+        lines.append(Text(f"not built: {', '.join(reasons)}"))
     for variant in outcome.variants:
         if variant.fault:
             lines.append(
@@ -64,7 +70,9 @@ def warning_box(warnings: Sequence[EvidenceWarning]) -> list[Panel]:
 
 def _row(variant: VariantOutcome, buckets: list[int], metrics: list[str], chosen: bool) -> list[Text]:
     measured = variant.gate.metrics if variant.gate else {}
-    style = {"pass": "green", "refused": "red", "failed": "red"}.get(variant.status, "dim")
+    style = {"pass": "green", "refused": "red", "failed": "red", "emulated": "yellow"}.get(
+        variant.status, "dim"
+    )
     cells = [
         Text(variant.precision, "bold" if chosen else ""),
         Text(size_text(variant.bytes) if variant.bytes else ""),

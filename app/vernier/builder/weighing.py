@@ -210,7 +210,7 @@ def weigh_claims(judge: Judge, independent: int, samples: int) -> Warnings:
     )
     if not missing:
         return []
-    terms = ", ".join(f"{text} {count:,}" for count, text in missing[:_SHOWN])
+    terms = ", ".join(f"{count:,} for {text}" for count, text in missing[:_SHOWN])
     labelled = any(
         term.needs_labels and term.text in {text for _, text in missing} for term in judge.budget.terms
     )
@@ -219,7 +219,7 @@ def weigh_claims(judge: Judge, independent: int, samples: int) -> Warnings:
             "few_labels" if labelled else "few_samples",
             f"the variants are judged on {_independent(independent, samples)}, which can show (with 95 % confidence) "
             f"that at most {100 * most_outside(independent):.2g} % of the answers are worse, and the budget "
-            f"claims more than that; by the rule of three it needs, all of them passing: {terms}",
+            f"claims more than that; by the rule of three that takes, all of them passing, {terms}",
         )
     ]
 
@@ -255,7 +255,7 @@ def weigh_unread(unread: Sequence[str], label_key: str) -> Warnings:
     return [
         _warning(
             "unread_arrays",
-            f"the evaluation data has no array '{label_key}', and nothing reads its {_names(unread)}: if one of these "
+            f"the data that judges has no array '{label_key}', and nothing reads its {_names(unread)}: if one of these "
             f"holds the labels, name it with --label-key",
         )
     ]

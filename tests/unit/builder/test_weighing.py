@@ -194,7 +194,7 @@ def test_a_claim_needs_as_many_independent_samples_as_the_formula_says(budget: s
     found = judge(right, outputs, budget)
     assert weighing.weigh_claims(found, count, 1000) == []
     (warning,) = weighing.weigh_claims(found, count - 1, 1000)
-    assert f"{budget} {count:,}" in warning.message
+    assert f"{count:,} for {budget}" in warning.message
     assert f"{count - 1:,} independent samples (1,000 in all)" in warning.message
     assert warning.code == ("few_labels" if budget.startswith(("accuracy", "log")) else "few_samples")
 
