@@ -25,6 +25,7 @@ import numpy as np
 
 from vernier.builder.stored import StoredArray
 from vernier.errors import BuildError
+from vernier.package.integrity import temporary_folder
 from vernier.tensors import Array, Arrays
 
 #: Arrays up to this size are simply read.
@@ -73,8 +74,8 @@ def _open_file(path: Path, names: Iterable[str]) -> Arrays:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A folder for files that outlive it only as mappings: nothing stays on disk, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix="vernier-data-") as folder:
-        yield Path(folder)
+    with temporary_folder(Path(tempfile.gettempdir()), "vernier-data-", 0o700) as folder:
+        yield folder
 
 
 def _open_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, temporary: Path) -> Array:

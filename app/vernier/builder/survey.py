@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vernier.builder.data import ArraySamples, Samples
-from vernier.builder.evaluate import batch_rows
 from vernier.builder.progress import NoProgress, Progress
 from vernier.tensors import Array
 
 _DIGEST_BYTES = 16
+_BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,16 @@ def survey(samples: Samples, keys: Array | None = None, progress: Progress | Non
     highs: dict[str, float] = {}
     first = samples.take([0])
     with (progress or NoProgress()).task("weighing the data", len(samples)) as advance:
-        for batch in samples.batches(batch_rows(samples)):
+        row_bytes = sum(array.nbytes for array in first.values())
+        for batch in samples.batches(max(1, _BATCH_BYTES // max(1, row_bytes))):
             for name, array in batch.items():
                 constant[name] = constant[name] and bool((array == first[name]).all())
                 if array.dtype.kind == "f" and array.size:
                     lows[name] = min(lows.get(name, np.inf), float(array.min()))
                     highs[name] = max(highs.get(name, -np.inf), float(array.max()))
-            count = len(next(iter(batch.values())))
-            digests += [_digest([batch[name][row] for name in samples.names]) for row in range(count)]
-            advance(count)
+            rows = np.concatenate([_bytes_of_rows(batch[name]) for name in samples.names], axis=1)
+            digests += [hashlib.blake2b(row, digest_size=_DIGEST_BYTES).digest() for row in rows]
+            advance(len(rows))
     fingerprints = np.array(digests, f"S{_DIGEST_BYTES}")
     return Survey(
         fingerprints,
@@ -115,8 +115,6 @@ def independent(samples: Samples) -> int:
     return len(samples) if samples.groups is None else len(np.unique(samples.groups))
 
 
-def _digest(arrays: Sequence[Array]) -> bytes:
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.digest()
+def _bytes_of_rows(array: Array) -> Array:
+    """[samples, bytes]"""
+    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)

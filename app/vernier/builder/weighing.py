@@ -34,7 +34,7 @@ _ALIKE = 1e-6
 #: Labels are taken in so many other orders: FP32 is better on the right one than on all of these by chance in 1 of 20.
 _ORDERS, _ORDER_SEED = 19, 1
 #: Enough to tell labels from labels in another order; error rates align texts in Python, which takes its time.
-_MOST_LABELS, _MOST_TEXTS = 4096, 64
+_MOST_LABELS, _MOST_TEXTS, _MOST_VALUES = 4096, 64, 1 << 22
 #: Fewer labels are as good in some other order by luck; that they are few is said anyway.
 _LEAST_LABELS = 20
 _SHOWN = 3
@@ -189,7 +189,8 @@ def is_at_chance(task: Task, outputs: Arrays, labels: Array) -> bool:
     """
     rng = np.random.default_rng(_ORDER_SEED)
     most = _MOST_TEXTS if task.metric in ("wer", "cer") else _MOST_LABELS
-    chosen = rng.permutation(len(labels))[:most]
+    values = max(1, outputs[task.output].size // len(labels))
+    chosen = rng.permutation(len(labels))[: max(_LEAST_LABELS, min(most, _MOST_VALUES // values))]
     part, labels = {task.output: outputs[task.output][chosen]}, labels[chosen]
     sign = 1.0 if bigger_is_better(task.metric) else -1.0
     try:
