@@ -238,6 +238,10 @@ class Judge:
         """The function behind a term on task metrics or custom ones. KeyError for distances."""
         return self._metrics[term.key][0]
 
+    def reference_of(self, term: Term) -> float:
+        """FP32's own value of a term on task metrics or custom ones. KeyError for distances."""
+        return self._metrics[term.key][1]
+
     def per_sample(self, term: Term, candidate: Arrays) -> Array:
         """A distance or similarity of each sample, the worst of the outputs that the term applies to.
 
@@ -371,6 +375,11 @@ def parse_term(text: str) -> Term:
         raise BuildError(
             f"'{text}': a statistic (mean, min, max, p99 …) of single samples exists for distances and similarities "
             f"only, such as rel_l2.p99<=0.02"
+        )
+    if metric == "max_abs" and match["percent"]:
+        raise BuildError(
+            f"'{text}': max_abs is in the output's own unit, so it takes no percentage: write max_abs<={limit:g}, or "
+            f"bound a relative error, such as rel_l2.max<={match['limit']}%"
         )
     share = bool(match["percent"]) and not divergence
     if divergence or (task and not share):

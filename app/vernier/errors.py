@@ -20,7 +20,9 @@
     │   └── SlotConflict        two threads used one slot (a programming error)
     ├── AccuracyError           accuracy cannot be measured: nothing to compare, shapes or labels do not fit
     ├── PackageError            an engine package is damaged, tampered with or of an unknown schema
+    ├── BuildInterrupted        build_engine.py was interrupted, and says what it left; exit code 130
     └── BuildError              build_engine.py cannot go on; exit code 2
+        ├── DataChanged         a data file changed while it was read
         ├── ResumeError         the file of `--resume` cannot be used
         └── GateRefused         the build ran, and the accuracy gate refused it; exit code 1
 
@@ -250,10 +252,18 @@ class PackageError(VernierError):
     """An engine package is damaged, tampered with, incomplete or of an unknown schema."""
 
 
+class BuildInterrupted(VernierError):
+    """Ctrl-C. The message says what is left of the build."""
+
+
 class BuildError(VernierError):
     """build_engine.py cannot go on. `exit_code` is what the command line ends with."""
 
     exit_code: ClassVar[int] = 2
+
+
+class DataChanged(BuildError):
+    """A data file was truncated or written to while the build read it, so that nothing is known about its samples."""
 
 
 class ResumeError(BuildError):

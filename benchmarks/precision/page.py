@@ -201,7 +201,7 @@ def _traps(found: Sequence[Sprung]) -> str:
         for precision in _PRECISIONS:
             entry = next((e for e in found if e.trap == name and e.precision == precision), None)
             if entry is None or entry.status != "pass":
-                cells.append("refused" if entry else "–")
+                cells.append(entry.status if entry else "–")
                 continue
             types = ", ".join(f"{count} {kind}" for kind, count in entry.assignment.items())
             cells.append(f"{types}: {entry.used:.0%}{'' if entry.sane else ' **wrong**'}")

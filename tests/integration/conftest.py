@@ -20,7 +20,8 @@ def mlp_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """
     root = tmp_path_factory.mktemp("mlp")
     engines = root / "engines"
-    write_package(engines, "mlp")
+    doubt = {"code": "few_samples", "message": "give more"}
+    write_package(engines, "mlp", warnings=[doubt])
     write_package(engines, "fixed", model=mlp_model(seed=1, batch=4))
     write_package(engines, "twice", 1, mlp_model(seed=2))
     write_package(engines, "twice", 2, mlp_model(seed=3))

@@ -149,9 +149,24 @@ def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path) -> No
         process.stderr.readline()  # "building fp16": FP32 lies in the temporary folder by now
         assert list((tmp_path / "engines" / "m").glob(".building-*"))
         process.send_signal(signal.SIGINT)
-        process.stderr.read()
+        said = process.stderr.read()
         assert process.wait(timeout=60) == 130
+    assert "interrupted: nothing was published, and the temporary files in" in said
+    assert "Traceback" not in said
     assert not list((tmp_path / "engines").rglob("*"))
+
+
+def test_what_a_killed_build_left_is_gone_after_the_next(folder: Path, tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    slow = (folder / "wide.onnx", "--name", "m", "--eval", folder / "c.npz", "--out", engines)
+    with subprocess.Popen(command(*slow), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.kill()
+    assert list(engines.glob("m/.building-*"))
+    done = run(folder / "m.onnx", "--name", "other", "--out", engines)
+    assert done.returncode == 0, done.stderr
+    assert not list(engines.rglob(".building-*"))
 
 
 def test_a_killed_calibration_goes_on_and_gives_the_same_package(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_models_are_listed_and_described(mlp_server: Server) -> None:
     described = mlp_server.get("/v1/models/mlp").json()
     assert described["inputs"] == [{"name": "x", "dtype": "float32", "shape": [-1, 4]}]
     assert described["runtime"] == "onnxruntime"
+    assert described["warnings"] == [{"code": "few_samples", "message": "give more"}]
+    assert mlp_server.get("/v1/models/fixed").json()["warnings"] == []
     assert mlp_server.get("/v1/models/none").json()["code"] == "unknown_model"
 
 

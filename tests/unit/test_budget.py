@@ -56,6 +56,8 @@ def test_a_budget_reads_back_as_written(text: str, texts: list[str]) -> None:
         ("top0>=99%", "no metric"),
         ("auc<=0.9", "worse model"),
         ("max_abs>=0.05", "worse model"),
+        ("max_abs<=5%", "takes no percentage: write max_abs<=0.05, or .*rel_l2.max<=5%"),
+        ("max_abs.p99@y<=5%", "takes no percentage"),
         ("cosine<=0.9", "worse model"),
         ("log_loss>=0.2", "worse model"),
         ("auc>=101%", "does not reach"),

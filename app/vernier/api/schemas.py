@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vernier.package.manifest import EvidenceWarning
+
 #: A real request to the example ranker, with its real answer in PredictAnswer.
 EXAMPLE: dict[str, Any] = {
     "model": "ranker",
@@ -93,6 +95,7 @@ class ModelDescription(ModelSummary):
     inputs: list[TensorDescription]
     outputs: list[TensorDescription]
     max_batch: int
+    warnings: list[EvidenceWarning] = Field(description="What is doubtful about the evidence of the build.")
     variants: list[VariantDescription]
 
 

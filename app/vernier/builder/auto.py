@@ -25,7 +25,7 @@ _CPU = {
 class Standing:
     """How one precision fared.
 
-    status: `pass`, `refused` or `skipped`.
+    status: `pass`, `emulated`, `refused`, `skipped` or `failed`.
     curve: bucket → milliseconds on the runtime; empty where it was not measured.
     reason: why it was refused or skipped.
     """
@@ -77,8 +77,10 @@ def explain(chosen: str, standings: Sequence[Standing], where: str) -> dict[str,
 
 
 def _sentence(standing: Standing, winner: Standing, exact: Standing, where: str) -> str:
-    if standing.status == "skipped":
+    if standing.status in ("skipped", "failed"):
         return f"not built: {standing.reason}"
+    if standing.status == "emulated":
+        return f"emulated, until a GPU has run it: {standing.reason}"
     if standing.status != "pass":
         return f"refused: {standing.reason}"
     if standing is winner:

@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from vernier.builder.caution import CautiousJudge
-from vernier.builder.data import Samples, Subset, first_and_rest, positions, split
+from vernier.builder.data import Samples, Subset, first_and_rest, positions, split_apart
 from vernier.builder.evaluate import Evaluator, concatenated
 from vernier.builder.gate import gate_with, make_judge, resolve_budget
 from vernier.builder.lower import Recipe
@@ -23,6 +23,7 @@ from vernier.builder.progress import Progress
 from vernier.builder.request import QUANTIZED, BuildRequest
 from vernier.builder.search import SearchResult, search
 from vernier.builder.store import write_model
+from vernier.builder.survey import independent
 from vernier.builder.tf32 import emulate_tf32
 from vernier.builder.variants import Workshop
 from vernier.engine.ort import RUNTIME
@@ -51,7 +52,8 @@ _GLIMPSE = 16
 class Candidate:
     """One precision, built and judged.
 
-    status: `pass`, `refused` or `skipped`.
+    status: `pass`, `refused`, `skipped` or `failed`.
+    fault: the traceback of a fault in Vernier.
     files: in the staging folder, the ONNX file first; empty unless it is kept.
     gates: by runtime, and `emulated`.
     outputs: its answers to the evaluation samples, as served here, or emulated where it cannot run here.
@@ -66,12 +68,18 @@ class Candidate:
     gates: dict[str, GateResult] | None = None
     outputs: Arrays | None = None
     found: SearchResult | None = None
+    fault: str = ""
 
     @property
     def gate(self) -> GateResult:
         """The judgement as a GPU computes it."""
         assert self.gates is not None
         return self.gates[EMULATED]
+
+    @property
+    def standing(self) -> str:
+        """`status`, or `emulated`: in the package, and only an emulation of a GPU says that it is inside the budget."""
+        return "emulated" if self.kept and not self.runs_here else self.status
 
     @property
     def kept(self) -> bool:
@@ -83,7 +91,10 @@ class Candidate:
 
 
 class Judging:
-    """The evaluation samples, FP32's answers to them, and the budget that variants are held against."""
+    """The evaluation samples, FP32's answers to them, and the budget that variants are held against.
+
+    seconds: how long FP32 took for all samples.
+    """
 
     def __init__(
         self, workshop: Workshop, samples: Samples, request: BuildRequest, progress: Progress
@@ -98,10 +109,10 @@ class Judging:
         began = perf_counter()
         with progress.task("running FP32", len(samples)) as advance:
             self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
-        self._seconds = perf_counter() - began
+        self.seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
-        self._cautious = CautiousJudge(self.judge)
+        self._cautious = CautiousJudge(self.judge, groups=samples.groups)
 
     def build(self, precision: str, folder: Path) -> Candidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
@@ -133,8 +144,10 @@ class Judging:
 
     @property
     def _doubt(self) -> str:
+        count = independent(self.samples)
+        groups = "" if count == len(self.samples) else f" ({count} of them independent)"
         return (
-            f"it passes on these {len(self.samples)} samples, but so few cannot show that it will on the next: "
+            f"it passes on these {len(self.samples)} samples{groups}, but so few cannot show that it will on the next: "
             f"evaluate on more, or take the budget at its word with --no-search"
         )
 
@@ -159,14 +172,14 @@ class Judging:
         if used <= 1 and best is not None:
             return best
         # Which ranges leave more nodes quantized only a search of both can tell.
-        if self._seconds > _CHEAP_SECONDS:
+        if self.seconds > _CHEAP_SECONDS:
             del tried[1:]
         found = [self._searched(precision, recipe, candidate) for _, recipe, candidate in tried]
         return max(found, key=lambda c: (c.gate.passed, c.found.kept_macs if c.found else 0.0))
 
     def _glimpsed(self, recipe: Recipe) -> float:
         """What the worst of a few samples uses up, where to run them all takes its time; above 1 more would, too."""
-        if self._seconds <= _CHEAP_SECONDS:
+        if self.seconds <= _CHEAP_SECONDS:
             return 0.0
         few, _ = first_and_rest(self.samples, _GLIMPSE)
         return self._cautious.worst_of_some(Evaluator(self.workshop.graph(recipe)).run(few))
@@ -213,7 +226,7 @@ class Judging:
                 f"FP32 fails its own self-test, {reason}: the model's answers are not reproducible"
             )
         refused = _refused(candidate, RUNTIME, reason)
-        return replace(refused, status="refused", reason=f"kept for GPUs, where it passes; {reason}")
+        return replace(refused, status="refused", reason=f"kept for GPUs, as which it passes; {reason}")
 
     def _emulated(self, recipe: Recipe, known: Sequence[tuple[Samples, Arrays]] = ()) -> Arrays:
         done = [positions(samples, self.samples) for samples, _ in known]
@@ -229,7 +242,7 @@ class Judging:
 
     def _search(self, recipe: Recipe) -> SearchResult:
         if len(self.samples) >= _LEAST_TO_SPLIT:
-            select, verify = split(self.samples, len(self.samples) // 2)
+            select, verify = split_apart(self.samples, len(self.samples) // 2)
         else:
             select = verify = self.samples
         # Nodes are ranked one by one in FP32 surroundings, so INT8 variants of both bases share a ranking.
@@ -285,7 +298,7 @@ class Judging:
         gates = {**(candidate.gates or {}), RUNTIME: gate}
         if gate.passed:
             return replace(candidate, gates=gates, outputs=outputs)
-        reason = f"kept for GPUs, where it passes; {gate.reason}"
+        reason = f"kept for GPUs, as which it passes; {gate.reason}"
         status = "pass" if candidate.precision in GPU_ONLY else "refused"
         return replace(candidate, status=status, reason=reason, gates=gates, outputs=outputs)
 

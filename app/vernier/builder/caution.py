@@ -10,6 +10,9 @@ against what the worst of ten times as many samples will pass with one chance in
 exponential: each doubling of the samples, and each halving of the chance, then adds log 2 times the mean by
 which the largest values exceed a threshold, whichever of several thresholds says most.
 
+Samples of one group (crops of one photo, copies) are not independent of one another. Where groups are known, the doubt
+counts groups: blocks hold whole groups, a flip in one is one flip, and the tail is that of the groups' worst samples.
+
 The gate itself takes the budget at its word.
 """
 
@@ -39,11 +42,14 @@ class CautiousJudge:
 
     Args:
         samples: how many the doubt of a task metric will be counted on in the end, if more than these.
+        groups: [samples], equal where samples are not independent of one another; None where all are.
     """
 
-    def __init__(self, judge: Judge, samples: int = 0) -> None:
+    def __init__(self, judge: Judge, samples: int = 0, groups: Array | None = None) -> None:
         self.judge = judge
         self._samples = samples
+        #: [samples], from 0 on; None where every sample is a group of its own.
+        self._groups = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
         self._reference: dict[str, Array] = {}
 
     def used(self, candidate: Arrays) -> float:
@@ -95,11 +101,18 @@ class CautiousJudge:
         """How much worse the worst of ten times as many samples may well be, with the sign of worse."""
         values = self.judge.per_sample(term, candidate)
         direction = -1.0 if term.at_least else 1.0
-        ordered = np.sort(direction * values)
-        lengths = [2**i for i in range(1, 16) if 4**i <= len(ordered)]
+        ordered = np.sort(self._worst_of_groups(direction * values))
+        lengths = [2**i for i in range(1, 16) if 4**i <= len(ordered)] or [1] * (len(ordered) > 1)
         # What happens rarely (a value that clips) shows in the few largest, the rest in many.
         excesses = [float(np.mean(ordered[-n:]) - ordered[-n - 1]) for n in lengths]
         return direction * max(excesses, default=0.0) * math.log(_AS_MANY_AGAIN / _CHANCE)
+
+    def _worst_of_groups(self, values: Array) -> Array:
+        if self._groups is None:
+            return values
+        worst = np.full(int(self._groups.max()) + 1, -np.inf)
+        np.maximum.at(worst, self._groups, values)
+        return worst
 
     def _standard_error(self, term: Term, candidate: Arrays) -> float:
         metric = self.judge.metric_of(term)
@@ -122,13 +135,15 @@ class CautiousJudge:
             return 0.0
         labels = np.asarray(self.judge.labels)
         rate = flip_rate(task, self.judge.reference[task.output], candidate[task.output], labels)
-        return math.sqrt((rate or 0.0) / max(1, decisions(task, labels)))
+        independent = 1.0 if self._groups is None else (int(self._groups.max()) + 1) / len(labels)
+        return math.sqrt((rate or 0.0) / max(1.0, independent * decisions(task, labels)))
 
     def _leave_out(self, term: Term, metric: Metric, outputs: Arrays) -> Array:
         """The metric without each block of samples; NaN where it cannot be had (one class only)."""
         labels = np.asarray(self.judge.labels)
-        blocks = min(_BLOCKS_OF_TEXT if term.metric in ("wer", "cer") else _BLOCKS, len(labels))
-        block = np.arange(len(labels)) % blocks
+        groups = np.arange(len(labels)) if self._groups is None else self._groups
+        blocks = min(_BLOCKS_OF_TEXT if term.metric in ("wer", "cer") else _BLOCKS, int(groups.max()) + 1)
+        block = groups % blocks
         found = np.full(blocks, np.nan)
         for index in range(blocks):
             kept = block != index

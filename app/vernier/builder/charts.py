@@ -294,10 +294,12 @@ def search(steps: Sequence[StepReport]) -> Markup:
     return _draw("Evaluations of the search", 230, paint, (64, 24, 18, 62))
 
 
-def sample(values: Sequence[tuple[int, float, float]], precision: str) -> Markup:
+def sample(values: Sequence[tuple[int | tuple[int, ...], float, float]], precision: str) -> Markup:
     """Values of one output: FP32 as a ring, the variant as a dot, on one scale."""
     if not values:
         return Markup("")
+    places = [", ".join(map(str, p)) if isinstance(p, tuple) else str(p) for p, _, _ in values]
+    left = max(46.0, 14 + 6.5 * max(map(len, places)))
 
     def paint(axes: Axes) -> None:
         rows = range(len(values))
@@ -308,6 +310,6 @@ def sample(values: Sequence[tuple[int, float, float]], precision: str) -> Markup
         axes.plot(other, rows, "o", markersize=7, color=_INK[precision])
         axes.grid(axis="y")
         axes.set_xticks([])
-        _rows(axes, [str(i) for i, _, _ in values], [f"{number(a)} → {number(b)}" for _, a, b in values])
+        _rows(axes, places, [f"{number(a)} → {number(b)}" for _, a, b in values])
 
-    return _draw("FP32 and variant", len(values) * 18 + 6, paint, (46, 134, 3, 3), 380)
+    return _draw("FP32 and variant", len(values) * 18 + 6, paint, (left, 134, 3, 3), 380)

@@ -17,9 +17,10 @@ from vernier.builder.modelopt import find_python
 from vernier.builder.pipeline import build as run_build
 from vernier.builder.plan import PlanOptions
 from vernier.builder.plan_package import parse_capabilities
-from vernier.builder.progress import BarProgress, NoProgress
+from vernier.builder.progress import NoProgress, for_people
 from vernier.builder.request import (
     CALIBRATION_METHODS,
+    DEFAULT_LABEL_KEY,
     QUANTIZERS,
     BuildRequest,
     default_precisions,
@@ -82,7 +83,13 @@ def build(
     pad_value: Annotated[
         list[str] | None, typer.Option(help="What an input is padded with instead of 0, such as ids=1.")
     ] = None,
-    label_key: _LabelKey = "label",
+    label_key: _LabelKey = DEFAULT_LABEL_KEY,
+    group_key: Annotated[
+        str | None,
+        typer.Option(
+            help="The array of the data that is equal for samples which belong together, such as crops of one photo."
+        ),
+    ] = None,
     calibration_method: Annotated[
         str | None, typer.Option(help=" | ".join(CALIBRATION_METHODS) + "; best without a cache.")
     ] = None,
@@ -162,6 +169,7 @@ def build(
         calibration=calibration,
         evaluation=evaluation,
         label_key=label_key,
+        group_key=group_key,
         shapes=dict(parse_shape(text) for text in shape or ()),
         max_batch=max_batch,
         sequence=parse_sequence(sequence or ()),
@@ -177,7 +185,7 @@ def build(
         plans=wishes,
         below_tensorrt_10=below_tensorrt_10,
     )
-    outcome = run_build(request, NoProgress() if as_json else BarProgress())
+    outcome = run_build(request, NoProgress() if as_json else for_people())
     if as_json:
         command.print_json(outcome.as_json())
     else:
@@ -205,7 +213,7 @@ def compare(
     ],
     b: Annotated[str, typer.Argument(help="The same; measured against A.", show_default=False)],
     data: Annotated[str | None, typer.Option(help="Samples; by default a package's golden vectors.")] = None,
-    label_key: _LabelKey = "label",
+    label_key: _LabelKey = DEFAULT_LABEL_KEY,
     budget: Annotated[str | None, typer.Option(help="End with 1 unless B stays within it.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -233,8 +241,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        0 done, 1 refused by the accuracy gate, 2 bad input (said in one sentence on standard error, or
-        as `{"error": …}` on standard output with `--json`), 130 interrupted.
+        0 done, 1 refused by the accuracy gate, 2 bad input or a variant that cannot be built, 3 a fault in
+        Vernier, 130 interrupted. Errors are said in one sentence on standard error, or as `{"error": …}` on
+        standard output with `--json`.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] not in _COMMANDS and given[0] not in ("--help", "-h"):

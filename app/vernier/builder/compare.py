@@ -16,6 +16,7 @@ from vernier.budget import Budget
 from vernier.builder.data import ArraySamples, Samples, load_samples
 from vernier.builder.evaluate import Evaluator
 from vernier.builder.inspection import open_checked
+from vernier.builder.request import DEFAULT_LABEL_KEY
 from vernier.errors import AccuracyError, BuildError, PackageError
 from vernier.package.golden import load_golden
 from vernier.package.manifest import RUNTIMES
@@ -97,7 +98,8 @@ def compare(
         raise BuildError(f"{a.label} and {b.label} take different inputs: compare versions of one model")
     if set(left.output_names) != set(right.output_names):
         raise BuildError(f"{a.label} and {b.label} have different outputs: compare versions of one model")
-    samples = load_samples(data, left.inputs, label_key) if data is not None else _golden(a, b)
+    named = label_key != DEFAULT_LABEL_KEY
+    samples = load_samples(data, left.inputs, label_key, named) if data is not None else _golden(a, b)
     answers = left.run(samples), right.run(samples)
     tasks = {}
     try:

@@ -6,11 +6,12 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from vernier.builder.sources import open_source
+from vernier.builder.stored import StoredArray
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype, shape_text
 
@@ -24,6 +25,7 @@ class Samples(Protocol):
     names: the inputs, in the model's order.
     sha256: of the contents (names, dtypes, shapes, values), whatever file they came in.
     labels: one per sample, or None.
+    groups: one number per sample, equal where samples are not independent of one another; None where all are.
     """
 
     @property
@@ -32,6 +34,8 @@ class Samples(Protocol):
     def sha256(self) -> str: ...
     @property
     def labels(self) -> Array | None: ...
+    @property
+    def groups(self) -> Array | None: ...
     def __len__(self) -> int: ...
     def batches(self, rows: int) -> Iterator[Arrays]:
         """All samples in order, `rows` at a time, the last batch shorter. Every call starts anew."""
@@ -43,7 +47,7 @@ class Samples(Protocol):
 
 
 class ArraySamples:
-    """Samples in arrays, which may be mapped from disk; `dtypes` are what the model takes."""
+    """Samples in arrays, which may lie on disk; `dtypes` are what the model takes."""
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class ArraySamples:
         self._dtypes = dict(dtypes or {name: array.dtype for name, array in arrays.items()})
         self.names = tuple(self._arrays)
         self.labels = labels
+        self.groups: Array | None = None
 
     def __len__(self) -> int:
         return int(next(iter(self._arrays.values())).shape[0])
@@ -109,6 +114,7 @@ class Subset:
         self.indices = np.asarray(indices, np.int64)
         self.names = samples.names
         self.labels = None if samples.labels is None else samples.labels[self.indices]
+        self.groups = None if samples.groups is None else samples.groups[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -143,6 +149,28 @@ def split(samples: Samples, first: int) -> tuple[Samples, Samples]:
     return Subset(samples, np.sort(order[:first])), Subset(samples, np.sort(order[first:]))
 
 
+def split_apart(samples: Samples, first: int) -> tuple[Samples, Samples]:
+    """`split` that keeps samples of one group together: about `first` samples are in the first part.
+
+    A single group is split nevertheless: there is nothing else to choose on.
+    """
+    groups = samples.groups
+    if groups is None or len(np.unique(groups)) < 2:
+        return split(samples, first)
+    names, sizes = np.unique(groups, return_counts=True)
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(names))
+    ends = np.cumsum(sizes[order])
+    taken = 1 + int(np.argmin(np.abs(ends[:-1] - first)))
+    chosen = np.isin(groups, names[order[:taken]])
+    return Subset(samples, np.flatnonzero(chosen)), Subset(samples, np.flatnonzero(~chosen))
+
+
+def joined_groups(*parts: Samples) -> Array | None:
+    """The groups of several parts of one set, one below the other."""
+    groups = [part.groups for part in parts if part.groups is not None]
+    return np.concatenate(groups) if groups else None
+
+
 def first_and_rest(samples: Samples, first: int) -> tuple[Samples, Samples | None]:
     """The first so many, and the others; None where there are none."""
     if first >= len(samples):
@@ -172,9 +200,11 @@ def load_samples(
     )
 
 
-def open_data(source: str, inputs: Sequence[str], label_key: str = "label") -> Arrays:
+def open_data(
+    source: str, inputs: Sequence[str], label_key: str = "label", group_key: str | None = None
+) -> Arrays:
     """The arrays of `source` before anything is known about the model's shapes."""
-    return open_source(source, [*inputs, label_key])
+    return open_source(source, [*inputs, label_key, *([group_key] if group_key else [])])
 
 
 def check_samples(
@@ -231,10 +261,11 @@ def _check_shape(source: str, spec: TensorSpec, array: Array, dims: dict[str, in
 
 
 def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
-    """Dtypes may widen or narrow within their kind as long as no value changes its meaning."""
+    """Dtypes may widen or narrow as long as no value changes its meaning; whole numbers become floats without loss."""
     wanted = numpy_dtype(spec.dtype)
     kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}
-    if array.dtype.kind not in kinds[wanted.kind]:
+    whole = wanted.kind == "f" and array.dtype.kind in "iu" and np.can_cast(array.dtype, wanted, "safe")
+    if array.dtype.kind not in kinds[wanted.kind] and not whole:
         raise BuildError(
             f"'{spec.name}' in the data '{source}' holds {array.dtype.name}, but the model takes {spec.dtype}: "
             f"convert it before storing"
@@ -253,7 +284,19 @@ def _check_values(source: str, spec: TensorSpec, array: Array) -> None:
 
 
 def _group(array: Array, rows: int | None, count: int) -> Array:
+    if rows is not None and isinstance(array, StoredArray):
+        return cast(Array, array.grouped(rows, count))
     return array[:count] if rows is None else array[: count * rows].reshape(count, rows, *array.shape[1:])
+
+
+def whole_number_notes(arrays: Mapping[str, Array], source: str, specs: Sequence[TensorSpec]) -> list[str]:
+    """What should be said where whole numbers are given for an input of floats: their scale may be another one."""
+    return [
+        f"'{spec.name}' in the data '{source}' holds {arrays[spec.name].dtype.name}, which the model gets as the same "
+        f"numbers in {spec.dtype}: nothing is scaled"
+        for spec in specs
+        if numpy_dtype(spec.dtype).kind == "f" and arrays[spec.name].dtype.kind in "iu"
+    ]
 
 
 def _chunks(array: Array) -> Iterator[Array]:

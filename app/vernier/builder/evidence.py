@@ -12,8 +12,10 @@ from vernier.accuracy import Comparison
 from vernier.budget import Finding, Judge
 from vernier.builder.auto import Standing, explain
 from vernier.builder.candidates import EMULATED, Candidate, Judging
+from vernier.builder.data import Subset
 from vernier.builder.gate import worst_samples
 from vernier.builder.latency import Latencies, relative_time
+from vernier.builder.plain import plain_int8
 from vernier.builder.progress import Progress
 from vernier.builder.ranking import Ranker, time_per_sample
 from vernier.builder.report import (
@@ -25,13 +27,15 @@ from vernier.builder.report import (
     StepReport,
     TermReport,
     VariantReport,
+    WarningReport,
 )
 from vernier.builder.request import QUANTIZED
+from vernier.builder.survey import independent
 from vernier.builder.units import kept_macs, quantized_units
 from vernier.builder.variants import Workshop
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
-from vernier.package.manifest import GateResult
+from vernier.package.manifest import EvidenceWarning, GateResult
 
 #: Layers are ranked for the report alone when that takes no longer.
 _RANKING_SECONDS = 15.0
@@ -50,6 +54,7 @@ def gather(
     notes: Sequence[str],
     facts: Mapping[str, str],
     progress: Progress,
+    warnings: Sequence[EvidenceWarning] = (),
 ) -> BuildReport:
     """The report of a build whose variants lie in `folder`.
 
@@ -58,8 +63,7 @@ def gather(
         not_built: precisions that were not tried, and why.
     """
     standings = [
-        Standing(c.precision, c.status, latencies.undisturbed.get(c.precision, {}), c.reason)
-        for c in candidates
+        Standing(c.precision, c.standing, latencies.median.get(c.precision, {}), c.reason) for c in candidates
     ]
     standings += [Standing(precision, "skipped", {}, reason) for precision, reason in not_built.items()]
     why = explain(chosen, standings, RUNTIME)
@@ -72,6 +76,9 @@ def gather(
         chosen=chosen,
         budget=tuple(judging.budget.texts),
         evaluated=len(judging.samples),
+        independent=independent(judging.samples),
+        plain=plain_int8(workshop, judging, candidates, progress),
+        warnings=tuple(WarningReport(warning.code, warning.message) for warning in warnings),
         decision=_decision(chosen, variants),
         variants=tuple(variants),
         layers=_layers(workshop, judging, reduced, progress),
@@ -94,12 +101,13 @@ def _variant(
     quantized = candidate.precision in QUANTIZED and recipe is not None
     return VariantReport(
         precision=candidate.precision,
-        status=candidate.status,
+        status=candidate.standing,
         explanation=why,
         bytes=sum((folder / name).stat().st_size for name in candidate.files),
         terms=_terms(judging.judge, emulated),
         served=_terms(judging.judge, served) if candidate.runs_here else (),
         latency_ms=latencies.median.get(candidate.precision, {}),
+        spread_ms=latencies.spread(candidate.precision),
         metrics=dict(measured.metrics) if measured else {},
         assignment=workshop.assignment(recipe) if recipe is not None else {},
         kept_macs=kept_macs(workshop.nodes, recipe) if quantized and recipe is not None else None,
@@ -139,9 +147,11 @@ def _decision(chosen: str, variants: Sequence[VariantReport]) -> tuple[str, ...]
     refused = [v.precision for v in variants if v.status == "refused" and not v.bytes]
     if refused:
         sentences.append(f"The gate refused {', '.join(refused)}; the package does not hold it.")
-    elsewhere = [v.precision for v in variants if v.bytes and not v.latency_ms]
-    if elsewhere:
-        sentences.append(f"Kept for other runtimes, and not measured here: {', '.join(elsewhere)}.")
+    emulated = [v.precision for v in variants if v.status == "emulated"]
+    if emulated:
+        sentences.append(
+            f"In the package for GPUs, whose rounding was emulated; no GPU has run it yet: {', '.join(emulated)}."
+        )
     return tuple(sentences)
 
 
@@ -194,6 +204,7 @@ def _sensitivities(
 # --- samples, search, ranges ----------------------------------------------------------------------
 def _worst(judging: Judging, candidate: Candidate) -> list[SampleReport]:
     outputs, reference, labels = candidate.outputs or {}, judging.reference, judging.samples.labels
+    rows = judging.samples.indices if isinstance(judging.samples, Subset) else range(len(judging.samples))
     found = []
     moved = {
         name: Comparison(array, outputs[name]).per_sample("rel_spread") for name, array in reference.items()
@@ -205,17 +216,24 @@ def _worst(judging: Judging, candidate: Candidate) -> list[SampleReport]:
             with np.errstate(invalid="ignore"):
                 distance = np.nan_to_num(np.abs(other - exact), nan=np.inf)
             chosen = np.sort(np.argsort(-distance, kind="stable")[:_MOST_VALUES])
-            values[name] = [(int(i), float(exact[i]), float(other[i])) for i in chosen]
+            values[name] = [
+                (_place(int(i), array.shape[1:]), float(exact[i]), float(other[i])) for i in chosen
+            ]
         label = labels[index] if labels is not None else None
         found.append(
             SampleReport(
-                index=index,
+                index=int(rows[index]),
                 moved=max(float(per_sample[index]) for per_sample in moved.values()),
                 values=values,
                 label="" if label is None or np.size(label) > 1 else str(np.ravel(label)[0]),
             )
         )
     return found
+
+
+def _place(flat: int, shape: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Where a value of one sample stands, in the output's own dimensions."""
+    return flat if len(shape) < 2 else tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
 def _search(candidate: Candidate) -> SearchReport:

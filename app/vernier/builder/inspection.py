@@ -90,6 +90,8 @@ def render(report: dict[str, Any]) -> Group:
         parts.append(Text(f"{runtime} serves {precision}"))
     for plan in report["plans"]:
         parts.append(Text(f"plan {plan['path']} ({size_text(plan['bytes'])})"))
+    for warning in report["warnings"]:
+        parts.append(Text(f"{warning['code']}: {warning['message']}", style="yellow"))
     for name, variant in report["variants"].items():
         if "nodes" in variant:
             parts += ["", _nodes(name, variant["nodes"])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
 
@@ -33,12 +33,18 @@ Curve = dict[int, float]
 class Latencies:
     """Milliseconds of one run by precision and bucket.
 
-    median: what a caller may expect.
-    undisturbed: the lower quartile, which other work on the machine touches least; variants are compared by it.
+    median: what a caller may expect; variants are compared by it, and tables and sentences show it.
+    undisturbed, disturbed: the lower and the upper quartile, between which half of the runs lie.
     """
 
     median: dict[str, Curve]
     undisturbed: dict[str, Curve]
+    disturbed: dict[str, Curve] = field(default_factory=dict)
+
+    def spread(self, precision: str) -> dict[int, tuple[float, float]]:
+        """Bucket → the lower and the upper quartile."""
+        low, high = self.undisturbed.get(precision, {}), self.disturbed.get(precision, {})
+        return {bucket: (low[bucket], high[bucket]) for bucket in low if bucket in high}
 
 
 def batches_of(samples: Arrays, batching: Batching) -> list[tuple[int, Arrays]]:
@@ -63,7 +69,9 @@ def measure(
         limit_s: large buckets are left out when they would not fit into this time; the first is measured
             whatever it takes.
     """
-    found = Latencies({name: {} for name in executors}, {name: {} for name in executors})
+    found = Latencies(
+        {name: {} for name in executors}, {n: {} for n in executors}, {n: {} for n in executors}
+    )
     end = clock() + limit_s
     previous = 0.0
     with ExitStack() as stack, progress.task("measuring latency", len(batches)) as advance:
@@ -76,6 +84,7 @@ def measure(
             for name, seconds in times.items():
                 found.median[name][bucket] = median(seconds) * 1000
                 found.undisturbed[name][bucket] = sorted(seconds)[len(seconds) // 4] * 1000
+                found.disturbed[name][bucket] = sorted(seconds)[-1 - len(seconds) // 4] * 1000
             previous = sum(median(seconds) for seconds in times.values())
             advance(1)
     return found
@@ -127,7 +136,7 @@ def fastest(latencies: Latencies, safest_first: Sequence[str]) -> str:
     """
     best = safest_first[0]
     for name in safest_first[1:]:
-        if _is_faster(latencies.undisturbed[name], latencies.undisturbed[best]):
+        if _is_faster(latencies.median[name], latencies.median[best]):
             best = name
     return best
 

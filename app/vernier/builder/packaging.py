@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import platform
 import re
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
-from vernier import __version__
 from vernier.builder.data import ArraySamples, Samples, Subset
 from vernier.builder.evaluate import Evaluator
 from vernier.builder.prepare import PreparedModel
@@ -34,7 +31,6 @@ GOLDEN_NAME = "golden.npz"
 _LEAST_GOLDEN, _MOST_GOLDEN = 16, 64
 #: Fewer golden samples are kept (but at least 16) when inputs and outputs would take more.
 _GOLDEN_BYTES = 8 << 20
-_TOOLS = ("onnx", "onnxruntime", "numpy")
 _MOST_TRIES = 100
 
 
@@ -44,17 +40,6 @@ def check_name(name: str) -> None:
         raise BuildError(
             f"'{name}' cannot be a model's name: use letters, digits, '_', '.' and '-', a letter or digit first"
         )
-
-
-def tool_versions() -> dict[str, str]:
-    """What the package was made with, for the manifest and for the calibration sidecar."""
-    found = {"vernier": __version__, "python": platform.python_version()}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def golden_indices(samples: Samples, outputs: Arrays, batch_size: int | None) -> list[int]:

@@ -7,15 +7,16 @@ disappears on every way out but the last one.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 
 from vernier.builder import packaging
+from vernier.builder.attempts import attempt, prove_and_measure
 from vernier.builder.auto import worth_building
 from vernier.builder.candidates import Candidate, Judging, lowerings_of, safest_first
+from vernier.builder.command import tool_versions
 from vernier.builder.data import (
     ArraySamples,
     Samples,
@@ -24,24 +25,32 @@ from vernier.builder.data import (
     limit,
     one_request_each,
     open_data,
-    split,
+    split_apart,
+    whole_number_notes,
 )
 from vernier.builder.evidence import gather
-from vernier.builder.latency import Latencies, batches_of, fastest, measure
+from vernier.builder.latency import Latencies, fastest
 from vernier.builder.plan_package import add_plans
 from vernier.builder.prepare import PreparedModel, prepare
 from vernier.builder.progress import Progress
 from vernier.builder.report import BuildReport
-from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
+from vernier.builder.request import (
+    AUTO,
+    DEFAULT_LABEL_KEY,
+    QUANTIZED,
+    BuildOutcome,
+    BuildRequest,
+    VariantOutcome,
+    check_calibration_data,
+)
 from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
 from vernier.builder.variants import Workshop
-from vernier.engine.ort import RUNTIME, OnnxRuntimeExecutor
-from vernier.engine.selftest import self_test
-from vernier.errors import BuildError, EngineError, GateRefused, ResumeError
+from vernier.builder.weigher import EvidenceWeigher
+from vernier.engine.ort import RUNTIME
+from vernier.errors import BuildError, BuildInterrupted, EngineError, GateRefused
 from vernier.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
-from vernier.package.golden import GoldenVectors
-from vernier.package.integrity import entries_of, staging_folder
+from vernier.package.integrity import entries_of, staging_folder, temporary_folder
 from vernier.package.manifest import (
     PRECISIONS,
     CalibrationEntry,
@@ -51,6 +60,7 @@ from vernier.package.manifest import (
     VariantEntry,
 )
 
+WORK_PREFIX = "vernier-build-"
 _EXAMPLE_ROWS = 64
 #: Without evaluation data this part of the calibration data is kept back for the gate.
 _HELD_BACK = 1 / 3
@@ -61,9 +71,11 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
 
     Raises:
         BuildError: bad input, or nothing can be built from it; nothing was published then. A variant
-            that the gate refuses is no error: the package is published without it.
+            that the gate refuses, or that cannot be built, is no error: the package is published without it.
+        BuildInterrupted: Ctrl-C; the message says what is left.
     """
     began = perf_counter()
+    published: list[Path] = []
     packaging.check_name(request.name)
     if request.resume is not None:
         check_path(request.resume)
@@ -71,16 +83,27 @@ def build(request: BuildRequest, progress: Progress) -> BuildOutcome:
     made = not model_dir.exists()
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="vernier-build-") as work,
+            temporary_folder(Path(tempfile.gettempdir()), WORK_PREFIX, 0o700) as work,
             staging_folder(model_dir) as staged,
         ):
-            return _Build(request, progress, Path(work), staged, began).run()
+            return _Build(request, progress, work, staged, began).run(published)
+    except KeyboardInterrupt as error:
+        raise BuildInterrupted(_what_is_left(request, model_dir, published)) from error
     except OSError as error:  # a full disk is told apart by `staging_folder`
         raise BuildError(f"cannot write the package to {model_dir}: {error}; choose another --out") from error
     finally:
         if made:
             with contextlib.suppress(OSError):  # not empty: the package is in it
                 model_dir.rmdir()
+
+
+def _what_is_left(request: BuildRequest, model_dir: Path, published: list[Path]) -> str:
+    if published:
+        return f"interrupted when {published[0]} was published already: the package is whole"
+    left = f"interrupted: nothing was published, and the temporary files in {model_dir} are removed"
+    if request.resume is not None and request.resume.exists():
+        return f"{left}; {request.resume} holds the calibration so far, and the same command goes on there"
+    return left
 
 
 class _Build:
@@ -93,17 +116,21 @@ class _Build:
         self._staged = staged
         self._began = began
         self._notes: list[str] = []
+        self._weigher = EvidenceWeigher(request, progress)
 
-    def run(self) -> BuildOutcome:
+    def run(self, published: list[Path]) -> BuildOutcome:
+        """published: gets the package's folder when it is visible."""
         request = self._request
         prepared, calibration, evaluation = self._read()
         self._notes += prepared.notes
         judged_on = self._judged_on(prepared, calibration, evaluation)
         calibration = self._to_calibrate(calibration, evaluation)
+        self._weigher.weigh_data(calibration, judged_on)
         workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
         if request.calibration_cache is not None:
             workshop.reuse(request.calibration_cache)
         judging = Judging(workshop, judged_on, request, self._progress)
+        self._weigher.weigh_answers(judging.reference, judging.judge, judged_on)
         candidates = [judging.build("fp32", self._staged)]
         if candidates[0].status != "pass":
             raise GateRefused(
@@ -112,11 +139,16 @@ class _Build:
         precisions, not_built = self._precisions()
         for precision in precisions:
             self._progress.note(f"building {precision}")
-            candidates.append(self._try(judging, precision))
+            chooses = request.precisions == (AUTO,)
+            candidates.append(attempt(judging, precision, self._staged, chooses=chooses))
         golden = packaging.write_golden(
             self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
         )
-        candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
+        candidates, latencies = prove_and_measure(
+            prepared, judging, candidates, golden, self._staged, self._progress
+        )
+        if any(c.precision in QUANTIZED and c.kept for c in candidates):
+            self._weigher.weigh_ranges(workshop.ranges.peaks, list(workshop.ranges.scales))
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
         calibrated = self._write_calibration(workshop)
         self._notes += workshop.notes
@@ -132,6 +164,7 @@ class _Build:
             self._notes,
             self._facts(workshop, calibration, evaluation),
             self._progress,
+            self._weigher.warnings,
         )
         # What draws and fills the page is loaded in the last second of a build alone.
         from vernier.builder.report_page import write_report
@@ -157,13 +190,15 @@ class _Build:
                 golden=packaging.GOLDEN_NAME,
                 files=dict(files),
                 decision=decision,
-                tools=packaging.tool_versions(),
+                warnings=self._weigher.warnings,
+                tools=tool_versions(),
             )
 
         plans = self._plans(make(1, entries_of(self._staged)))
         package, manifest = packaging.publish_numbered(
             self._staged, self._staged.parent, lambda version, files: make(version, files, plans)
         )
+        published.append(package)
         return BuildOutcome(
             package=package,
             manifest=manifest,
@@ -182,8 +217,9 @@ class _Build:
                 "without data nothing can be proven about a reduced precision: give --eval (and --calibration for "
                 "INT8), or build --precision fp32"
             )
+        check_calibration_data(request)
         opened = {
-            source: open_data(source, names, request.label_key)
+            source: open_data(source, names, request.label_key, request.group_key)
             for source in (request.calibration, request.evaluation)
             if source is not None
         }
@@ -205,9 +241,16 @@ class _Build:
             if source is None:
                 found.append(None)
                 continue
-            samples = check_samples(opened[source], source, prepared.inputs, request.label_key)
-            alone = prepared.batching.kind == "none"
-            found.append(one_request_each(samples, prepared.inputs) if alone else samples)
+            judges = source == self._weigher.judging_source
+            named = judges and request.label_key != DEFAULT_LABEL_KEY
+            samples = check_samples(opened[source], source, prepared.inputs, request.label_key, named)
+            self._notes += whole_number_notes(opened[source], source, prepared.inputs)
+            if prepared.batching.kind == "none":
+                samples = one_request_each(samples, prepared.inputs)
+            self._weigher.survey(source, opened[source], samples)
+            if judges:
+                self._weigher.weigh_unread(opened[source], names)
+            found.append(samples)
         return prepared, found[0], found[1]
 
     def _judged_on(
@@ -221,13 +264,13 @@ class _Build:
         self._notes.append(
             "there was no --eval data: a third of the calibration data was kept back for the gate"
         )
-        return split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
+        return split_apart(calibration, max(1, round(len(calibration) * _HELD_BACK)))[0]
 
     def _to_calibrate(self, calibration: Samples | None, evaluation: Samples | None) -> Samples | None:
         if calibration is None:
             return None
         if evaluation is None and len(calibration) > 1:
-            calibration = split(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
+            calibration = split_apart(calibration, max(1, round(len(calibration) * _HELD_BACK)))[1]
         most = self._request.calibration_samples
         return calibration if most is None else limit(calibration, most)
 
@@ -242,40 +285,6 @@ class _Build:
         else:
             names, not_built = worth_building(wishes.runtime, wishes.compute_capabilities)
         return [name for name in names if name != "fp32"], not_built
-
-    def _try(self, judging: Judging, precision: str) -> Candidate:
-        try:
-            return judging.build(precision, self._staged)
-        except ResumeError:  # concerns the whole build, whatever the precision
-            raise
-        except BuildError as error:
-            if self._request.precisions == (AUTO,):
-                return Candidate(precision, "skipped", error.message)
-            raise
-
-    def _prove_and_measure(
-        self, prepared: PreparedModel, judging: Judging, candidates: list[Candidate], golden: GoldenVectors
-    ) -> tuple[list[Candidate], Latencies]:
-        """Each variant as the service will load it: its self-test first, then its latency."""
-        threads = max(1, len(os.sched_getaffinity(0)) // 2)
-        executors: dict[str, OnnxRuntimeExecutor] = {}
-        proven = []
-        try:
-            for c in candidates:
-                if c.runs_here:
-                    executor = OnnxRuntimeExecutor(
-                        self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
-                    )
-                    executors[c.precision] = executor
-                    failure = self_test(executor, golden, judging.limits(c.precision), _rows(prepared))
-                    if failure is not None:
-                        executors.pop(c.precision).close()
-                        c = judging.failed_here(c, failure)
-                proven.append(c)
-            return proven, measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
-        finally:
-            for executor in executors.values():
-                executor.close()
 
     def _entries(
         self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
@@ -308,12 +317,12 @@ class _Build:
                 found[label] = f"{Path(source).name}, {len(samples)} samples, sha256 {samples.sha256}"
         if calibrated := workshop.calibrated:
             found["calibration"] = calibrated
-        found["tools"] = ", ".join(f"{name} {version}" for name, version in packaging.tool_versions().items())
+        found["tools"] = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
         found["built"] = packaging.now_text()
         return found
 
     def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
-        record = workshop.calibration_record(packaging.tool_versions())
+        record = workshop.calibration_record(tool_versions())
         if record is None:
             return None
         write_calibration(self._staged, record)
@@ -356,20 +365,15 @@ class _Build:
     ) -> VariantOutcome:
         return VariantOutcome(
             precision=candidate.precision,
-            status=candidate.status,
+            status=candidate.standing,
+            refused=candidate.status == "refused",
             reason=reason,
             bytes=sum(manifest.files[name].bytes for name in candidate.files),
             gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
             latency_ms=latencies.median.get(candidate.precision, {}),
             assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
+            fault=candidate.fault,
         )
-
-
-def _rows(prepared: PreparedModel) -> int:
-    """The most rows that one execution takes."""
-    if prepared.batching.dim is not None:
-        return prepared.dims[prepared.batching.dim].max
-    return prepared.batching.size or 1
 
 
 def _latency_entry(curve: Mapping[int, float] | None) -> dict[str, dict[str, float]]:

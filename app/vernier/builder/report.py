@@ -24,9 +24,11 @@ class TermReport:
 class VariantReport:
     """One precision.
 
-    status: `pass`, `refused` or `skipped`; explanation: why it is served or not, in one sentence.
+    status: `pass`, `emulated` (in the package for GPUs, and none has run it yet), `refused`, `skipped` or `failed`;
+    explanation: why it is served or not, in one sentence.
     terms: how it stands against the budget as a GPU computes it; served: on the runtime at hand.
     latency_ms: bucket → median milliseconds; empty where it was not measured.
+    spread_ms: bucket → the quartiles, between which half of the runs lie.
     metrics: everything that was measured on the evaluation data.
     """
 
@@ -40,6 +42,7 @@ class VariantReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     assignment: Mapping[str, int] = field(default_factory=dict)
     kept_macs: float | None = None
+    spread_ms: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def used(self) -> float | None:
@@ -69,12 +72,13 @@ class SampleReport:
     """One of the samples that moved farthest.
 
     moved: its error in units of the distance between FP32's answers (`rel_spread`).
-    values: output → the most moved values as (index, FP32, variant).
+    index: in the data that judges.
+    values: output → the most moved values as (index in the output's own dimensions, FP32, variant).
     """
 
     index: int
     moved: float
-    values: Mapping[str, Sequence[tuple[int, float, float]]]
+    values: Mapping[str, Sequence[tuple[int | tuple[int, ...], float, float]]]
     label: str = ""
 
 
@@ -107,10 +111,33 @@ class RangeReport:
 
 
 @dataclass(frozen=True)
+class PlainReport:
+    """What plain min-max INT8 of every node would have come to; see `vernier.builder.plain`.
+
+    used: the part of the budget that it uses up; term, value: where most.
+    """
+
+    used: float
+    passed: bool
+    term: str
+    value: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class WarningReport:
+    """What is doubtful about the evidence; see `vernier.package.manifest.EvidenceWarning`."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class BuildReport:
     """Everything the report tells.
 
     decision: plain sentences, the first of which says what is served.
+    independent: how many of the evaluated samples are independent of one another; None stands for all.
     layers, samples, searches: by precision.
     facts: what was built from what, as label → text.
     """
@@ -128,6 +155,9 @@ class BuildReport:
     ranges: tuple[RangeReport, ...] = ()
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    independent: int | None = None
+    warnings: tuple[WarningReport, ...] = ()
+    plain: PlainReport | None = None
 
 
 def as_json(report: BuildReport) -> dict[str, Any]:

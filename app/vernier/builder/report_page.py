@@ -48,7 +48,7 @@ def render_page(report: BuildReport) -> str:
 
 
 def _pictures(report: BuildReport) -> dict[str, Any]:
-    precisions = {v.precision: v.precision for v in report.variants if v.status != "skipped"}
+    precisions = {v.precision: v.precision for v in report.variants if v.status not in ("skipped", "failed")}
     return {
         "overview": charts.overview(report.variants, report.chosen),
         "latency": charts.latency(report.variants),
@@ -70,6 +70,7 @@ def _pictures(report: BuildReport) -> dict[str, Any]:
         },
         "legend": charts.legend(precisions),
         "types": charts.legend({"int8": "INT8", "fp16": "FP16", "fp32": "FP32"}),
+        "skipped": [v for v in report.variants if v.status == "skipped"],
         "buckets": _buckets(report.variants),
         "terms": _terms(report.variants),
     }

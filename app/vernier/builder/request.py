@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vernier.builder.command import BAD_INPUT, DONE, FAULT, REFUSED, fault_report
 from vernier.builder.plan import PlanOptions
 from vernier.builder.shapes import ShapeRange
 from vernier.errors import BuildError
@@ -16,6 +17,7 @@ from vernier.package.manifest import PRECISIONS, GateResult, Manifest
 AUTO = "auto"
 CALIBRATION_METHODS = ("minmax", "entropy", "percentile", "mse", "best")
 DEFAULT_METHOD = "best"
+DEFAULT_LABEL_KEY = "label"
 QUANTIZERS = ("vernier", "modelopt")
 #: Precisions with quantized nodes, which need calibration data or a calibration cache.
 QUANTIZED = ("int8", "int8-fp32", "fp8")
@@ -27,6 +29,7 @@ class BuildRequest:
 
     precisions: in the order asked for, FP32 first; `("auto",)` for a search.
     calibration, evaluation: data sources (see `vernier.builder.sources`).
+    group_key: the array of the data that is equal for samples which belong together.
     calibration_method: None takes the cache's method, without a cache `best`.
     resume: where the state of the calibration is kept, for a build that is interrupted to go on there; see
         `vernier.builder.resume`.
@@ -41,7 +44,8 @@ class BuildRequest:
     precisions: tuple[str, ...] = ("fp32",)
     calibration: str | None = None
     evaluation: str | None = None
-    label_key: str = "label"
+    label_key: str = DEFAULT_LABEL_KEY
+    group_key: str | None = None
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     max_batch: int | None = None
     sequence: Mapping[str, Sequence[int]] | None = None
@@ -62,7 +66,10 @@ class BuildRequest:
 class VariantOutcome:
     """One precision.
 
-    status: `pass` (in the package), `refused` (by the gate) or `skipped` (cannot be had here; `reason` says why).
+    status: `pass` (in the package), `emulated` (in the package for GPUs, and none has run it yet), `refused` (by the
+        gate), `skipped` (cannot be had here) or `failed` (was asked for and cannot be built); `reason` says why.
+    refused: whether a gate refused it, be it the gate of the runtime at hand alone.
+    fault: the traceback of a fault in Vernier, to be reported; else empty.
     latency_ms: bucket → median milliseconds on `runtime`.
     """
 
@@ -73,11 +80,17 @@ class VariantOutcome:
     gate: GateResult | None = None
     latency_ms: Mapping[int, float] = field(default_factory=dict)
     assignment: Mapping[str, int] = field(default_factory=dict)
+    refused: bool = False
+    fault: str = ""
 
 
 @dataclass(frozen=True)
 class BuildOutcome:
-    """A published package and how each precision fared. `exit_code` is 1 when one asked for was refused."""
+    """A published package and how each precision fared.
+
+    exit_code: 0, or the worst of what befell a variant: 1 the gate refused one, 2 one that was asked for cannot be
+        built, 3 one met a fault in Vernier.
+    """
 
     package: Path
     manifest: Manifest
@@ -88,7 +101,11 @@ class BuildOutcome:
 
     @property
     def exit_code(self) -> int:
-        return 1 if any(v.status == "refused" for v in self.variants) else 0
+        if any(v.fault for v in self.variants):
+            return FAULT
+        if any(v.status == "failed" for v in self.variants):
+            return BAD_INPUT
+        return REFUSED if any(v.refused for v in self.variants) else DONE
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -107,12 +124,23 @@ class BuildOutcome:
                     "metrics": v.gate.metrics if v.gate else {},
                     "latency_ms": {str(bucket): ms for bucket, ms in v.latency_ms.items()},
                     "assignment": dict(v.assignment),
+                    **({"fault": fault_report(v.fault)} if v.fault else {}),
                 }
                 for v in self.variants
             ],
+            "warnings": [warning.model_dump() for warning in self.manifest.warnings],
             "notes": list(self.notes),
             "seconds": round(self.seconds, 2),
         }
+
+
+def check_calibration_data(request: BuildRequest) -> None:
+    """Raises BuildError when quantized precisions are asked for by name and there is nothing to calibrate on."""
+    quantized = any(precision in QUANTIZED for precision in request.precisions)
+    if quantized and not (request.calibration or request.calibration_cache):
+        raise BuildError(
+            "INT8 and FP8 need calibration data: give --calibration an .npz, a folder of .npy or module:function"
+        )
 
 
 def parse_precisions(text: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Opens calibration and evaluation data: an .npz file, a folder of .npy files, or a Python function.
 
-Whatever the source, the result is one array per name with the samples along the first axis. Large
-arrays are mapped from disk, never held, so that memory does not grow with the data.
+Whatever the source, the result is one array per name with the samples along the first axis. Large arrays are
+never held, so that memory does not grow with the data: they stay in their file and are read by rows, and what has
+no file of its own (compressed data, a function's batches) is mapped from a copy that no other process sees.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from vernier.builder.stored import StoredArray
 from vernier.errors import BuildError
+from vernier.package.integrity import temporary_folder
 from vernier.tensors import Array, Arrays
 
 #: Arrays up to this size are simply read.
@@ -51,7 +54,7 @@ def open_source(source: str, names: Iterable[str]) -> Arrays:
 def _open_file(path: Path, names: Iterable[str]) -> Arrays:
     if path.suffix == ".npy":
         wanted = list(names)
-        return {wanted[0]: _map_npy(path)}
+        return {wanted[0]: _open_npy(path)}
     try:
         with zipfile.ZipFile(path) as archive, _scratch() as folder:
             return {
@@ -71,8 +74,8 @@ def _open_file(path: Path, names: Iterable[str]) -> Arrays:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A folder for files that outlive it only as mappings: nothing stays on disk, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix="vernier-data-") as folder:
-        yield Path(folder)
+    with temporary_folder(Path(tempfile.gettempdir()), "vernier-data-", 0o700) as folder:
+        yield folder
 
 
 def _open_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, temporary: Path) -> Array:
@@ -80,37 +83,51 @@ def _open_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, 
         with archive.open(member) as stream:
             return _checked(path, np.lib.format.read_array(stream, allow_pickle=False))
     if member.compress_type == zipfile.ZIP_STORED:
-        return _checked(path, _map_stored(path, member))
+        with path.open("rb") as stored:
+            # Its data follows a local header of 30 bytes plus two texts.
+            stored.seek(member.header_offset + 26)
+            name_bytes, extra_bytes = struct.unpack("<HH", stored.read(4))
+            stored.seek(member.header_offset + 30 + name_bytes + extra_bytes)
+            found = _stored(path, stored)
+        if found is not None:
+            return found
     with archive.open(member) as stream, temporary.open("wb") as target:
         shutil.copyfileobj(stream, target, 1 << 20)
-    return _map_npy(temporary)
+    return _map_own(temporary)
 
 
-def _map_stored(path: Path, member: zipfile.ZipInfo) -> Array:
-    """Maps an uncompressed member in place. Its data follows a local header of 30 bytes plus two texts."""
-    with path.open("rb") as stream:
-        stream.seek(member.header_offset + 26)
-        name_bytes, extra_bytes = struct.unpack("<HH", stream.read(4))
-        stream.seek(member.header_offset + 30 + name_bytes + extra_bytes)
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(stream)
-        if dtype.hasobject:
-            raise ValueError("object arrays are pickles")
-        order = "F" if fortran else "C"
-        mapped: Array = np.memmap(path, dtype, "r", stream.tell(), shape, order)  # type: ignore[call-overload]
-        return mapped
+def _stored(path: Path, stream: BinaryIO) -> Array | None:
+    """The array whose .npy header `stream` stands at; None when it is in Fortran order, where samples are no rows."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("object arrays are pickles")
+    if fortran and len(shape) > 1:
+        return None
+    return _checked(path, StoredArray(path, dtype, shape, stream.tell()))
 
 
-def _map_npy(path: Path) -> Array:
+def _open_npy(path: Path) -> Array:
     try:
-        return _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
+        if path.stat().st_size <= _IN_MEMORY_BYTES:
+            return _checked(path, np.load(path, allow_pickle=False))
+        with path.open("rb") as stream:
+            found = _stored(path, stream)
+        if found is not None:
+            return found
+        with _scratch() as folder:
+            shutil.copyfile(path, folder / "copy")
+            return _map_own(folder / "copy")
     except (ValueError, EOFError) as error:
         raise _not_plain(path, error) from error
     except OSError as error:
         raise BuildError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _map_own(path: Path) -> Array:
+    """Maps a file of ours."""
+    return _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _not_plain(path: Path, error: Exception) -> BuildError:
@@ -123,11 +140,11 @@ def _not_plain(path: Path, error: Exception) -> BuildError:
 
 
 def _checked(path: Path | str, array: Any) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+    if not isinstance(array, (np.ndarray, StoredArray)) or array.dtype.hasobject:
         raise BuildError(f"{path} holds something other than plain arrays: store numbers of one shape")
     if array.ndim == 0:
         raise BuildError(f"{path} holds a single number where an array of samples belongs")
-    return array
+    return cast(Array, array)
 
 
 def file_stem(name: str) -> str:
@@ -141,14 +158,14 @@ def _open_folder(folder: Path, names: Iterable[str]) -> Arrays:
     files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
     if not files:
         raise BuildError(f"{folder} holds no .npy files: store one <input>.npy per input, samples first")
-    found = {name: _map_npy(files[file_stem(name)]) for name in wanted if file_stem(name) in files}
+    found = {name: _open_npy(files[file_stem(name)]) for name in wanted if file_stem(name) in files}
     if wanted and wanted[0] not in found and not any(name in found for name in wanted[1:]):
         return _stack_files(folder, wanted[0], list(files.values()))
     return found
 
 
 def _stack_files(folder: Path, name: str, files: list[Path]) -> Arrays:
-    samples = (_map_npy(path)[None] for path in files)
+    samples = (np.asarray(_open_npy(path))[None] for path in files)
     try:
         return _gather(({name: sample} for sample in samples), str(folder))
     except BuildError as error:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console, Group
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from vernier.builder.command import fault_text
 from vernier.builder.inspection import milliseconds_text, size_text
 from vernier.builder.request import BuildOutcome, VariantOutcome
+from vernier.package.manifest import EvidenceWarning
 
 #: Metrics worth a column, the first three that a gate measured; `auc@score` counts as `auc`.
 _SHOWN = ("auc", "accuracy", "f1", "log_loss", "wer", "cer", "rmse", "rel_l2", "max_abs", "top1", "cosine")
@@ -35,17 +39,40 @@ def render(outcome: BuildOutcome) -> Group:
     table.add_column("nodes", overflow="fold")
     table.add_column("gate", no_wrap=True)
     chosen = outcome.manifest.decision.get(outcome.runtime)
-    for variant in outcome.variants:
+    for variant in (v for v in outcome.variants if v.status != "skipped"):
         table.add_row(*_row(variant, buckets, metrics, chosen == variant.precision))
-    lines = [Text(f"{v.precision}: {v.reason}") for v in outcome.variants if v.reason]
+    lines = [
+        Text(f"{v.precision}: {v.reason}") for v in outcome.variants if v.reason and v.status != "skipped"
+    ]
+    skipped = [v for v in outcome.variants if v.status == "skipped"]
+    if skipped:
+        reasons = (f"{v.precision} ({v.reason.removeprefix('not built: ')})" for v in skipped)
+        lines.append(Text(f"not built: {', '.join(reasons)}"))
+    for variant in outcome.variants:
+        if variant.fault:
+            lines.append(
+                Text(f"please report the fault in {variant.precision}:\n{fault_text(variant.fault)}")
+            )
     closing = Text(f"{outcome.package}", style="bold")
     closing.append(f" in {outcome.seconds:.1f} s; {outcome.runtime} serves {chosen}")
-    return Group(table, *lines, closing)
+    return Group(table, *lines, *warning_box(outcome.manifest.warnings), closing)
+
+
+def warning_box(warnings: Sequence[EvidenceWarning]) -> list[Panel]:
+    """One box with what is doubtful about the evidence; empty when nothing is."""
+    if not warnings:
+        return []
+    text = Text("\n").join(Text(f"{warning.code}: {warning.message}") for warning in warnings)
+    return [
+        Panel(text, title="What is doubtful about this evidence", title_align="left", border_style="yellow")
+    ]
 
 
 def _row(variant: VariantOutcome, buckets: list[int], metrics: list[str], chosen: bool) -> list[Text]:
     measured = variant.gate.metrics if variant.gate else {}
-    style = {"pass": "green", "refused": "red"}.get(variant.status, "dim")
+    style = {"pass": "green", "refused": "red", "failed": "red", "emulated": "yellow"}.get(
+        variant.status, "dim"
+    )
     cells = [
         Text(variant.precision, "bold" if chosen else ""),
         Text(size_text(variant.bytes) if variant.bytes else ""),

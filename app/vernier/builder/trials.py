@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from vernier.budget import Budget, Judge
 from vernier.builder.caution import CautiousJudge
-from vernier.builder.data import Samples, first_and_rest, limit, positions
+from vernier.builder.data import Samples, first_and_rest, joined_groups, limit, positions
 from vernier.builder.evaluate import Evaluator, concatenated
 from vernier.builder.gate import make_judge
 from vernier.builder.lower import Recipe, lower
@@ -91,9 +91,9 @@ class Trials:
         self._all = (self._verify,) if select is verify else (self._verify, self.select)
         count = sum(len(samples) for samples in self._all)
         self.slow = count * self.sample_seconds > _SLOW_SECONDS
-        self._selection_judge = CautiousJudge(self._judge(self.select), count)
+        self._selection_judge = CautiousJudge(self._judge(self.select), count, self.select.groups)
         self._fresh_judge = self._judge(self._verify)
-        self._verification_judge = CautiousJudge(self._judge(*self._all))
+        self._verification_judge = CautiousJudge(self._judge(*self._all), groups=joined_groups(*self._all))
         self._glance, self._rest = first_and_rest(self.select, _GLANCE)
         self._known: dict[_Key, float] = {}
         self._verifications: dict[_Key, float] = {}

@@ -127,22 +127,38 @@ def _raise_if_full(error: OSError, target: Path) -> None:
 def staging_folder(model_dir: Path) -> Iterator[Path]:
     """A temporary folder beside the versions, removed on every way out unless `publish` renamed it.
 
-    It is locked until then, so that the next build can tell what a killed one has left, and removes it.
+    What killed builds of this and of other models have left under the same engines folder is removed too.
     Raises BuildError when the disk is full or the folder cannot be made.
     """
-    folder = model_dir / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    folder: Optional[Path] = None
     try:
-        folder.mkdir(parents=True)
-        with _locked(folder):
-            _remove_abandoned(folder)
+        with temporary_folder(model_dir, _TEMPORARY_PREFIX) as folder:
+            for other in model_dir.parent.glob(f"*/{_TEMPORARY_PREFIX}*"):
+                _remove_if_abandoned(other, folder)
             yield folder
     except OSError as error:
         _raise_if_full(error, model_dir)
-        if not folder.exists():
+        if folder is None:
             raise BuildError(
                 f"cannot write to {model_dir}: {error.strerror}; choose another --out"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path, prefix: str, mode: int = 0o777) -> Iterator[Path]:
+    """A new folder under `parent`, removed on every way out unless it was renamed.
+
+    It is locked as long as the process lives, and its name tells the process, so that the next build can tell
+    folders of killed builds from those under way, and removes the former. Raises OSError.
+    """
+    folder = parent / f"{prefix}{_pid_space()}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(mode, parents=True)
+        with _locked(folder):
+            for other in parent.glob(prefix + "*"):
+                _remove_if_abandoned(other, folder)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,14 +178,39 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _remove_abandoned(mine: Path) -> None:
-    """Removes folders beside `mine` that nobody holds, old ones by the clock that the file system goes by."""
-    for folder in mine.parent.glob(_TEMPORARY_PREFIX + "*"):
-        with contextlib.suppress(OSError):  # another build may be removing it, or may have published it
-            if mine.stat().st_mtime - folder.stat().st_mtime > _ABANDONED_S:
-                with _locked(folder) as abandoned:
-                    if abandoned:
-                        shutil.rmtree(folder)
+def _remove_if_abandoned(folder: Path, mine: Path) -> None:
+    """Removes a folder that nobody holds and whose builder is known to be dead, or that is old.
+
+    Old is meant by the clock that the file system goes by: that of `mine`.
+    """
+    with contextlib.suppress(OSError):  # another build may be removing it, or may have published it
+        if _builder_is_dead(folder) or mine.stat().st_mtime - folder.stat().st_mtime > _ABANDONED_S:
+            with _locked(folder) as abandoned:
+                if abandoned:
+                    shutil.rmtree(folder)
+
+
+def _builder_is_dead(folder: Path) -> bool:
+    """Whether the process in the folder's name was one of this machine and container, and has ended."""
+    parts = folder.name.split("-")
+    if len(parts) < 4 or parts[-3] != _pid_space() or not parts[-2].isdigit():
+        return False
+    try:
+        os.kill(int(parts[-2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _pid_space() -> str:
+    """Where process numbers mean the same processes: this boot of this machine, and this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+        return hashlib.sha256((boot + os.readlink("/proc/self/ns/pid")).encode()).hexdigest()[:8]
+    except OSError:
+        return "unknown" + secrets.token_hex(4)
 
 
 def _sync(path: Path) -> None:

@@ -158,6 +158,17 @@ class PlanEntry(Model):
     hardware_compatible: bool = False
 
 
+class EvidenceWarning(Model):
+    """What is doubtful about the data behind a package's gates.
+
+    code: a stable name for programs, such as `few_samples`; docs/precision.md lists them.
+    message: one sentence that says what to do.
+    """
+
+    code: str = Field(pattern="^[a-z_]+$")
+    message: str
+
+
 class CalibrationEntry(Model):
     """The files under which the calibration cache and its sidecar lie in the package."""
 
@@ -186,6 +197,7 @@ class Manifest(Model):
     golden: Optional[str] = None
     files: Dict[str, FileEntry]
     decision: Dict[str, str] = Field(default_factory=dict)
+    warnings: List[EvidenceWarning] = Field(default_factory=list)
     serve: Dict[str, Union[int, float, str, bool]] = Field(default_factory=dict)
     tools: Dict[str, str] = Field(default_factory=dict)
 

@@ -26,6 +26,7 @@ def describe(
         "inputs": [_tensor(entry) for entry in manifest.inputs],
         "outputs": [_tensor(entry) for entry in manifest.outputs],
         "max_batch": manifest.max_batch,
+        "warnings": [warning.model_dump() for warning in manifest.warnings],
         "variants": [
             _variant(manifest, precision, executor, curves.get(precision), active, runtime)
             for precision, executor in executors.items()

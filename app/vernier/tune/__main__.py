@@ -12,7 +12,7 @@ import typer
 
 from vernier.builder import command
 from vernier.builder import table as printing
-from vernier.builder.progress import BarProgress, NoProgress
+from vernier.builder.progress import NoProgress, for_people
 from vernier.errors import BuildError
 from vernier.package.integrity import list_versions
 from vernier.package.manifest import read_manifest
@@ -63,7 +63,7 @@ def run(
     manifest = read_manifest(package)
     requests = make_requests(package, manifest, data, rows)
     wish = Wish(package, objective_ms, rows, seconds, seed, _numbers(slots))
-    tuning = _run_as_the_service(tune(wish, requests, settings, NoProgress() if as_json else BarProgress()))
+    tuning = _run_as_the_service(tune(wish, requests, settings, NoProgress() if as_json else for_people()))
     if tuning.chosen is None:
         if as_json:
             command.print_json({**table.as_json(tuning), "error": table.refusal(tuning)})
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done, 1 no settings meet the objective, 2 bad input (said in one sentence on standard error, or as
-        `{"error": …}` on standard output with `--json`), 130 interrupted.
+        `{"error": …}` on standard output with `--json`), 3 a fault in Vernier, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     return command.run(app, given, "python -m vernier.tune")

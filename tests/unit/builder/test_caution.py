@@ -124,3 +124,30 @@ def test_the_first_samples_never_use_up_more_than_all(text: str) -> None:
     assert few == sorted(few)
     assert few[-1] <= all_used
     assert (few[-1] > 0) == (text != "rel_l2<=0.1")
+
+
+def test_doubt_counts_groups_and_not_their_samples() -> None:
+    random = np.random.default_rng(2)
+    moved = np.abs(random.normal(0.01, 0.003, 9)).repeat(11)[:96]
+    reference = {"y": np.zeros((96, 1))}
+    judge = Judge(Budget.parse("max_abs<=0.05"), reference)
+    candidate = {"y": moved[:, None] + random.normal(0, 1e-5, (96, 1))}
+    alone = CautiousJudge(judge).used(candidate)
+    grouped = CautiousJudge(judge, groups=np.arange(96) // 11).used(candidate)
+    assert judge.judge(candidate).used < alone < 0.7 * grouped
+    # Two groups show how far apart they are; samples of their own are what they were.
+    assert CautiousJudge(judge, groups=np.arange(96) // 48).used(candidate) > judge.judge(candidate).used
+    assert CautiousJudge(judge, groups=np.arange(96)).used(candidate) == pytest.approx(alone)
+
+
+def test_flips_of_one_group_are_one_flip() -> None:
+    answers = REFERENCE["y"].argmax(axis=1)
+    groups = np.arange(COUNT) // 10
+    # Whole groups turn wrong, and as many turn right.
+    answers = answers.copy()
+    for group in range(0, 40, 2):
+        rows = groups == group
+        answers[rows] = LABELS[rows] if group % 4 else (LABELS[rows] + 2) % 4
+    judge = Judge(Budget.parse("accuracy>=99%"), REFERENCE, LABELS)
+    candidate = {"y": np.eye(4, dtype=np.float32)[answers]}
+    assert CautiousJudge(judge, groups=groups).used(candidate) > 1.4 * CautiousJudge(judge).used(candidate)

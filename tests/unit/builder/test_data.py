@@ -16,9 +16,11 @@ from vernier.builder.data import (
     limit,
     load_samples,
     one_request_each,
+    open_data,
     positions,
     rows_of,
     split,
+    whole_number_notes,
 )
 from vernier.errors import BuildError
 from vernier.tensors import TensorSpec
@@ -137,6 +139,18 @@ def test_narrower_numbers_widen(tmp_path: Path) -> None:
     )
     batch = samples.take([3])
     assert (batch["x"].dtype, batch["ids/a:0"].dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint16])
+def test_whole_numbers_become_floats_without_loss_and_that_is_said(kind: type, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 127, (10, 5, 4)).astype(kind)
+    source = npz(tmp_path, x=values)
+    batch = load_samples(source, SPECS).take([3])
+    assert batch["x"].dtype == np.float32
+    np.testing.assert_array_equal(batch["x"][0], values[3])
+    (note,) = whole_number_notes(open_data(source, ["x"]), source, SPECS[:1])
+    assert f"holds {np.dtype(kind).name}" in note
+    assert "nothing is scaled" in note
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:

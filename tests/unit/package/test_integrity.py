@@ -12,7 +12,14 @@ import pytest
 
 from tests.support.packages import write_package
 from vernier.errors import BuildError, PackageError
-from vernier.package.integrity import list_versions, open_package, publish, resolve_inside, staging_folder
+from vernier.package.integrity import (
+    list_versions,
+    open_package,
+    publish,
+    resolve_inside,
+    staging_folder,
+    temporary_folder,
+)
 
 
 def test_a_published_package_opens(tmp_path: Path) -> None:
@@ -110,3 +117,36 @@ def test_what_a_killed_build_left_is_removed_by_the_next_and_a_build_under_way_i
         builder.kill()
     with staging_folder(tmp_path):
         assert not running.exists()
+
+
+def test_a_build_that_was_just_killed_leaves_nothing_to_the_next_of_any_model(tmp_path: Path) -> None:
+    hold = (
+        "import sys, pathlib\n"
+        "from vernier.package.integrity import staging_folder, temporary_folder\n"
+        "with staging_folder(pathlib.Path(sys.argv[1])) as s, temporary_folder(pathlib.Path(sys.argv[2]), 'w-') as t:\n"
+        "    (s / 'half').write_bytes(b'x'); (t / 'half').write_bytes(b'x')\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    work = tmp_path / "work"
+
+    def begin(model: str) -> subprocess.Popen[bytes]:
+        builder = subprocess.Popen(
+            [sys.executable, "-c", hold, str(tmp_path / "engines" / model), str(work)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert builder.stdout is not None
+        builder.stdout.readline()
+        return builder
+
+    with begin("a") as killed, begin("b") as other_killed, begin("a") as running:
+        killed.kill()
+        other_killed.kill()
+        killed.wait()
+        other_killed.wait()
+        assert len(list(tmp_path.rglob("half"))) == 6
+        with staging_folder(tmp_path / "engines" / "c"), temporary_folder(work, "w-"):
+            left = {path.parent.name.split("-")[-2] for path in tmp_path.rglob("half")}
+            assert left == {str(running.pid)}
+        running.kill()

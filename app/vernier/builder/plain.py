@@ -1,0 +1,48 @@
+"""What plain INT8 would have come to: every node, scales from the largest magnitude, weights rounded to nearest.
+
+It is what quantizers do by default, so it tells what calibration, rounding and search have bought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vernier.builder.candidates import Candidate, Judging
+from vernier.builder.evaluate import Evaluator
+from vernier.builder.gate import gate_with
+from vernier.builder.lower import Recipe
+from vernier.builder.progress import Progress
+from vernier.builder.quantized import INT8_MAX
+from vernier.builder.report import PlainReport
+from vernier.builder.variants import Workshop
+from vernier.builder.weights import quantize_weights
+from vernier.errors import BuildError
+
+#: It is a comparison and no result, so a model that takes longer for all samples goes without.
+_MOST_SECONDS = 10.0
+
+
+def plain_int8(
+    workshop: Workshop, judging: Judging, candidates: Sequence[Candidate], progress: Progress
+) -> PlainReport | None:
+    """Plain INT8 in the surroundings of the INT8 variant that was built; None without one, or where it takes long."""
+    built = next((c.recipe for c in candidates if c.precision in ("int8", "int8-fp32") and c.recipe), None)
+    if built is None or judging.seconds > _MOST_SECONDS:
+        return None
+    nodes, found = workshop.nodes, workshop.ranges
+    scales = {name: found.peaks.get(name, 0.0) / INT8_MAX or scale for name, scale in found.scales.items()}
+    with progress.task("judging plain INT8 for comparison"):
+        try:
+            recipe = Recipe(
+                base=built.base,
+                int8=frozenset(node.name for node in nodes),
+                fp32=frozenset(workshop.hazards(built.base)),
+                ranges=scales,
+                weights=quantize_weights(workshop.prepared.model, nodes, None, "nearest"),
+            )
+            outputs = Evaluator(workshop.graph(recipe)).run(judging.samples)
+            verdict, gate = judging.judge.judge(outputs), gate_with(judging.judge, outputs)
+        except BuildError:  # such as a graph that ONNX Runtime refuses
+            return None
+    worst = max(verdict.findings, key=lambda finding: finding.used)
+    return PlainReport(verdict.used, gate.passed, worst.term.text, worst.value, len(nodes))
