@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     host: str = "0.0.0.0"
     port: int = Field(8000, ge=0, le=65535)
     engines_dir: Path = Path("engines")
+    watch_s: float = Field(2.0, ge=0)
     cache_dir: Path | None = None
     runtime: Literal["auto", "tensorrt", "tensorrt-rtx", "tensorrt-lean", "onnxruntime"] = "auto"
     devices: Annotated[tuple[int, ...], NoDecode] = (0,)
