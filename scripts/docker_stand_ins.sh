@@ -105,9 +105,8 @@ if ! has "$debian"; then
     -c "ENV SSL_CERT_FILE=$certificates PIP_CERT=$certificates" - "$debian" >/dev/null
 fi
 
-stand_in() {  # IMAGE PACKAGES DATA PROGRAM...: Debian's program under the name that compose asks for
-  local image=$1 packages=$2 data=$3; shift 3
-  has "$image" && return
+stand_in() {  # IMAGE PACKAGES DATA SIGNAL PROGRAM...: Debian's program under the name that compose asks for
+  local image=$1 packages=$2 data=$3 signal=$4; shift 4
   docker build -q -t "$image" - >/dev/null <<DOCKERFILE
 FROM $debian
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages && rm -rf /var/lib/apt/lists/* \
@@ -115,14 +114,15 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends $packag
 USER nobody
 WORKDIR $data
 VOLUME $data
+STOPSIGNAL $signal
 ENTRYPOINT [$(printf '"%s", ' "$@" | sed 's/, $//')]
 DOCKERFILE
 }
 tag() { sed -n "s/^$1=//p" .env; }
-stand_in "prom/prometheus:$(tag PROMETHEUS_TAG)" "prometheus wget" /prometheus /usr/bin/prometheus
-stand_in "prom/alertmanager:$(tag ALERTMANAGER_TAG)" prometheus-alertmanager /alertmanager \
+stand_in "prom/prometheus:$(tag PROMETHEUS_TAG)" "prometheus wget" /prometheus SIGTERM /usr/bin/prometheus
+stand_in "prom/alertmanager:$(tag ALERTMANAGER_TAG)" prometheus-alertmanager /alertmanager SIGTERM \
   /usr/bin/prometheus-alertmanager
-stand_in "grafana/grafana:$(tag GRAFANA_TAG)" python3 /var/lib/grafana \
+stand_in "grafana/grafana:$(tag GRAFANA_TAG)" python3 /var/lib/grafana SIGINT \
   python3 -m http.server 3000 --directory /var/lib/grafana-dashboards
 
 "$@" 9>&- </dev/null &

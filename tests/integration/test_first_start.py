@@ -53,6 +53,16 @@ def test_it_takes_as_many_descriptors_as_the_hard_limit_grants(
             assert limits.split("Max open files")[1].split()[:2] == ["5000", "5000"]
 
 
+def test_onnx_runtime_collects_nothing_for_its_maker(engines: Path, tmp_path: Path) -> None:
+    write_package(engines)
+    home = tmp_path / "home"
+    home.mkdir()
+    prefix = ("env", "-u", "ORT_DISABLE_TELEMETRY", "-u", "XDG_CACHE_HOME", f"HOME={home}")
+    with serve(engines, tmp_path / "log", prefix=prefix) as server:
+        assert server.predict({"x": [[1, 2, 3, 4]]}).status_code == 200
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
 def test_the_documentation_needs_nothing_from_elsewhere(engines: Path, tmp_path: Path) -> None:
     write_package(engines)
     with serve(engines, tmp_path / "log") as server:

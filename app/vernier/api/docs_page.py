@@ -95,9 +95,10 @@ def _parameter(parameter: Mapping[str, Any]) -> str:
 def _content(heading: str, content: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[str]:
     """A heading that opens onto the example and the schema, where there is any."""
     schema = resolve(content.get("schema", {}), schemas)
-    examples = [content["example"]] if "example" in content else []
+    examples: list[Any] = [content["example"]] if "example" in content else []
     examples += [example.get("value") for example in content.get("examples", {}).values()]
     examples += [*schema.get("examples", ()), *([schema["example"]] if "example" in schema else ())]
+    examples = [value for number, value in enumerate(examples) if value not in examples[:number]]
     texts = [_text(value) for value in (*examples, *([schema] if schema else ()))]
     if not texts:
         yield f"<p>{escape(heading)}</p>"
