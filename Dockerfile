@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1.7
-#
 # Vernier's images. `docker build --build-arg FLAVOUR=gpu --target service .`
 #
 #   FLAVOUR   cpu    any CPU, ONNX Runtime (the default)
@@ -133,6 +131,7 @@ ENV PATH=/opt/vernier/bin:$PATH \
     HOME=/cache \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    VERNIER_HOST=0.0.0.0 \
     VERNIER_ENGINES_DIR=/engines \
     VERNIER_METRICS_PORT=8002 \
     VERNIER_CACHE_DIR=/cache

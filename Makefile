@@ -1,7 +1,6 @@
 # `make help` lists the targets. Each makes the environment it needs; all it takes is Python 3.11 or newer.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-PORT ?= 8000
 MINUTES ?= 20
 CORES ?=
 SERVE := .venv-serve
@@ -11,13 +10,13 @@ LOWEST_PYTHON ?= $(or $(shell command -v python3.11),$(PYTHON))
 LOWEST_TESTS := tests/unit/api tests/unit/front tests/unit/package tests/unit/serving/test_repository.py \
   tests/unit/test_settings.py tests/integration/test_predict.py tests/integration/test_bad_input.py \
   tests/integration/test_security.py tests/integration/test_fast_path.py tests/integration/test_fast_path_alone.py
-ENGINES := engines
+ENGINES ?= $(or $(VERNIER_ENGINES_DIR),engines)
 GPU_PACKAGES ?= build/gpu
 # the checkout's own package, without installing it
 export PYTHONPATH := $(CURDIR)/app$(if $(PYTHONPATH),:$(PYTHONPATH))
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help serve engines test test-slow test-lowest check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench image-check pin-images soak lock clean
+.PHONY: help serve engines test test-slow test-containers test-lowest check format bench bench-scheduler bench-peers bench-precision gpu-test gpu-bench pin-images soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -43,18 +42,20 @@ $(LOWEST)/ready: requirements/lowest.txt
 engines: $(SERVE)/ready $(ENGINES)/ranker/1/manifest.json $(ENGINES)/keywords/1/manifest.json ## build the two example packages
 
 $(ENGINES)/ranker/1/manifest.json:
-	$(SERVE)/bin/python build_engine.py examples/recommender/model.onnx --name ranker --precision fp32,fp16,int8 \
-	  --calibration examples/recommender/calibration.npz --eval examples/recommender/eval.npz --out $(ENGINES)
+	$(SERVE)/bin/python examples/build.py ranker --out $(ENGINES)
 
 $(ENGINES)/keywords/1/manifest.json:
-	$(SERVE)/bin/python build_engine.py examples/speech/model.onnx --name keywords --precision fp32,fp16,int8 \
-	  --calibration examples/speech/calibration.npz --eval examples/speech/eval.npz --out $(ENGINES)
+	$(SERVE)/bin/python examples/build.py keywords --out $(ENGINES)
 
-serve: engines ## build the example packages if need be, and serve them on PORT (8000)
-	VERNIER_PORT=$(PORT) $(SERVE)/bin/python -m vernier
+serve: engines ## build the example packages if need be, and serve them; takes every VERNIER_… variable, PORT and ENGINES
+	$(if $(PORT),VERNIER_PORT=$(PORT)) $(if $(filter-out engines,$(ENGINES)),VERNIER_ENGINES_DIR=$(ENGINES)) \
+	  $(SERVE)/bin/python -m vernier
 
-test: $(DEV)/ready ## all tests that need no GPU
-	$(DEV)/bin/python -m pytest -q -m "not gpu and not slow"
+test: $(DEV)/ready ## all tests that need neither a GPU nor containers
+	$(DEV)/bin/python -m pytest -q -m "not gpu and not slow and not containers"
+
+test-containers: $(DEV)/ready ## build the images and run compose for real, with a Docker engine of its own (Debian, as root)
+	scripts/docker_stand_ins.sh $(DEV)/bin/python -m pytest -q -m containers tests/containers
 
 test-lowest: $(LOWEST)/ready ## the service with the lowest versions that pyproject.toml allows (needs Python 3.11)
 	$(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS)
@@ -87,9 +88,6 @@ gpu-test: ## the tests that need TensorRT and a GPU, in the Python that has them
 gpu-bench: ## speed on a GPU → benchmarks/GPU.md
 	test -d $(GPU_PACKAGES) || $(PYTHON) -m benchmarks.gpu.packages $(GPU_PACKAGES)
 	$(or $(PY),$(PYTHON)) -m benchmarks.gpu --packages $(GPU_PACKAGES)
-
-image-check: $(DEV)/ready engines ## run the CPU image's steps for real in a clean Debian root (needs root and debootstrap)
-	$(DEV)/bin/python -m scripts.image_in_root --engines $(ENGINES)
 
 pin-images: ## pin the container images by digest (needs a registry)
 	scripts/pin_images.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the secrets that docker-compose.yml mounts, one file each under secrets/; existing ones stay.
+# Writes the secrets that docker-compose.secured.yml mounts, one file each under secrets/; existing ones stay.
 #
 #   scripts/make_secrets.sh              the tokens of administration and of Grafana
 #   scripts/make_secrets.sh NAME...      besides, an API key for each named client; printed once, kept as a hash

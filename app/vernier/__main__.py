@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from contextlib import suppress
 
 from vernier.api.keyfile import make_guard
 from vernier.composition.tls import tls_options
+from vernier.descriptors import raise_descriptor_limit
 from vernier.logs import configure_logging
 from vernier.processes.number import engine_count, front_count
-from vernier.settings import Settings, SettingsError, load_settings
+from vernier.settings import LOOPBACK, Settings, SettingsError, load_settings
+
+logger = logging.getLogger("vernier")
 
 #: uvicorn's exit code for a service that could not start.
 NOT_STARTED = 3
@@ -20,6 +24,12 @@ def main() -> None:
     try:
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level, settings.access_log)
+        raise_descriptor_limit()
+        if settings.host == LOOPBACK and "host" not in settings.model_fields_set:
+            logger.info(
+                "only this machine is served, since everybody may predict: set VERNIER_API_KEYS_FILE, or "
+                "VERNIER_HOST=0.0.0.0 to serve everybody"
+            )
         fronts = front_count(settings)
         engines = engine_count(settings, fronts)
         if fronts:

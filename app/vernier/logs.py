@@ -6,6 +6,8 @@ import logging
 import logging.config
 from contextvars import ContextVar
 
+from pythonjsonlogger.core import RESERVED_ATTRS
+
 #: Set by the API for the duration of a request.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -28,6 +30,8 @@ def configure_logging(log_format: str, level: str, access_log: bool = False) -> 
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
             "datefmt": "%Y-%m-%dT%H:%M:%S%z",
+            # uvicorn's message once more, for terminals with colours
+            "reserved_attrs": [*RESERVED_ATTRS, "color_message"],
         },
         "text": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"},
     }

@@ -44,6 +44,16 @@ def _ascending(sizes: tuple[int, ...]) -> tuple[int, ...]:
 Buckets = Annotated[tuple[int, ...], AfterValidator(_ascending)]
 
 
+#: A service that admits everybody is for its own machine, unless VERNIER_HOST says otherwise.
+LOOPBACK = "127.0.0.1"
+
+
+def _default_host(values: dict[str, Any]) -> str:
+    """All addresses once clients have to identify themselves."""
+    proofs = ("api_keys_file", "jwt_public_key_file", "tls_client_ca_file")
+    return "0.0.0.0" if any(values.get(name) for name in proofs) else LOOPBACK
+
+
 class SettingsError(VernierError):
     """The service cannot start with these settings."""
 
@@ -70,9 +80,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", case_sensitive=False
     )
 
-    host: str = "0.0.0.0"
     port: int = Field(8000, ge=0, le=65535)
     engines_dir: Path = Path("engines")
+    watch_s: float = Field(2.0, ge=0)
     cache_dir: Path | None = None
     runtime: Literal["auto", "tensorrt", "tensorrt-rtx", "tensorrt-lean", "onnxruntime"] = "auto"
     devices: Annotated[tuple[int, ...], NoDecode] = (0,)
@@ -108,6 +118,8 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     metrics_port: int | None = Field(None, ge=0, le=65535)
+    # after what it depends on
+    host: str = Field(default_factory=_default_host)
 
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.containers import clone
 from tests.support.server import ROOT, Server, free_port
 
 README = (ROOT / "README.md").read_text()
@@ -48,19 +48,7 @@ def test_every_link_leads_somewhere() -> None:
 @pytest.fixture(scope="module")
 def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a clone would hold: tracked files, and new ones that git does not ignore."""
-    copy = tmp_path_factory.mktemp("clone")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for name in listed.splitlines():
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
-    return copy
+    return clone(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +59,9 @@ def served(fresh_copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     log_path = tmp_path_factory.mktemp("log") / "log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            ["make", "serve", f"PORT={port}"],
+            ["make", "serve"],
             cwd=fresh_copy,
+            env={**os.environ, "VERNIER_PORT": str(port)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

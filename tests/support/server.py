@@ -160,6 +160,8 @@ def serve(
                 "VERNIER_HOST": "127.0.0.1",
                 "VERNIER_PORT": str(port),
                 "VERNIER_ENGINES_DIR": str(engines),
+                # packages come and go when a test says so
+                "VERNIER_WATCH_S": "0",
                 # what a wrapper changes, it changes in its own process
                 "VERNIER_FRONTS": os.environ.get("VERNIER_TEST_FRONTS", "1") if module == "vernier" else "0",
                 **settings,

@@ -73,6 +73,26 @@ def test_a_broken_file_and_an_unknown_name_in_it_stop_the_start(
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"ADMIN_TOKEN_FILE": "token", "TLS_CERTIFICATE_FILE": "chain"}, "127.0.0.1"),
+        ({"API_KEYS_FILE": "keys"}, "0.0.0.0"),
+        ({"JWT_PUBLIC_KEY_FILE": "key"}, "0.0.0.0"),
+        ({"TLS_CLIENT_CA_FILE": "authority"}, "0.0.0.0"),
+        ({"API_KEYS_FILE": "keys", "HOST": "127.0.0.1"}, "127.0.0.1"),
+        ({"HOST": "0.0.0.0"}, "0.0.0.0"),
+    ],
+)
+def test_a_service_that_admits_everybody_is_for_its_own_machine_unless_it_is_told_otherwise(
+    given: dict[str, str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"VERNIER_{name}", value)
+    assert load_settings().host == host
+
+
 def test_every_setting_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     documented = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}

@@ -25,6 +25,7 @@ from vernier.serving.precision import REFERENCE, LiveBudget, MonitorOptions, Pre
 from vernier.serving.repository import Repository
 from vernier.serving.scheduler import Policy, Scheduler
 from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.watch import watch
 from vernier.settings import ModelSettings, Settings, SettingsError
 
 logger = logging.getLogger("vernier")
@@ -202,7 +203,7 @@ async def start_scheduler(
 
 
 async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings) -> None:
-    """Loads the packages; readiness tells how far it is."""
+    """Loads the packages, then those that appear while the service runs; readiness tells how far it is."""
     await repository.load_all()
     lifecycle.started()
     reason = repository.not_ready_reason()
@@ -210,3 +211,4 @@ async def start(repository: Repository, lifecycle: Lifecycle, settings: Settings
         logger.info("ready", extra={"models": len(repository.models())})
     else:
         logger.error("not ready", extra={"reason": reason})
+    await watch(repository, settings.watch_s)

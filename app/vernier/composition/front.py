@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import vernier as package
-from vernier.api import admin, health, models, predict
+from vernier.api import admin, docs_page, health, models, predict
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
@@ -61,6 +61,7 @@ def create_front(
         version=package.__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     state: Any = app.state
@@ -77,6 +78,6 @@ def create_front(
     state.guard = guard = make_guard(settings, counts)
     install_error_handlers(app)
     app.add_middleware(GuardMiddleware, guard=guard)
-    for router in (predict.router, models.router, admin.router, health.router):
+    for router in (predict.router, models.router, admin.router, health.router, docs_page.router):
         app.include_router(router)
     return app

@@ -23,6 +23,7 @@ from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
 from vernier.processes.control import FATAL, Child
 from vernier.serving.repository import Repository
+from vernier.serving.watch import watch
 from vernier.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Engine:
         tasks = [
             asyncio.create_task(self._child.beat(registry)),
             asyncio.create_task(self._publish_for_ever()),
-            asyncio.create_task(self._load(repository)),
+            asyncio.create_task(self._load(repository, settings.watch_s)),
         ]
         ends = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._child.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -163,7 +164,7 @@ class Engine:
         await repository.close()
         self._child.close()
 
-    async def _load(self, repository: Repository) -> None:
+    async def _load(self, repository: Repository, watch_s: float) -> None:
         try:
             await repository.load_all()
         except Exception:  # what is loaded is served
@@ -176,6 +177,7 @@ class Engine:
             logger.info("ready", extra={"models": len(repository.models())})
         else:
             logger.error("not ready", extra={"reason": reason})
+        await watch(repository, watch_s)
 
 
 def prepare() -> None:

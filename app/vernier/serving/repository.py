@@ -27,6 +27,16 @@ from vernier.metrics import ModelMetrics
 from vernier.package.integrity import list_versions, open_package
 from vernier.package.manifest import NAME_PATTERN, Manifest
 from vernier.serving.description import describe
+from vernier.serving.folder import (
+    Changes,
+    Fingerprint,
+    Key,
+    Pending,
+    compare,
+    fingerprint,
+    list_packages,
+    look,
+)
 from vernier.serving.loading import EngineLoader, LoadedEngines
 from vernier.serving.precision import PrecisionMonitor
 from vernier.serving.scheduler import Scheduler
@@ -99,7 +109,8 @@ class Repository:
         self._precision_of = precision_of
         self._drain_timeout_s = drain_timeout_s
         self._models: dict[str, dict[int, LoadedModel]] = {}
-        self._refused: dict[tuple[str, int], str] = {}
+        self._refused: dict[Key, str] = {}
+        self._tried: dict[Key, Fingerprint] = {}  # loaded, refused or unloaded by hand, with its files then
         self._loading = 0
         self._awaited: dict[str, set[int]] = {}  # what load_all has found on disk and not tried yet
         self._changes = asyncio.Lock()
@@ -139,34 +150,49 @@ class Repository:
         async with self._changes:
             self._loading += 1
             try:
-                listed = await asyncio.to_thread(self._list_packages)
-                self._awaited = {name: set(versions) for name, versions in listed.items()}
-                for name, versions in listed.items():
-                    for version in versions:
-                        await self._load_or_refuse(name, version)
-                        self._awaited[name].discard(version)
-                    del self._awaited[name]
+                listing = await asyncio.to_thread(list_packages, self._dir)
+                for name, reason in listing.unreadable.items():
+                    logger.error("folder refused", extra={"model": name, "reason": reason})
+                for name, version in listing.packages:
+                    self._awaited.setdefault(name, set()).add(version)
+                for name, version in listing.packages:
+                    await self._load_or_refuse(name, version)
+                    self._awaited[name].discard(version)
+                    if not self._awaited[name]:
+                        del self._awaited[name]
             finally:
                 self._awaited = {}
                 self._loading -= 1
 
-    def _list_packages(self) -> dict[str, list[int]]:
-        """Name → versions of every package in the engines folder; a model's folder that cannot be read has none."""
-        listed: dict[str, list[int]] = {}
-        for name in self._model_names():
-            try:
-                versions = list_versions(self._dir / name)
-            except PackageError as error:
-                logger.error("folder refused", extra={"model": name, "reason": error.message})
-                continue
-            if versions:
-                listed[name] = versions
-        return listed
+    async def look(self, pending: Pending, now: float) -> Pending:
+        """Loads what is new or changed in the engines folder, and retires what has vanished.
 
-    def _model_names(self) -> list[str]:
-        if not self._dir.is_dir():
-            return []
-        return sorted(p.name for p in self._dir.iterdir() if p.is_dir() and not p.name.startswith("."))
+        Returns what the next look has to know. Raises OSError when the folder cannot be read.
+        """
+        async with self._changes:
+            served = {(model.name, model.manifest.version) for model in self.models()}
+            listing = await asyncio.to_thread(look, self._dir, served, dict(self._tried))
+            changes, left = compare(listing, served, self._tried, pending, now)
+            for name in left.unreadable - pending.unreadable:
+                logger.error("folder refused", extra={"model": name, "reason": listing.unreadable[name]})
+            for name, version in changes.load:
+                await self._load_or_refuse(name, version)
+            await self._forget(changes)
+        return left
+
+    async def _forget(self, changes: Changes) -> None:
+        """Retires packages whose folders have vanished."""
+        for name, version in changes.gone:
+            logger.info("the package is gone", extra={"model": name, "version": version})
+            self._tried.pop((name, version), None)
+            self._refused.pop((name, version), None)
+            if version in self._models.get(name, {}):
+                await self._take_out(name, [version])
+        for name, version in changes.kept:
+            logger.error(
+                "the package is gone and is served on, since nothing else is; unload it by hand if it should end",
+                extra={"model": name, "version": version},
+            )
 
     async def _load_or_refuse(self, name: str, version: int) -> None:
         try:
@@ -197,6 +223,7 @@ class Repository:
     async def _load(self, name: str, version: int) -> LoadedModel:
         started = time.monotonic()
         package = self._dir / name / str(version)
+        self._tried[name, version] = await asyncio.to_thread(fingerprint, package)
         manifest, engines = await asyncio.to_thread(self._open, package, name)
         metrics = self._metrics.model(name, str(version))
         try:
@@ -300,13 +327,20 @@ class Repository:
             versions = self._models.get(name)
             if versions is None or (version is not None and version not in versions):
                 raise UnknownModel(f"model {shown(name)} {version or ''} is not loaded")
-            leaving = [versions.pop(v) for v in ([version] if version is not None else list(versions))]
-            if not versions:
-                del self._models[name]
-            for model in leaving:
-                await self._retire(model)
-                self._metrics.forget(model.name, model.version)
-            await asyncio.to_thread(trim_heap)
+            leaving = [version] if version is not None else list(versions)
+            for each in leaving:  # it stays unloaded until its files change
+                self._tried[name, each] = await asyncio.to_thread(fingerprint, self._dir / name / str(each))
+            await self._take_out(name, leaving)
+
+    async def _take_out(self, name: str, versions: list[int]) -> None:
+        """Retires served versions of a model, which leave together."""
+        leaving = [self._models[name].pop(version) for version in versions]
+        if not self._models[name]:
+            del self._models[name]
+        for model in leaving:
+            await self._retire(model)
+            self._metrics.forget(model.name, model.version)
+        await asyncio.to_thread(trim_heap)
 
     def before_retiring(self, call: Callable[[LoadedModel], Awaitable[None]]) -> None:
         """Has `call` awaited for a model that has left the served ones, before it is drained."""
