@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
@@ -24,7 +24,7 @@ from vernier.composition.front import create_front
 from vernier.composition.operations import operations_app
 from vernier.composition.server import operations_config, server_config
 from vernier.exposition import Metrics, register_process
-from vernier.exposition_merge import render
+from vernier.exposition_merge import Family
 from vernier.logs import configure_logging
 from vernier.processes.accepting import Acceptor, ConnectionCounts
 from vernier.processes.control import FATAL, Child
@@ -117,7 +117,7 @@ class Front:
         else:
             self._lifecycle.drain(self._loop, self._draining.set)
 
-    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+    async def _scrape(self) -> Iterable[Family]:
         """The figures of all processes, by way of the supervisor."""
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -128,7 +128,8 @@ class Front:
                 message = await future
         finally:
             self._scrapes.pop(number, None)
-        return await asyncio.to_thread(render, message["families"], accept)
+        families: Iterable[Family] = message["families"]
+        return families
 
     # --- life -------------------------------------------------------------------------------------
     async def run(self) -> None:
