@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 import vernier as package
 from vernier.composition.engine import create_repository, start
 from vernier.composition.front import create_front
+from vernier.composition.grpc import start_grpc
 from vernier.composition.operations import operations_server
 from vernier.exposition import Metrics, register_process
 from vernier.exposition_merge import Family, families_of
@@ -42,9 +43,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lifecycle.take_signals(asyncio.get_running_loop())
+        grpc = await start_grpc(app, settings, shared=False)
         async with operations_server(app, settings.metrics_port):
             loading = asyncio.create_task(start(repository, lifecycle, settings))
             yield
+            await grpc.stop()
             lifecycle.stopped()
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)

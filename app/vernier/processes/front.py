@@ -21,6 +21,7 @@ from vernier.border.channel import close_all
 from vernier.border.limit_counts import SharedCounts
 from vernier.border.remote import RemoteEngine
 from vernier.composition.front import create_front
+from vernier.composition.grpc import start_grpc
 from vernier.composition.operations import operations_app
 from vernier.composition.server import operations_config, server_config
 from vernier.exposition import Metrics, register_process
@@ -156,6 +157,7 @@ class Front:
             )
             config = server_config(app, settings, arena)
             config.load()
+            grpc = await start_grpc(app, settings, shared=True)
         except SettingsError as error:
             self._child.send({"type": FATAL, "message": error.message})
             self._child.close()
@@ -175,7 +177,7 @@ class Front:
         telling.cancel()
         for acceptor in acceptors[:1]:
             await acceptor.close()
-        await self._end(main)
+        await asyncio.gather(grpc.stop(), self._end(main))
         lifecycle.stopped()
         app.state.predictions.close()
         if self._asking is not None:
