@@ -17,9 +17,12 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from tests.support.certificates import Authority
+from tests.support.load import settled
 from tests.support.packages import echo_model, mlp_model, pair_model, run_reference, slow_model, write_package
 from tests.support.server import Server, administrator, free_port, serve
 from vernier.api.grpc.schema import SERVICE, message_class
+from vernier.api.security import digest_of
 from vernier.tensors import DTYPES, numpy_dtype
 
 BATCH = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
@@ -211,13 +214,7 @@ def test_a_deadline_and_a_cancelled_call_end_the_request(server: GrpcServer, cha
     calls = [method.future(request, timeout=30) for _ in range(20)]
     for one in calls:
         one.cancel()
-    limit = 100
-    while server.server.metric("vernier_inflight_requests") and limit:
-        limit -= 1
-    assert server.server.metric("vernier_inflight_requests") == 0
-    assert server.server.metric("vernier_requests_admitted_total", model="slow") == server.server.metric(
-        "vernier_requests_ended_total", model="slow"
-    )
+    settled(server.server, "slow")
 
 
 def test_a_stream_answers_in_order_and_tells_errors_apart(triton: client.InferenceServerClient) -> None:
@@ -305,3 +302,48 @@ def test_calls_under_way_are_answered_while_the_service_stops(engines: Path, tmp
         assert error is None
         assert result.as_numpy("z").shape == (256, 4)
         assert server.wait() == 0
+
+
+def test_tls_certificates_and_limits_hold_here_too(engines: Path, tmp_path: Path) -> None:
+    write_package(engines)
+    authority = Authority(tmp_path, "authority")
+    own, known = authority.issue("service"), authority.issue("client")
+    stranger = Authority(tmp_path, "stranger").issue("other")
+    (tmp_path / "keys").write_text(
+        f'[[key]]\nname = "front"\nsha256 = "{digest_of("a-front-ends-key")}"\nrequests_per_s = 3\n'
+    )
+    port = free_port()
+    settings = {
+        "tls_certificate_file": str(own.certificate),
+        "tls_key_file": str(own.key),
+        "tls_client_ca_file": str(authority.certificate),
+        "api_keys_file": str(tmp_path / "keys"),
+        "metrics_port": str(health := free_port()),
+        "grpc_port": str(port),
+    }
+    request = message_class("inference.ModelInferRequest")(model_name="mlp", raw_input_contents=[bytes(16)])
+    request.inputs.add(name="x", datatype="FP32", shape=(1, 4))
+    key = (("x-api-key", "a-front-ends-key"),)
+    with serve(engines, tmp_path / "log", health_port=health, **settings):
+        roots = authority.certificate.read_bytes()
+        for pair, admitted in ((known, True), (stranger, False), (None, False)):
+            shown = (None, None) if pair is None else (pair.key.read_bytes(), pair.certificate.read_bytes())
+            credentials = grpc.ssl_channel_credentials(roots, *shown)
+            with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+                if not admitted:
+                    with pytest.raises(grpc.RpcError) as failed:
+                        call(channel, "ModelInfer", request, timeout=5, metadata=key)
+                    assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
+                    continue
+                codes = []
+                for _ in range(5):
+                    try:
+                        call(channel, "ModelInfer", request, metadata=key)
+                        codes.append(grpc.StatusCode.OK)
+                    except grpc.RpcError as error:
+                        trailer = dict(error.trailing_metadata())
+                        assert (trailer["code"], trailer["retry-after"]) == ("rate_limited", "1")
+                        codes.append(error.code())
+                assert codes == [grpc.StatusCode.OK] * 3 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError):
+            call(channel, "ModelInfer", request, timeout=5, metadata=key)

@@ -82,7 +82,10 @@ def tensor_from_values(spec: TensorSpec, shape: tuple[int, ...], values: Any) ->
     array = tensor_from_json(spec, values)
     if array.shape == shape:
         return array
-    if array.ndim != 1 or array.size != prod(shape):
+    is_empty = (
+        not array.size and array.shape == shape[: array.ndim]
+    )  # lists cannot say what stands in no list
+    if array.size != prod(shape) or not (array.ndim == 1 or is_empty):
         raise WrongShape(
             f"the data of input '{spec.name}' has shape {shape_text(array.shape)}; send it as {shape_text(shape)}, "
             f"or as one flat list of {prod(shape)} numbers"
