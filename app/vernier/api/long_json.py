@@ -182,7 +182,8 @@ class _Helper:
     def decode(self, signature: Signature) -> Arrays:
         """The inputs of the body that was read last. Raises RequestError."""
         specs = [(spec.name, spec.dtype, spec.shape) for spec in signature.inputs.values()]
-        answer, fds = self._ask({"decode": specs, "model": signature.model}, [])
+        batch = signature.batch_dim, signature.fixed_batch
+        answer, fds = self._ask({"decode": specs, "model": signature.model, "batch": batch}, [])
         try:
             return _arrays(answer["arrays"], fds[0]) if answer["arrays"] else {}
         finally:

@@ -18,6 +18,8 @@ import numpy as np
 import orjson
 
 from vernier.api.codecs import Inputs, PredictRequest, parse_predict
+from vernier.api.instances import parse_instances
+from vernier.api.invocations import parse_invocation
 from vernier.api.long_json import receive_message, send_message, shared_file, write_all
 from vernier.api.v2.requests import parse_infer
 from vernier.border.signature import Signature
@@ -35,6 +37,8 @@ _NICE = 5
 _PARSERS: dict[str, Callable[..., tuple[PredictRequest, Inputs]]] = {
     "predict": parse_predict,
     "infer": parse_infer,
+    "instances": parse_instances,
+    "invocation": parse_invocation,
 }
 
 
@@ -90,7 +94,7 @@ class Decoder:
 
     def _decode(self, inputs: Inputs, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         specs = {name: TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message["decode"]}
-        signature = Signature(message["model"], specs, {}, {}, None, None, {})
+        signature = Signature(message["model"], specs, {}, {}, *message["batch"], {})
         arrays = inputs.decode(signature)
         del inputs
         return _shared(arrays)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastapi import Response
 
-from vernier.api.codecs import Body, Inputs, PredictRequest
+from vernier.api.codecs import LONG_BYTES, Body, Inputs, PredictRequest
 from vernier.api.errors import describe_error
 from vernier.api.identity import header_value, new_id
 from vernier.api.long_json import PREDICT, LongFormat
@@ -21,6 +21,9 @@ from vernier.exposition import Metrics
 from vernier.logs import request_id
 
 T = TypeVar("T")
+
+#: From a body, and the arguments of the protocol's LongFormat, to a request. Raises RequestError.
+Parser = Callable[..., tuple[PredictRequest, Inputs]]
 
 
 async def _never() -> None:
@@ -98,6 +101,20 @@ class Prediction:
             self.model = found
 
         return await self.predictions.read_long(body, self.arrived, seen, long_format=long_format)
+
+    async def parse(
+        self, parser: Parser, body: list[Body], form: LongFormat, json_bytes: int | None = None
+    ) -> tuple[PredictRequest, Inputs]:
+        """What the protocol's parser makes of a body, in a helper when its JSON is long.
+
+        Args:
+            parser: the one that helpers know by the name of `form`.
+            body: a list with it, which is emptied.
+            json_bytes: how much of it is JSON; None when all is.
+        """
+        if (len(body[0]) if json_bytes is None else json_bytes) > LONG_BYTES:
+            return await self.read_long(body, form)
+        return parser(body.pop(), *form.arguments)
 
     async def answer(self, envelope: PredictRequest, inputs: Inputs) -> Answer:
         """Validates the request, has it computed, and gives the answer. Raises VernierError.

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 import vernier as package
-from vernier.api import health, models, predict
+from vernier.api import health, kserve, models, predict, sagemaker
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
@@ -80,6 +80,6 @@ def create_front(
     state.guard = guard = make_guard(settings, counts)
     install_error_handlers(app)
     app.add_middleware(GuardMiddleware, guard=guard)
-    for module in (predict, models, health, infer, v2_models, repository):
+    for module in (predict, kserve, sagemaker, models, health, infer, v2_models, repository):
         app.include_router(module.router)
     return app

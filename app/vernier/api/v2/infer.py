@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from vernier.api.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.codecs import LONG_BYTES, Body
+from vernier.api.codecs import Body
 from vernier.api.errors import error_response
 from vernier.api.long_json import LongFormat
 from vernier.api.prediction import Prediction, with_id
@@ -53,13 +53,10 @@ async def _infer(request: Request, name: str, version: str | None) -> Response:
         require_identity_coding(headers.get("content-encoding"))
         body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
         header_bytes = json_bytes(headers.get(HEADER_LENGTH), len(body))
-        if (len(body) if header_bytes is None else header_bytes) > LONG_BYTES:
-            bodies: list[Body] = [body]
-            del body
-            form = LongFormat("infer", InferRequest, (header_bytes, name, version))
-            envelope, inputs = await prediction.read_long(bodies, form)
-        else:
-            envelope, inputs = parse_infer(body, header_bytes, name, version)
+        form = LongFormat("infer", InferRequest, (header_bytes, name, version))
+        bodies: list[Body] = [body]
+        del body
+        envelope, inputs = await prediction.parse(parse_infer, bodies, form, header_bytes)
         answer = await prediction.answer(envelope, inputs)
         assert isinstance(envelope, InferRequest)
         model = prediction.served

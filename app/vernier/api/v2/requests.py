@@ -51,7 +51,7 @@ def json_bytes(header_length: str | None, body_bytes: int) -> int | None:
 
 
 def parse_infer(
-    body: Body, header_bytes: int | None, model: str, version: str | None
+    body: Body, header_bytes: int | None, model: str | None, version: str | None
 ) -> tuple[InferRequest, Inputs]:
     """The request of `POST /v2/models/{model}/infer`.
 
