@@ -174,6 +174,8 @@ def write_package(
     rng = np.random.default_rng(7)
     golden = {
         i.name: rng.normal(size=(rows, *map(int, _shape(i)[1:]))).astype(numpy_dtype(_dtype(i)))
+        if _dtype(i).startswith("float")
+        else rng.integers(0, 2, (rows, *map(int, _shape(i)[1:]))).astype(numpy_dtype(_dtype(i)))
         for i in model.graph.input
     }
     save_golden(package / "golden.npz", GoldenVectors(golden, run_reference(model, golden)))
