@@ -139,8 +139,8 @@ WORKDIR /srv/vernier
 # without it every start would compile every module: the root is read-only
 RUN python -m compileall -q /opt/vernier/lib /srv/vernier/app
 USER 10001:10001
-# predictions; health and metrics, which need no key and no certificate
-EXPOSE 8000 8002
+# predictions; gRPC, where it is set; health and metrics, which need no key and no certificate
+EXPOSE 8000 8001 8002
 # to the supervisor, which is the first process: the entry point is no shell
 STOPSIGNAL SIGTERM
 # the first start on a new kind of GPU may build plans before it is ready

@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +33,7 @@ from vernier.composition.engine import create_repository
 from vernier.composition.front import create_front
 from vernier.composition.server import server_config
 from vernier.exposition import Metrics
+from vernier.exposition_merge import Family
 from vernier.serving.lifecycle import Lifecycle
 from vernier.settings import Settings
 
@@ -141,8 +142,8 @@ async def start_front(
     lifecycle = Lifecycle(0.0)
     lifecycle.started()
 
-    async def scrape(accept: str) -> tuple[bytes, str]:
-        return b"", ""
+    async def scrape() -> Iterable[Family]:
+        return ()
 
     config = server_config(create_front(settings, engine, lifecycle, metrics, scrape), settings, arena)
     config.load()

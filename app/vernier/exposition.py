@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
@@ -126,6 +127,28 @@ class _ModelFamilies:
             )
             self.histogram("vernier_batch_size", "Useful rows of an execution.", full, s.rows)
             self.histogram("vernier_batch_fill_ratio", "Useful rows over computed rows.", full, s.fill)
+            for bucket, (executions, *seconds) in sorted(s.buckets.items()):
+                sized = {**full, "bucket": str(bucket)}
+                self.counter(
+                    "vernier_bucket_executions",
+                    "Executions by rows computed, padding included.",
+                    sized,
+                    executions,
+                )
+                for stage, spent in zip(s.stages, seconds, strict=True):
+                    self.counter(
+                        "vernier_bucket_compute_seconds",
+                        "Seconds of executions by rows computed, and by stage.",
+                        {**sized, "stage": stage},
+                        spent,
+                    )
+        if m._last_execution_s is not None:
+            self.gauge(
+                "vernier_last_execution_timestamp_seconds",
+                "When the last execution ended, in Unix time.",
+                base,
+                time.time() - (time.monotonic() - m._last_execution_s),
+            )
         for reason, n in m._dispatched.items():
             self.counter(
                 "vernier_dispatch", "Batches by why they were dispatched.", {**base, "reason": reason}, n

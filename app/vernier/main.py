@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 import vernier as package
 from vernier.composition.engine import create_repository, start
 from vernier.composition.front import create_front
+from vernier.composition.grpc import start_grpc
 from vernier.composition.operations import operations_server
 from vernier.exposition import Metrics, register_process
+from vernier.exposition_merge import Family, families_of
 from vernier.logs import configure_logging
 from vernier.serving.lifecycle import Lifecycle
 from vernier.settings import Settings, SettingsError, load_settings
@@ -36,16 +37,17 @@ def create_app(settings: Settings) -> FastAPI:
     lifecycle = Lifecycle(settings.drain_delay_s)
     repository = create_repository(settings, metrics, registry)
 
-    async def scrape(accept: str) -> tuple[bytes, str]:
-        encode, content_type = choose_encoder(accept)
-        return encode(registry), content_type
+    async def scrape() -> Iterable[Family]:
+        return families_of(registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lifecycle.take_signals(asyncio.get_running_loop())
+        grpc = await start_grpc(app, settings, shared=False)
         async with operations_server(app, settings.metrics_port):
             loading = asyncio.create_task(start(repository, lifecycle, settings))
             yield
+            await grpc.stop()
             lifecycle.stopped()
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)

@@ -11,6 +11,7 @@ Invariant that tests read off `/metrics`:
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, bisect_right
 from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
 
@@ -82,6 +83,8 @@ class ServingSeries:
     """The histograms of one (precision, runtime) of one model version."""
 
     __slots__ = (
+        "bucket_rows",
+        "buckets",
         "executions",
         "fill",
         "predicted",
@@ -104,6 +107,9 @@ class ServingSeries:
         self.fill = BucketHistogram(RATIO_BOUNDS)
         self.executions = 0
         self.requests = 0
+        self.bucket_rows = 0
+        #: Rows computed, padding included → executions, and seconds of input, infer and output.
+        self.buckets: Dict[int, List[float]] = {}
 
 
 class ModelMetrics:
@@ -120,6 +126,7 @@ class ModelMetrics:
         self._codes: Dict[str, int] = {}
         self._queue_depth = 0
         self._inflight = 0
+        self._last_execution_s: Optional[float] = None  # on the monotonic clock
         self._slots = {"idle": 0, "busy": 0, "failed": 0}
         self._launches: Callable[[], Tuple[int, int]] = lambda: (0, 0)
         self._nonfinite: Dict[str, int] = {}
@@ -198,6 +205,15 @@ class ModelMetrics:
         serving.fill.observe(rows / bucket)
         serving.executions += 1
         serving.requests += requests
+        serving.bucket_rows += bucket
+        spent = serving.buckets.get(bucket)
+        if spent is None:
+            spent = serving.buckets[bucket] = [0, 0.0, 0.0, 0.0]
+        spent[0] += 1
+        spent[1] += times.input
+        spent[2] += times.infer
+        spent[3] += times.output
+        self._last_execution_s = time.monotonic()
         self._dispatched[reason] = self._dispatched.get(reason, 0) + 1
         if predicted_s is not None:
             serving.predicted.observe(predicted_s)

@@ -118,6 +118,7 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
     metrics_port: int | None = Field(None, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535)
     # after what it depends on
     host: str = Field(default_factory=_default_host)
 

@@ -76,8 +76,8 @@ def test_only_the_administrator_loads_and_unloads(
         assert httpx.post(load).status_code == 401
         assert httpx.post(load, headers={"authorization": f"Bearer {KEY}"}).status_code == 401
         admin = {"authorization": f"Bearer {ADMIN}"}
-        assert httpx.post(load, headers=admin).json()["name"] == "late"
-        index = httpx.post(server.url + "/v2/repository/index", headers=admin).json()["models"]
+        assert httpx.post(load, headers=admin).status_code == 200
+        index = httpx.post(server.url + "/v2/repository/index", headers=admin).json()
         assert [m["name"] for m in index] == ["late", "mlp"]
         assert httpx.post(server.url + "/v2/repository/models/none/load", headers=admin).status_code == 404
         for name in ("late%00", "%2e%2e", "x" * 300, "late%0a"):
@@ -89,7 +89,7 @@ def test_only_the_administrator_loads_and_unloads(
             assert (refused.status_code, refused.json()["code"]) == (400, "wrong_shape")
             assert len(refused.json()["error"]) < 250
         unload = server.url + "/v2/repository/models/late/unload"
-        assert httpx.post(unload, headers=admin).status_code == 204
+        assert httpx.post(unload, headers=admin).status_code == 200
         assert server.metric("vernier_requests_admitted_total", model="late") == 0
         (engines / "late" / "1" / "fp32.onnx").write_bytes(b"x")
         refused = httpx.post(load, headers=admin)
@@ -163,7 +163,7 @@ def test_a_model_is_replaced_under_load_without_a_lost_request(
                 response = httpx.post(
                     f"{server.url}/v2/repository/models/mlp/{action}", headers=admin, timeout=30
                 )
-                assert response.status_code in (200, 204), response.text
+                assert response.status_code == 200, response.text
         stop.set()
         for thread in threads:
             thread.join(30)

@@ -56,7 +56,10 @@ def test_the_secured_file_fits_the_compose_specification() -> None:
 
 def test_without_keys_the_service_is_published_to_this_machine_only() -> None:
     for name in ("vernier-gpu", "vernier-cpu"):
-        assert SERVICES[name]["ports"] == ["${PUBLISH:-127.0.0.1:8000}:8000"]
+        assert SERVICES[name]["ports"] == [
+            "${PUBLISH:-127.0.0.1:8000}:8000",
+            "${PUBLISH_GRPC:-127.0.0.1:8001}:8001",
+        ]
         assert "VERNIER_API_KEYS_FILE" in SECURED["services"][name]["environment"]
 
 

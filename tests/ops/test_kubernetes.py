@@ -230,11 +230,12 @@ def test_the_hpa_asks_for_the_metric_that_the_adapter_makes(built: dict[str, lis
 def test_clients_reach_predictions_and_monitoring_reaches_metrics(built: dict[str, list[Resource]]) -> None:
     resources = built["gpu"]
     clients, monitoring = one(resources, "NetworkPolicy")["spec"]["ingress"]
-    assert [port["port"] for port in clients["ports"]] == ["http"]
+    assert [port["port"] for port in clients["ports"]] == ["http", "grpc"]
     assert [port["port"] for port in monitoring["ports"]] == ["metrics"]
     (container,) = one(resources, "Deployment")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports["metrics"] == tomllib.loads(settings_file(resources))["metrics_port"]
+    settings = tomllib.loads(settings_file(resources))
+    assert (ports["metrics"], ports["grpc"]) == (settings["metrics_port"], settings["grpc_port"])
     assert ports == {port["name"]: port["port"] for port in one(resources, "Service")["spec"]["ports"]}
 
 

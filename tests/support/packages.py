@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vernier.package.golden import GoldenVectors, save_golden
 from vernier.package.integrity import entries_of
 from vernier.package.manifest import Manifest, dump_manifest
+from vernier.tensors import dtype_from_onnx, numpy_dtype
 
 WIDTH = 4
 
@@ -119,6 +121,18 @@ def pair_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def echo_model(dtypes: Sequence[str]) -> onnx.ModelProto:
+    """Gives back every input: `in_<dtype>` [batch, 3] as `out_<dtype>`."""
+    kinds = {dtype: helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype)) for dtype in dtypes}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [f"in_{dtype}"], [f"out_{dtype}"], dtype) for dtype in dtypes],
+        "echo",
+        [helper.make_tensor_value_info(f"in_{d}", kind, ["batch", 3]) for d, kind in kinds.items()],
+        [helper.make_tensor_value_info(f"out_{d}", kind, ["batch", 3]) for d, kind in kinds.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def run_reference(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """ONNX Runtime itself, one thread, nothing of ours."""
     options = onnxruntime.SessionOptions()
@@ -131,6 +145,10 @@ def run_reference(model: onnx.ModelProto | Path, inputs: dict[str, np.ndarray]) 
 
 def _shape(value_info: onnx.ValueInfoProto) -> list[int | str]:
     return [d.dim_param or d.dim_value for d in value_info.type.tensor_type.shape.dim]
+
+
+def _dtype(value_info: onnx.ValueInfoProto) -> str:
+    return dtype_from_onnx(value_info.type.tensor_type.elem_type)
 
 
 def write_package(
@@ -155,13 +173,15 @@ def write_package(
     rows = batch if isinstance(batch, int) else 4
     rng = np.random.default_rng(7)
     golden = {
-        i.name: rng.normal(size=(rows, *map(int, _shape(i)[1:]))).astype(np.float32)
+        i.name: rng.normal(size=(rows, *map(int, _shape(i)[1:]))).astype(numpy_dtype(_dtype(i)))
+        if _dtype(i).startswith("float")
+        else rng.integers(0, 2, (rows, *map(int, _shape(i)[1:]))).astype(numpy_dtype(_dtype(i)))
         for i in model.graph.input
     }
     save_golden(package / "golden.npz", GoldenVectors(golden, run_reference(model, golden)))
     tensor = {
-        "inputs": [{"name": i.name, "dtype": "float32", "shape": _shape(i)} for i in model.graph.input],
-        "outputs": [{"name": o.name, "dtype": "float32", "shape": _shape(o)} for o in model.graph.output],
+        "inputs": [{"name": i.name, "dtype": _dtype(i), "shape": _shape(i)} for i in model.graph.input],
+        "outputs": [{"name": o.name, "dtype": _dtype(o), "shape": _shape(o)} for o in model.graph.output],
     }
     dynamic = isinstance(batch, str)
     fields: dict[str, Any] = {

@@ -7,7 +7,7 @@ import asyncio
 from starlette.requests import Request
 from starlette.types import Message
 
-from vernier.errors import BodyTooLarge, Cancelled, InvalidJson, RequestTimeout
+from vernier.errors import BodyTooLarge, Cancelled, InvalidJson, RequestTimeout, UnsupportedMediaType
 
 #: Longer ones are over every limit; Python's int() raises ValueError from 4,300 digits on.
 _MAX_LENGTH_DIGITS = 20
@@ -28,6 +28,12 @@ def body_timed_out(timeout_s: float) -> RequestTimeout:
 
 def disconnected_early() -> Cancelled:
     return Cancelled("the client disconnected while sending its body")
+
+
+def require_identity_coding(content_encoding: str | None) -> None:
+    """Raises UnsupportedMediaType for a body that is compressed."""
+    if content_encoding is not None and content_encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("compressed bodies are not read here; send it without Content-Encoding")
 
 
 async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> bytes:

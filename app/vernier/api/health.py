@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from vernier.api.codecs import JSON, encode_error
+from vernier.exposition_merge import render
 
 router = APIRouter(tags=["operations"])
 
@@ -27,5 +30,7 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics", summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
     request.app.state.readiness()  # brings vernier_ready up to date
-    body, content_type = await request.app.state.scrape(request.headers.get("accept", ""))
+    families = await request.app.state.scrape()
+    accept = request.headers.get("accept", "")
+    body, content_type = await asyncio.to_thread(render, families, accept)
     return Response(body, media_type=content_type)

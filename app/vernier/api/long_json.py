@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -39,6 +40,24 @@ _MAX_MESSAGE_BYTES = 2**20
 #: Each helper may use a core and, for a moment, ten times a body's memory.
 _MAX_HELPERS = 2
 _LENGTH = struct.Struct("!I")
+
+
+@dataclass(frozen=True)
+class LongFormat:
+    """A protocol's JSON.
+
+    Attributes:
+        name: by which a helper knows its parser.
+        envelope: what the parser makes of all but the inputs.
+        arguments: of the parser, behind the body.
+    """
+
+    name: str
+    envelope: type[PredictRequest]
+    arguments: tuple[int | str | None, ...] = ()
+
+
+PREDICT = LongFormat("predict", PredictRequest)
 
 
 class DecodedInputs:
@@ -77,7 +96,11 @@ class LongJson:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="long-json")
 
     async def read(
-        self, body: list[Body], signature_of: SignatureOf, is_wanted: Callable[[], bool] = lambda: True
+        self,
+        body: list[Body],
+        signature_of: SignatureOf,
+        is_wanted: Callable[[], bool] = lambda: True,
+        long_format: LongFormat = PREDICT,
     ) -> tuple[PredictRequest, DecodedInputs]:
         """The envelope and the inputs of a body.
 
@@ -85,9 +108,10 @@ class LongJson:
             body: a list with it, which is emptied as soon as the helper has it, so that its memory can go.
             signature_of: called in between, with the envelope; what it raises is raised here.
             is_wanted: whether anybody waits for it when its turn has come.
+            long_format: the protocol's.
 
         Raises:
-            RequestError: what `parse_predict` and `decode` of its inputs raise, BodyTooLarge when it takes too much
+            RequestError: what the parser and `decode` of its inputs raise, BodyTooLarge when it takes too much
                 memory, Overloaded when a helper ends or takes too long.
         """
         async with self._places:
@@ -95,7 +119,8 @@ class LongJson:
                 raise Overloaded("nobody waits for this body any more")
             helper = self._idle.pop() if self._idle else _Helper(self._max_body_bytes)
             try:
-                envelope = PredictRequest(**await self._run(helper.read, body))
+                read = partial(helper.read, long_format=long_format)
+                envelope = long_format.envelope(**await self._run(read, body))
                 signature = signature_of(envelope)
                 inputs = DecodedInputs(await self._run(helper.decode, signature), signature)
             except RequestError:  # the helper waits for the next body
@@ -145,18 +170,20 @@ class _Helper:
         self._socket = ours
         return ours
 
-    def read(self, body: list[Body]) -> dict[str, Any]:
+    def read(self, body: list[Body], long_format: LongFormat) -> dict[str, Any]:
         """The fields of the envelope. Raises RequestError."""
         with shared_file() as file:
             write_all(file, memoryview(body[0]))
             body.clear()
-            answer = self._ask({"read": os.fstat(file.fileno()).st_size}, [file.fileno()])[0]
+            message = {"read": long_format.name, "arguments": long_format.arguments}
+            answer = self._ask(message, [file.fileno()])[0]
         return dict(answer["envelope"])
 
     def decode(self, signature: Signature) -> Arrays:
         """The inputs of the body that was read last. Raises RequestError."""
         specs = [(spec.name, spec.dtype, spec.shape) for spec in signature.inputs.values()]
-        answer, fds = self._ask({"decode": specs, "model": signature.model}, [])
+        batch = signature.batch_dim, signature.fixed_batch
+        answer, fds = self._ask({"decode": specs, "model": signature.model, "batch": batch}, [])
         try:
             return _arrays(answer["arrays"], fds[0]) if answer["arrays"] else {}
         finally:

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +17,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from vernier.api.codecs import Inputs, parse_predict
+from vernier.api.codecs import Inputs, PredictRequest, parse_predict
+from vernier.api.instances import parse_instances
+from vernier.api.invocations import parse_invocation
 from vernier.api.long_json import receive_message, send_message, shared_file, write_all
+from vernier.api.v2.requests import parse_infer
 from vernier.border.signature import Signature
 from vernier.errors import InvalidJson, RequestError
 from vernier.tensors import Arrays, TensorSpec
@@ -29,6 +33,13 @@ _ALIGNMENT = 64
 #: Longer sentences hold a client's own text.
 _MAX_SENTENCE = 1000
 _NICE = 5
+#: By the name of the protocol's LongFormat.
+_PARSERS: dict[str, Callable[..., tuple[PredictRequest, Inputs]]] = {
+    "predict": parse_predict,
+    "infer": parse_infer,
+    "instances": parse_instances,
+    "invocation": parse_invocation,
+}
 
 
 def _limit(max_body_bytes: int) -> None:
@@ -53,7 +64,7 @@ class Decoder:
         try:
             if "read" in message:
                 self._inputs = None  # or its parser could not be used again
-                return {"envelope": self._read(fds[0])}, []
+                return {"envelope": self._read(fds[0], message)}, []
             inputs, self._inputs = self._inputs, None
             assert inputs is not None
             return self._decode(inputs, message)
@@ -69,10 +80,11 @@ class Decoder:
             for fd in fds:
                 os.close(fd)
 
-    def _read(self, fd: int) -> dict[str, Any]:
+    def _read(self, fd: int, message: dict[str, Any]) -> dict[str, Any]:
+        parse = _PARSERS[message["read"]]
         with open(fd, "rb", closefd=False) as file:
             file.seek(0)
-            envelope, self._inputs = parse_predict(file.read())
+            envelope, self._inputs = parse(file.read(), *message["arguments"])
         fields = asdict(envelope)
         if len(orjson.dumps(fields)) > _MAX_ENVELOPE_BYTES:
             raise InvalidJson(
@@ -82,7 +94,8 @@ class Decoder:
 
     def _decode(self, inputs: Inputs, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         specs = {name: TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message["decode"]}
-        signature = Signature(message["model"], specs, {}, {}, None, None, {})
+        batch_dim, fixed_batch = message["batch"]
+        signature = Signature(message["model"], specs, {}, {}, batch_dim, fixed_batch, {})
         arrays = inputs.decode(signature)
         del inputs
         return _shared(arrays)

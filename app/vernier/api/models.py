@@ -31,4 +31,6 @@ async def list_models(request: Request) -> ModelList:
 async def describe_model(request: Request, name: str, version: str | None = None) -> ModelDescription:
     repository: Catalogue = request.app.state.repository
     model: ServedModel = repository.resolve(name, version)
-    return ModelDescription(**summary(model).model_dump(), **model.description())
+    return ModelDescription(
+        **summary(model).model_dump(), ready=model.state == "ready", **model.description()
+    )

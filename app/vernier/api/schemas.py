@@ -92,6 +92,7 @@ class VariantDescription(BaseModel):
 
 
 class ModelDescription(ModelSummary):
+    ready: bool = Field(description="What KServe's clients look at.")
     inputs: list[TensorDescription]
     outputs: list[TensorDescription]
     max_batch: int

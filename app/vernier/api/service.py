@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vernier.api.codecs import Body, Inputs, PredictRequest
-from vernier.api.long_json import LongJson
+from vernier.api.long_json import PREDICT, LongFormat, LongJson
 from vernier.border.catalogue import Catalogue, ServedModel
 from vernier.border.signature import Signature
 from vernier.errors import DeadlineExceeded, Draining, UnsupportedPrecision
@@ -48,6 +48,7 @@ class Predictions:
         arrived: float,
         seen: Callable[[PredictRequest, ServedModel | None], None],
         is_wanted: Callable[[], bool] = lambda: True,
+        long_format: LongFormat = PREDICT,
     ) -> tuple[PredictRequest, Inputs]:
         """Reads a long JSON body in a helper; `prepare` must follow, with the model resolved anew.
 
@@ -55,9 +56,10 @@ class Predictions:
             body: a list with it, which is emptied.
             seen: told the envelope, and then the model with it, as soon as they are known.
             is_wanted: whether anybody waits for it when its turn has come.
+            long_format: the protocol's.
 
         Raises:
-            RequestError: whatever `parse_predict`, `prepare` and `LongJson.read` raise.
+            RequestError: whatever the parser, `prepare` and `LongJson.read` raise.
         """
 
         def signature_of(envelope: PredictRequest) -> Signature:
@@ -67,7 +69,7 @@ class Predictions:
             self._check(envelope, model, arrived)
             return model.signature
 
-        return await self._long_json.read(body, signature_of, is_wanted)
+        return await self._long_json.read(body, signature_of, is_wanted, long_format)
 
     def prepare(
         self, envelope: PredictRequest, inputs: Inputs, model: ServedModel, arrived: float

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import FastAPI
 
 import vernier as package
-from vernier.api import admin, docs_page, health, models, predict
+from vernier.api import docs_page, health, kserve, models, predict, sagemaker
 from vernier.api.errors import install_error_handlers
 from vernier.api.guarding import GuardMiddleware
 from vernier.api.keyfile import make_guard
 from vernier.api.long_json import LongJson
 from vernier.api.security import LimitCounts
 from vernier.api.service import Predictions
+from vernier.api.v2 import infer, repository
+from vernier.api.v2 import models as v2_models
 from vernier.border.catalogue import Catalogue
 from vernier.exposition import Metrics
+from vernier.exposition_merge import Family
 from vernier.front.limits import byte_budget
 from vernier.serving.lifecycle import Lifecycle
 from vernier.settings import Settings
@@ -27,8 +30,8 @@ DESCRIPTION = """Inference at the lowest precision that keeps the model's accura
 
 Every variant served here passed an accuracy gate when it was built and a self-test when it was loaded."""
 
-#: Answers /metrics: gets the Accept header, and gives the body and its content type.
-Scrape = Callable[[str], Awaitable[tuple[bytes, str]]]
+#: Gives the metric families of the whole service, for /metrics and for statistics.
+Scrape = Callable[[], Awaitable[Iterable[Family]]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -78,6 +81,6 @@ def create_front(
     state.guard = guard = make_guard(settings, counts)
     install_error_handlers(app)
     app.add_middleware(GuardMiddleware, guard=guard)
-    for router in (predict.router, models.router, admin.router, health.router, docs_page.router):
-        app.include_router(router)
+    for module in (predict, kserve, sagemaker, models, health, infer, v2_models, repository, docs_page):
+        app.include_router(module.router)
     return app

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
@@ -21,10 +21,11 @@ from vernier.border.channel import close_all
 from vernier.border.engine_group import EngineGroup
 from vernier.border.limit_counts import SharedCounts
 from vernier.composition.front import create_front
+from vernier.composition.grpc import start_grpc
 from vernier.composition.operations import operations_app
 from vernier.composition.server import operations_config, server_config
 from vernier.exposition import Metrics, register_process
-from vernier.exposition_merge import render
+from vernier.exposition_merge import Family
 from vernier.logs import configure_logging
 from vernier.processes.accepting import Acceptor, ConnectionCounts
 from vernier.processes.control import FATAL, Child
@@ -124,7 +125,7 @@ class Front:
         else:
             self._lifecycle.drain(self._loop, self._draining.set)
 
-    async def _scrape(self, accept: str) -> tuple[bytes, str]:
+    async def _scrape(self) -> Iterable[Family]:
         """The figures of all processes, by way of the supervisor."""
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -135,7 +136,8 @@ class Front:
                 message = await future
         finally:
             self._scrapes.pop(number, None)
-        return await asyncio.to_thread(render, message["families"], accept)
+        families: Iterable[Family] = message["families"]
+        return families
 
     # --- life -------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -164,6 +166,7 @@ class Front:
             )
             config = server_config(app, settings, arena)
             config.load()
+            grpc = await start_grpc(app, settings, shared=True)
         except SettingsError as error:
             self._child.send({"type": FATAL, "message": error.message})
             self._child.close()
@@ -185,7 +188,7 @@ class Front:
         telling.cancel()
         for acceptor in acceptors[:1]:
             await acceptor.close()
-        await self._end(main)
+        await asyncio.gather(grpc.stop(), self._end(main))
         lifecycle.stopped()
         app.state.predictions.close()
         for timer in self._asking.values():

@@ -330,6 +330,11 @@ def supervise(settings: Settings, fronts: int, engines: int, clients: Sequence[s
         operations = (
             [] if settings.metrics_port is None else accepting.listen(settings.host, settings.metrics_port)
         )
+        if (
+            settings.grpc_port is not None
+        ):  # each front binds it for itself; here it is seen whether it is free
+            for probe in accepting.listen(settings.host, settings.grpc_port):
+                probe.close()
     except OSError as error:
         logger.error("the service cannot listen", extra={"host": settings.host, "error": str(error)})
         return NOT_STARTED

@@ -55,12 +55,14 @@ def test_cuda_libraries_are_named_at_their_boundary_alone() -> None:
 
 
 def test_nothing_that_serves_reads_the_wall_clock() -> None:
-    """Deadlines, windows and timeouts must survive a clock that jumps; tokens end by it, and builds are dated."""
+    """Deadlines, windows and timeouts must survive a clock that jumps; tokens end by it, builds are dated, and a figure
+    tells when the last execution was."""
     wall = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow")}
     offenders = {
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (APP).rglob("*.py")
-        if "builder" not in path.relative_to(APP).parts and path != APP / "api/security.py"
+        if "builder" not in path.relative_to(APP).parts
+        and path not in (APP / "api/security.py", APP / "exposition.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

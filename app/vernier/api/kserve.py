@@ -1,0 +1,47 @@
+"""POST /v1/models/{name}:predict: predictions by KServe's v1 protocol, which Vertex AI's containers speak as well."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from vernier.api.body import read_body, require_identity_coding, wait_for_disconnect
+from vernier.api.codecs import JSON, Body
+from vernier.api.errors import error_response
+from vernier.api.instances import encode_predictions, parse_instances
+from vernier.api.long_json import LongFormat
+from vernier.api.prediction import Prediction, with_id
+from vernier.api.schemas import error_responses
+from vernier.api.v2.requests import InferRequest
+from vernier.settings import Settings
+
+router = APIRouter(tags=["prediction"])
+
+_BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": {"type": "object"}}}}}
+
+
+@router.post(
+    "/v1/models/{name}:predict",
+    responses=error_responses(400, 404, 413, 415, 429, 500, 503, 504),
+    openapi_extra=_BODY,
+    summary="Run a model on instances",
+)
+async def predict_instances(request: Request, name: str) -> Response:
+    """`{"instances": […]}` in, `{"predictions": […]}` out."""
+    state = request.app.state
+    settings: Settings = state.settings
+    prediction = Prediction(
+        state.predictions,
+        state.metrics,
+        request.headers.get("x-request-id"),
+        lambda: wait_for_disconnect(request),
+    )
+
+    async def work() -> Response:
+        require_identity_coding(request.headers.get("content-encoding"))
+        body: list[Body] = [await read_body(request, settings.max_body_bytes, settings.body_timeout_s)]
+        form = LongFormat("instances", InferRequest, (name,))
+        answer = await prediction.answer(*await prediction.parse(parse_instances, body, form))
+        payload = encode_predictions(answer, prediction.served.signature.has_batch)
+        return Response(payload, media_type=JSON)
+
+    return with_id(await prediction.run(work, error_response), prediction)
