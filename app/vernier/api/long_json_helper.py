@@ -94,7 +94,8 @@ class Decoder:
 
     def _decode(self, inputs: Inputs, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         specs = {name: TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in message["decode"]}
-        signature = Signature(message["model"], specs, {}, {}, *message["batch"], {})
+        batch_dim, fixed_batch = message["batch"]
+        signature = Signature(message["model"], specs, {}, {}, batch_dim, fixed_batch, {})
         arrays = inputs.decode(signature)
         del inputs
         return _shared(arrays)
