@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,11 +298,21 @@ def test_calls_under_way_are_answered_while_the_service_stops(engines: Path, tmp
             triton.async_infer("slow", [sent("x", x)], lambda result, error: answers.put((result, error)))
             while not server.metric("vernier_inflight_requests"):
                 pass
-            server.terminate()
+            open_stream: queue.Queue[Any] = queue.Queue()
+            triton.start_stream(lambda result, error: open_stream.put((result, error)))
+            triton.async_stream_infer("slow", [sent("x", x[:1])])
+            assert open_stream.get(timeout=30)[1] is None
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                states = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=60)
+                assert next(states) == b"\x08\x01"
+                began = time.monotonic()
+                server.terminate()
+                assert list(states) in ([], [b"\x08\x02"])
             result, error = answers.get(timeout=30)
         assert error is None
         assert result.as_numpy("z").shape == (256, 4)
         assert server.wait() == 0
+        assert time.monotonic() - began < 15  # idle streams hold up nothing
 
 
 def test_tls_certificates_and_limits_hold_here_too(engines: Path, tmp_path: Path) -> None:

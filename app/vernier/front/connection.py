@@ -302,7 +302,7 @@ class Connection(AnsweringConnection):
             self._end_after_this()
         request = InferenceRequest(self, head, body, 0, came, permit, buffer)
         self._due.append(request)
-        if head.envelope is None and len(body) > LONG_BYTES:
+        if head.is_long(len(body)):
             intake.begin_long(request)
         else:
             intake.begin(request)

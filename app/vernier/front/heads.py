@@ -13,14 +13,17 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from vernier.api.codecs import JSON, PredictRequest, media_type_of, raw_envelope
+from vernier.api.codecs import JSON, LONG_BYTES, PredictRequest, media_type_of, raw_envelope
 from vernier.api.messages import END, MessageHead, read_head
 from vernier.api.security import token_of
+from vernier.api.v2.requests import HEADER_LENGTH, json_bytes
 from vernier.errors import InvalidHttp, RequestError
 from vernier.front.templates import NO_TEMPLATES, TemplateCache
 
 PATH = b"/v1/predict"
-START = b"POST " + PATH
+#: The Open Inference Protocol's path, with nothing escaped in it.
+_INFER = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
+STARTS = (b"POST " + PATH, b"POST /v2/models/")
 
 _LONGEST_KEPT = 8192
 _MOST_KEPT = 512
@@ -31,7 +34,7 @@ _VALUE = rb"[!-~](?:[ -~]*[!-~])?"
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*(" + _VALUE + rb")(?=\r\n)", re.IGNORECASE)
 #: A header that neither llhttp nor anything here looks at.
 _MEANS_NOTHING = re.compile(
-    rb"(?!content-|transfer-|connection|proxy-|upgrade|expect|te:|trailer|authorization|x-api-key|x-request-id)"
+    rb"(?!content-|inference-|transfer-|connection|proxy-|upgrade|expect|te:|trailer|authorization|x-api-key|x-request-id)"
     rb"[a-z0-9-]+:[ \t]*" + _VALUE,
     re.IGNORECASE,
 )
@@ -47,6 +50,28 @@ class _Meaning(dict[bytes, bool]):
         return meaning
 
 
+@dataclass(frozen=True, slots=True)
+class InferTarget:
+    """What the head of an inference request of the Open Inference Protocol says.
+
+    Attributes:
+        header_length: how many bytes of the body are JSON, as it was sent; None when all are.
+    """
+
+    model: str
+    version: str | None
+    header_length: str | None
+
+    def json_length(self, body_bytes: int) -> int:
+        """How many bytes of JSON there are to read; 0 where the header will be refused."""
+        if self.header_length is None:
+            return body_bytes
+        try:
+            return json_bytes(self.header_length, body_bytes) or 0
+        except RequestError:
+            return 0
+
+
 @dataclass(slots=True)
 class Head:
     """The head of a prediction.
@@ -60,6 +85,7 @@ class Head:
         token: the API key or token, if there is one.
         templates: those of the bodies behind such heads; shared by heads whose bodies may be alike.
         version: of HTTP.
+        infer: of an inference request of the Open Inference Protocol; None for `/v1/predict`.
     """
 
     target: str
@@ -70,12 +96,26 @@ class Head:
     token: str | None
     templates: TemplateCache = NO_TEMPLATES
     version: str = "1.1"
+    infer: InferTarget | None = None
 
     def with_id(self, request_id: str | None) -> Head:
         """The same with another id; `dataclasses.replace` takes five times as long."""
         return Head(
-            self.target, self.length, self.keep_alive, self.envelope, request_id, self.token, self.templates
+            self.target,
+            self.length,
+            self.keep_alive,
+            self.envelope,
+            request_id,
+            self.token,
+            self.templates,
+            infer=self.infer,
         )
+
+    def is_long(self, body_bytes: int) -> bool:
+        """Whether a body of this size holds so much JSON that reading it would hold up the loop."""
+        if body_bytes <= LONG_BYTES or self.envelope is not None:
+            return False
+        return self.infer is None or self.infer.json_length(body_bytes) > LONG_BYTES
 
 
 class Heads:
@@ -95,7 +135,7 @@ class Heads:
     def find(self, block: bytes) -> Head | None:
         """None when the head must be read: it is no plain head of a prediction."""
         head = self.known.get(block)
-        if head is not None or not block.startswith(START):
+        if head is not None or not block.startswith(STARTS):
             return head
         if len(block) > _LONGEST_KEPT or block.find(END) != len(block) - len(END):
             return plain_head(block, self._max_body_bytes)
@@ -156,8 +196,10 @@ def plain_head(block: bytes, max_body_bytes: int) -> Head | None:
 
 def prediction_head(message: MessageHead) -> Head | None:
     """The same as the head of a prediction; None when it is none, or when its body must be read to be refused."""
-    if message.method != "POST" or message.path != PATH:
+    if message.method != "POST":
         return None
+    if message.path != PATH:
+        return _infer_head(message)
     try:
         is_json = media_type_of(message.header(b"content-type") or "") == JSON
         envelope = None if is_json else raw_envelope(QueryParams(message.query))
@@ -171,4 +213,27 @@ def prediction_head(message: MessageHead) -> Head | None:
         request_id=message.header(b"x-request-id") or None,
         token=token_of(message.header(b"authorization"), message.header(b"x-api-key")),
         version=message.version,
+    )
+
+
+def _infer_head(message: MessageHead) -> Head | None:
+    """The head of an inference request; None when the application must look at it."""
+    found = _INFER.fullmatch(message.path)
+    if found is None or message.header(b"content-encoding") is not None:
+        return None
+    name, version = found[1].decode("ascii"), found[2]
+    target = InferTarget(
+        name,
+        None if version is None else version.decode("ascii"),
+        message.header(HEADER_LENGTH.encode()),
+    )
+    return Head(
+        target=message.target.decode("latin-1"),
+        length=message.length or 0,
+        keep_alive=message.keep_alive,
+        envelope=None,
+        request_id=message.header(b"x-request-id") or None,
+        token=token_of(message.header(b"authorization"), message.header(b"x-api-key")),
+        version=message.version,
+        infer=target,
     )

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vernier.api.codecs import Body, Inputs, PredictRequest, RawInputs, parse_predict
 from vernier.api.identity import new_id, new_ids
+from vernier.api.long_json import PREDICT, LongFormat
 from vernier.api.service import Predictions, Prepared
+from vernier.api.v2.requests import InferRequest, json_bytes, parse_infer
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel
 from vernier.errors import Cancelled, VernierError
@@ -174,14 +176,19 @@ class RequestIntake:
             if self._submit_together(template, (request,)):
                 return
             request.model = None
-        if head.envelope is None:
+        if head.infer is not None:
+            target = head.infer
+            stop = json_bytes(target.header_length, len(body))
+            request.infer, inputs = parse_infer(body, stop, target.model, target.version)
+            envelope: PredictRequest = request.infer
+        elif head.envelope is None:
             envelope, inputs = parse_predict(body)
         else:
             envelope, inputs = head.envelope, RawInputs(body)
         request.identity = envelope.id or head.request_id or new_id()
         request.model = model = self._repository.resolve(envelope.model, envelope.version)
         prepared = self._predictions.prepare(envelope, inputs, model, request.came)
-        if templates.should_learn():
+        if head.infer is None and templates.should_learn():
             self._learn(request, envelope, model, prepared)
         self._submit_prepared(request, model, prepared)
 
@@ -217,8 +224,14 @@ class RequestIntake:
         request.forget_body()
         try:
             envelope, inputs = await self._predictions.read_long(
-                body, request.came, seen, lambda: not request.settled
+                body,
+                request.came,
+                seen,
+                lambda: not request.settled,
+                _long_format(request.head, len(body[0])),
             )
+            if isinstance(envelope, InferRequest):
+                request.infer = envelope
             if not request.settled:
                 self._submit_read(request, envelope, inputs)
         except Exception as error:  # every failure is answered, and its code is counted
@@ -269,6 +282,15 @@ class RequestIntake:
             request.model = None if template is None else template.model
         error = Cancelled("the client disconnected before its answer was ready")
         self.responses.fail((request,), error, send=False)
+
+
+def _long_format(head: Head, body_bytes: int) -> LongFormat:
+    """Raises InvalidJson."""
+    target = head.infer
+    if target is None:
+        return PREDICT
+    stop = json_bytes(target.header_length, body_bytes)
+    return LongFormat("infer", InferRequest, (stop, target.model, target.version))
 
 
 def _decoded(

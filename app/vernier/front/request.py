@@ -7,6 +7,7 @@ from typing import Protocol
 
 from vernier.api.codecs import Body
 from vernier.api.errors import ErrorResponse
+from vernier.api.v2.requests import InferRequest
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel
 from vernier.front.buffers import BufferSlice
@@ -42,6 +43,7 @@ class InferenceRequest:
     Attributes:
         identity: the request's id; empty until it is known.
         model: the model that it asks; None until it is known.
+        infer: the envelope of an inference request, once it has been read; None for `/v1/predict`.
         batch, index: where it stands at the border; None before it is submitted.
         settled: whether there is an answer.
         message: the answer, head and body, for a connection that stays open; None when its connection puts it together.
@@ -57,6 +59,7 @@ class InferenceRequest:
         "head",
         "identity",
         "index",
+        "infer",
         "message",
         "model",
         "payload",
@@ -86,6 +89,7 @@ class InferenceRequest:
         self.buffer = buffer
         self.identity = ""
         self.model: ServedModel | None = None
+        self.infer: InferRequest | None = None
         self.batch: RequestBatch | None = None
         self.index = 0
         self.settled = False

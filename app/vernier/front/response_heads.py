@@ -30,6 +30,7 @@ class ResponseHeads:
     def __init__(self) -> None:
         self._defaults: Headers | None = None
         self._common = b""
+        self._untyped = b""  # the same without a content type
         self._before_length = b""  # the beginning of a good answer
 
     def ok_all(self, defaults: Headers, bodies: Bodies, ids: Identities) -> list[bytes] | None:
@@ -71,18 +72,20 @@ class ResponseHeads:
 
         Args:
             length: of the body, in bytes.
-            headers: further ones.
+            headers: further ones; a content type takes the place of JSON's.
         """
         if defaults is not self._defaults:
             self._renew(defaults)
         lines = [(name.encode(), value.encode()) for name, value in headers.items()]
-        first = STATUS_LINE[status] + self._common + _lines(lines)
+        common = self._untyped if "content-type" in headers else self._common
+        first = STATUS_LINE[status] + common + _lines(lines)
         shown_id = header_value(request_id).encode()
         return b"".join((first, _BEFORE_LENGTH, _digits(length), _BEFORE_ID, shown_id, END))
 
     def _renew(self, defaults: Headers) -> None:
         self._defaults = defaults
         self._common = _lines([*defaults, *_ALWAYS])
+        self._untyped = _lines([*defaults, *SECURITY_HEADERS])
         self._before_length = STATUS_LINE[200] + self._common + _BEFORE_LENGTH
 
 

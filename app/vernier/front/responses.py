@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from vernier.api.errors import ErrorResponse, answer_error
 from vernier.api.identity import Identities, new_id
+from vernier.api.v2.answers import encode_infer
+from vernier.api.v2.requests import InferRequest
 from vernier.border.batch import Answer, RequestBatch, chosen
+from vernier.border.catalogue import ServedModel
 from vernier.errors import VernierError
 from vernier.exposition import Metrics
 from vernier.front.answer_bodies import joined_bodies
@@ -57,6 +60,9 @@ class ResponseWriter:
     def _write(self, group: Sequence[InferenceRequest], rows: Sequence[int], answer: Answer) -> None:
         first, model = group[0], group[0].model
         assert model is not None
+        if first.infer is not None:  # alone in its batch
+            self._write_infer(first, first.infer, model, answer)
+            return
         ids = Identities([request.identity for request in group])
         bodies = joined_bodies(ids, model.name, model.version, answer, rows)
         messages = self._heads.ok_all(first.connection.default_headers, bodies, ids)
@@ -68,6 +74,15 @@ class ResponseWriter:
         else:
             for request, message in zip(group, messages, strict=True):
                 request.settle(message)
+
+    def _write_infer(
+        self, request: InferenceRequest, envelope: InferRequest, model: ServedModel, answer: Answer
+    ) -> None:
+        body, headers = encode_infer(envelope, request.identity, model.name, model.version, answer)
+        defaults = request.connection.default_headers
+        head = self._heads.make(defaults, 200, len(body), request.identity, headers)
+        model.metrics.responded_ok(answer.precision, model.runtime, [self._clock() - request.came])
+        request.settle(head + body)
 
     def fail(self, requests: Sequence[InferenceRequest], error: Exception, *, send: bool = True) -> None:
         """One error for requests of one model; only the id in the head of the answer is each one's own.

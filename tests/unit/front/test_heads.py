@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.front.heads import Head, Heads, plain_head
+from vernier.front.heads import Head, Heads, InferTarget, plain_head
 
 LIMIT = 1000
 
@@ -37,6 +37,41 @@ def test_the_query_of_a_raw_body_is_its_envelope() -> None:
     assert head is not None
     assert head.envelope is not None
     assert (head.envelope.model, head.envelope.outputs, head.envelope.priority) == ("m", ["y", "z"], 2)
+
+
+def test_an_inference_request_names_its_model_and_how_much_of_it_is_json() -> None:
+    target, length = "/v2/models/a.b-c/versions/3/infer", "inference-header-content-length"
+    head = plain_head(block(f"{length}: 7", target=target), LIMIT)
+    assert head is not None
+    assert head.infer == InferTarget("a.b-c", "3", "7")
+    assert (head.envelope, head.with_id("x").infer) == (None, head.infer)
+    heads = Heads(LIMIT)
+    for value in ("7", "7", "8", "7"):  # known by their bytes, but for what means nothing
+        found = heads.find(block("x-trace: 5", f"{length}: {value}", target=target))
+        assert found is not None
+        assert found.infer is not None
+        assert found.infer.header_length == value
+    many = 2**21
+    for value, is_long in (
+        (None, True),
+        ("9", False),
+        (str(many), True),
+        ("x", False),
+        (str(many + 1), False),
+    ):
+        assert replace(head, infer=InferTarget("m", None, value)).is_long(many) == is_long, value
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v2/models/m/infer/", "/v2/models//infer", "/v2/models/%6d/infer", "/v2/models/m/ready", "/v2/models"],
+)
+def test_other_paths_are_for_the_application(target: str) -> None:
+    assert plain_head(block(target=target), LIMIT) is None
+
+
+def test_compressed_inference_requests_are_for_the_application() -> None:
+    assert plain_head(block("content-encoding: gzip", target="/v2/models/m/infer"), LIMIT) is None
 
 
 def test_a_client_may_ask_for_the_end_of_the_connection() -> None:

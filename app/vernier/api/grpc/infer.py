@@ -26,12 +26,19 @@ MAX_STREAMED = 64
 
 
 class Inference:
-    """Belongs to the event loop's thread."""
+    """Belongs to the event loop's thread.
 
-    def __init__(self, predictions: Predictions, metrics: Metrics, admission: CallAdmission) -> None:
+    Args:
+        stopping: set when streams shall end with the requests that they have read.
+    """
+
+    def __init__(
+        self, predictions: Predictions, metrics: Metrics, admission: CallAdmission, stopping: asyncio.Event
+    ) -> None:
         self._predictions = predictions
         self._metrics = metrics
         self._admission = admission
+        self._stopping = stopping
 
     async def unary(self, data: bytes, context: Context) -> bytes | None:
         """ModelInfer."""
@@ -84,14 +91,19 @@ class Inference:
             finally:
                 await due.put(None)
 
+        async def end_with_the_service() -> None:
+            await self._stopping.wait()
+            reading.cancel()
+
         reading = asyncio.ensure_future(read())
+        ending = asyncio.ensure_future(end_with_the_service())
         try:
             while (task := await due.get()) is not None:
                 yield await task
         except Unauthorized as error:
             await abort(context, error)
         finally:
-            left = [reading, *running]
+            left = [ending, reading, *running]
             for other in left:
                 other.cancel()
             await asyncio.gather(*left, return_exceptions=True)

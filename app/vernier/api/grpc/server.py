@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,22 @@ def _credentials(options: GrpcOptions) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials([pair], authority, authority is not None)
 
 
-async def start_server(front: GrpcFront, options: GrpcOptions) -> Any:
-    """A grpc.aio.Server that takes calls. Raises OSError when the port cannot be had."""
+class GrpcServer:
+    """A port that takes calls."""
+
+    def __init__(self, server: Any, stopping: asyncio.Event) -> None:
+        self._server = server
+        self._stopping = stopping
+
+    async def stop(self, grace_s: float) -> None:
+        """Returns when the calls that were under way have ended, or `grace_s` have passed. Streams read no more."""
+        self._stopping.set()
+        await self._server.stop(grace_s)
+
+
+async def start_server(front: GrpcFront, options: GrpcOptions) -> GrpcServer:
+    """Raises OSError when the port cannot be had."""
+    stopping = asyncio.Event()
     server = grpc.aio.server(
         options=(
             ("grpc.so_reuseport", int(options.shared)),
@@ -85,7 +100,7 @@ async def start_server(front: GrpcFront, options: GrpcOptions) -> Any:
         ),
         maximum_concurrent_rpcs=_MAX_CALLS,
     )
-    server.add_generic_rpc_handlers((_inference(front), _health(front.readiness)))
+    server.add_generic_rpc_handlers((_inference(front, stopping), _health(front.readiness, stopping)))
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server, POOL)
     credentials = _credentials(options)
     try:
@@ -96,12 +111,12 @@ async def start_server(front: GrpcFront, options: GrpcOptions) -> Any:
     except RuntimeError as error:
         raise OSError(f"{options.address} cannot be listened on") from error
     await server.start()
-    return server
+    return GrpcServer(server, stopping)
 
 
-def _inference(front: GrpcFront) -> grpc.GenericRpcHandler:
+def _inference(front: GrpcFront, stopping: asyncio.Event) -> grpc.GenericRpcHandler:
     admission = CallAdmission(front.guard, front.charge)
-    inference = Inference(front.predictions, front.metrics, admission)
+    inference = Inference(front.predictions, front.metrics, admission, stopping)
     descriptions = Descriptions(front.catalogue, front.readiness, front.scrape)
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(unary(name, method, admission))
@@ -112,7 +127,7 @@ def _inference(front: GrpcFront) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 
-def _health(readiness: Callable[[], str | None]) -> grpc.GenericRpcHandler:
+def _health(readiness: Callable[[], str | None], stopping: asyncio.Event) -> grpc.GenericRpcHandler:
     def status(data: bytes) -> int:
         if parse(_HealthRequest, data).service not in ("", SERVICE):
             return int(_HealthResponse.SERVICE_UNKNOWN)
@@ -131,7 +146,10 @@ def _health(readiness: Callable[[], str | None]) -> grpc.GenericRpcHandler:
             if (found := status(data)) != told:
                 told = found
                 yield _HealthResponse(status=found).SerializeToString()
-            await asyncio.sleep(_WATCH_S)
+            if stopping.is_set():
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _WATCH_S)
 
     handlers = {
         "Check": grpc.unary_unary_rpc_method_handler(check),
