@@ -1,7 +1,7 @@
 """Latency, queue and precision metrics, in Prometheus' words and beside them in Triton's.
 
 The hot path touches plain Python numbers, once per batch where it can; `vernier.exposition` turns them
-into metric families when somebody scrapes. A ModelMetrics belongs to the event loop's thread; a
+into metric families at each scrape. A ModelMetrics belongs to the event loop's thread; a
 scrape may read a number one update early.
 
 Invariant that tests read off `/metrics`:

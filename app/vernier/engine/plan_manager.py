@@ -23,8 +23,7 @@ from vernier.engine.trt import TensorRtExecutor
 from vernier.engine.trt_api import TrtApi
 from vernier.engine.validated import PlanEvent, ValidatedEngine, choose
 from vernier.errors import DeviceFailed, EngineError, PackageError
-from vernier.package.golden import load_golden
-from vernier.package.integrity import resolve_inside
+from vernier.package.golden import golden_of
 from vernier.package.manifest import PRECISIONS, Manifest, PlanEntry
 from vernier.package.plan_cache import PlanCache
 from vernier.package.plans import Target, unsupported
@@ -85,7 +84,7 @@ class PlanManager:
         self._on_event = on_event
         self.target = Target(api.runtime, api.version, device.compute_capability, device.name)
         self._source = PlanSource(package, manifest, self.target, cache)
-        self._golden = load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
+        self._golden = golden_of(package, manifest)
         self._lock = threading.Lock()
         self._ready: Dict[str, ValidatedEngine] = {}
         self._refused: Dict[str, str] = {}

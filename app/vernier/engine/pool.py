@@ -2,7 +2,7 @@
 
 A slot is opened, used and closed by the same thread; on a GPU the thread also holds the device's context
 while it lives. The worker knows nothing of batches: a job is any callable that takes the open slots.
-Whoever gives jobs hears from them itself; the worker reports only its own birth and death.
+A job reports to its giver itself; the worker reports only its own start and end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Worker:
         executors: each gives one slot, keyed by its precision.
         on_open: called on the worker's thread once every slot is open.
         on_exit: called on the worker's thread as its last act, with the error that killed it or None
-            after `close`. Jobs that were waiting are not run; who gave them knows them.
+            after `close`. Jobs that were waiting are not run; their givers know them.
 
     Attributes:
         alive: False from the moment the thread stops taking jobs.
@@ -109,7 +109,7 @@ def replace_slot(precision: str, executor: Executor, slots: OpenSlots) -> None:
 
 
 def _close_quietly(slot: Slot) -> None:
-    """A slot that cannot be closed must not keep the death of its worker from being told."""
+    """A slot that cannot be closed must not keep the end of its worker from being reported."""
     try:
         slot.close()
     except Exception as error:

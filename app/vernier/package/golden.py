@@ -5,11 +5,13 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import numpy as np
 
 from vernier.errors import PackageError
+from vernier.package.integrity import resolve_inside
+from vernier.package.manifest import Manifest
 from vernier.tensors import Arrays
 
 _INPUT = "input:"
@@ -34,6 +36,11 @@ def save_golden(path: Path, golden: GoldenVectors) -> None:
         **{_OUTPUT + name: array for name, array in golden.outputs.items()},
     }
     np.savez_compressed(path, **arrays)
+
+
+def golden_of(package: Path, manifest: Manifest) -> Optional[GoldenVectors]:
+    """The golden vectors of a package; None when it has none. Raises PackageError."""
+    return load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
 
 
 def load_golden(path: Path) -> GoldenVectors:

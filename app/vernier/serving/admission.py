@@ -1,4 +1,4 @@
-"""Who is let into the queue: the bound on what waits, and the prediction of when an answer would come.
+"""Which requests are let into the queue: the bound on waiting rows, and the prediction of when an answer would come.
 
 What a refusal stands on is not changed by refusing, so requests of one batch are decided on together, with the same
 outcome as if they came one by one: of those with equal rows, the ones in front are let in, and the first one that is
@@ -75,27 +75,27 @@ class Admission:
         self._queue = queue
 
     def judge(
-        self, asked: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
+        self, wanted: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
     ) -> AdmissionDecision:
-        """Who may wait. Nothing is queued and only the arrivals are counted.
+        """Which requests may wait. Nothing is queued and only the arrivals are counted.
 
         Args:
             curve: of the batch queue that they would wait in.
             free_at: asked only when a prediction is needed.
         """
-        self.rate.add(asked.rows[0])
-        verdict = self._decide(asked, curve, now, free_at)
-        self.rate.add(sum(asked.rows[1:]))
+        self.rate.add(wanted.rows[0])
+        verdict = self._decide(wanted, curve, now, free_at)
+        self.rate.add(sum(wanted.rows[1:]))
         return verdict
 
     def refusal(
-        self, asked: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
+        self, wanted: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
     ) -> QueueFull | None:
         """Why any of them would be refused now; None when none would. Nothing is counted."""
-        return self._decide(asked, curve, now, free_at).refusal
+        return self._decide(wanted, curve, now, free_at).refusal
 
     def _decide(
-        self, asked: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
+        self, wanted: AdmissionRequest, curve: LatencyCurve, now: float, free_at: FreeAt
     ) -> AdmissionDecision:
         """One request after the other: lets in what finds room, but none that should be answered too late, unless it
         would start at once.
@@ -104,20 +104,23 @@ class Admission:
         too high corrects itself instead of refusing everything for ever.
         """
         objective_s, queue_limit = self._policy.objective_s, self._policy.queue_limit
-        ends = (asked.deadline, None if objective_s is None else now + objective_s)
+        ends = (wanted.deadline, None if objective_s is None else now + objective_s)
         limit = min([end for end in ends if end is not None], default=None)
-        if limit is None and self._queue.rows + sum(asked.rows) <= queue_limit:
-            return AdmissionDecision((range(len(asked.rows)),), None, None)
         rate = 0.0 if limit is None else self.rate.per_second(now)
-        waiting, before = self._queue.rows, self._queue.rows_ahead(asked.priority)
+        total = sum(wanted.rows)
+        if self._queue.rows + total <= queue_limit and (
+            limit is None or (objective_s is None and self._in_time_for_sure(total, curve, now, limit))
+        ):
+            return AdmissionDecision((range(len(wanted.rows)),), None, None)
+        waiting, before = self._queue.rows, self._queue.rows_ahead(wanted.priority)
         free: tuple[float, ...] = ()
         forecast: Forecast | None = None
         refusal: QueueFull | None = None
-        promised: list[float | None] = [None] * len(asked.rows)
+        promised: list[float | None] = [None] * len(wanted.rows)
         admitted: list[int] = []
         entering = 0
         hopeless: set[int] = set()  # rows of those that were refused after the last one that was let in
-        for number, rows in enumerate(asked.rows):
+        for number, rows in enumerate(wanted.rows):
             if rows in hopeless:
                 continue
             if waiting + entering + rows > queue_limit and waiting + entering:
@@ -145,7 +148,7 @@ class Admission:
         return AdmissionDecision(runs(admitted), promised if any(promised) else None, refusal)
 
     def _too_late(self, finish: float, crowded: float, limit: float, now: float) -> QueueFull:
-        """Who comes back comes with others, and a tenth later, or it would stand on the edge again."""
+        """A request that is sent again comes with others, and a tenth later, or it would stand on the edge again."""
         margin = self.margin.seconds
         return QueueFull(
             f"the answer would take {1e3 * (finish + margin - now):.3g} ms, which is more than the "

@@ -1,7 +1,7 @@
 """The queue, the estimates and the policy of one model version, without clock, threads or loop.
 
-The scheduler drives it in real time; the simulator and the property tests in virtual time. Whatever
-is decided about requests (who runs with whom, when, who is dropped) is decided here, but for who is let in
+The scheduler drives it in real time; simulation and property tests in virtual time. Whatever
+is decided about requests (which run together, when, which are dropped) is decided here, but for which are let in
 (`admission.py`).
 """
 
@@ -132,8 +132,8 @@ class Batcher:
         refused: list[Refused] = []
         for first, end in alike(batch, start, stop, self.layout.largest, now):
             deadline = None if batch.deadlines is None else min(batch.deadlines[first:end])
-            asked = AdmissionRequest(batch.rows[first:end], batch.priority, deadline)
-            admitted, promised, refusal = self.admission.judge(asked, curve, now, free_at)
+            wanted = AdmissionRequest(batch.rows[first:end], batch.priority, deadline)
+            admitted, promised, refusal = self.admission.judge(wanted, curve, now, free_at)
             for run in admitted:
                 requests = range(first + run.start, first + run.stop)
                 if promised is not None:
@@ -169,8 +169,8 @@ class Batcher:
         and when it would be admitted."""
         if self.layout.dims:
             return None
-        asked = AdmissionRequest((1,), priority, deadline)
-        return self.admission.refusal(asked, self.curve(precision or self.precision, ()), now, free_at)
+        wanted = AdmissionRequest((1,), priority, deadline)
+        return self.admission.refusal(wanted, self.curve(precision or self.precision, ()), now, free_at)
 
     def learn(self, promised: Iterable[tuple[float, float, int]], now: float) -> None:
         """Learns from answers whether their predictions were right; see `Results.take_promised`."""

@@ -36,7 +36,7 @@ class Dispatcher:
     """Belongs to the event loop's thread.
 
     Args:
-        spawn: makes the workers, who report to the listener that it is given.
+        spawn: makes the worker pool, which reports to the listener that it is given.
         device: shares the device's workers fairly with other models; None for a device of one's own.
         clock: monotonic, in seconds.
 

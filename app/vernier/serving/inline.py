@@ -19,7 +19,6 @@ _SHORTEST_S, _LONGEST_S = 100e-6, 300e-6
 _CROWD_S = 500e-6
 #: An estimate over the limit is tried again after a while, when it is not far over: load may have inflated it.
 _TRY_AGAIN_S, _NOT_FAR = 1.0, 3.0
-_LEARN_FIRST, _LEARN_EACH = 100, 8
 
 #: The device that these slots lie on, of those that an executor spans.
 DEVICE_INDEX = 0
@@ -37,7 +36,6 @@ class Inline:
         self.limit_s = _SHORTEST_S
         self.slots: dict[str, Slot] = {}
         self._curves: dict[tuple[str, ShapeKey], LatencyCurve] = {}
-        self._runs = 0
         self._tried: dict[tuple[str, ShapeKey], float] = {}
 
     def set_hand_over(self, seconds: float) -> None:
@@ -74,11 +72,8 @@ class Inline:
         return 1
 
     def ran(self, execution: Execution) -> None:
-        """Learns from the first executions, and then from some."""
-        self._runs += 1
-        if self._runs < _LEARN_FIRST or not self._runs % _LEARN_EACH:
-            curve = self._curves[execution.precision, execution.shape]
-            curve.observe(execution.rows, execution.compute_s)
+        """Learns how long an execution took."""
+        self._curves[execution.precision, execution.shape].observe(execution.rows, execution.compute_s)
 
     def use(self, precision: str, slot: Slot) -> None:
         """Takes a slot that is not used elsewhere."""

@@ -16,10 +16,10 @@ _GAIN, _DISTURBED_GAIN = 0.15, 0.01
 _LARGEST_STEP = 2.0
 #: … but this many in a row on the same side say that the whole curve is wrong.
 _CONVINCING = 3
-#: A bucket that did not run for so many executions of others is not believed to take longer than they would for
+#: A bucket that did not run for this number of executions of others is not believed to take longer than they would for
 #: the same rows: or one that was disturbed when it was measured would be avoided, and so never measured again.
 _STALE = 64
-#: One answer in so many may come too late: so the 99th percentile stays on the safe side.
+#: One answer in this number may come too late: so the 99th percentile stays on the safe side.
 _ONE_IN = 200
 #: A step of `Margin`, as a part of the time allowed: a hundred late answers in a row are a fifth of it.
 _MARGIN_STEP = 1e-5
@@ -205,7 +205,7 @@ class Margin:
 
     The stochastic approximation of Robbins and Monro (1951): an answer that came too late moves it up by 199 steps,
     any other one down by a step. So whatever the predictions leave out is learned from what became of them, and
-    while everything is in time it costs nothing: below capacity nobody is refused for a stall that all can bear.
+    while every answer is in time it costs nothing: below capacity no request is refused for a stall that all can bear.
 
     Attributes:
         seconds: from 0 to half of what was allowed.

@@ -17,7 +17,7 @@ from vernier.engine.ort import OnnxRuntimeExecutor
 from vernier.engine.selftest import self_test
 from vernier.engine.validated import ValidatedEngine
 from vernier.errors import EngineError, PackageError
-from vernier.package.golden import GoldenVectors, load_golden
+from vernier.package.golden import GoldenVectors, golden_of
 from vernier.package.integrity import resolve_inside
 from vernier.package.manifest import PRECISIONS, Manifest, VariantEntry
 
@@ -97,10 +97,6 @@ def choose_precision(
         bucket = max(shared, key=int)
         return min(loaded, key=lambda p: curves[p][bucket]), None
     return "fp32", None
-
-
-def golden_of(package: Path, manifest: Manifest) -> GoldenVectors | None:
-    return load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
 
 
 class OnnxRuntimeLoader:

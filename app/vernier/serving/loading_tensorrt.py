@@ -14,8 +14,7 @@ from vernier.engine.plan_source import PlanBuilder
 from vernier.engine.trt_api import RUNTIMES, TrtApi, load_api
 from vernier.engine.validated import PlanEvent, ValidatedEngine
 from vernier.errors import EngineError
-from vernier.package.golden import load_golden
-from vernier.package.integrity import resolve_inside
+from vernier.package.golden import golden_of
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache
 from vernier.serving.loading import LoadedEngines
@@ -87,7 +86,7 @@ class TensorRtEngines(LoadedEngines):
     """The engines of one package on the GPUs at hand."""
 
     def __init__(self, manager: Plans, arrivals: _Arrivals, package: Path, manifest: Manifest) -> None:
-        golden = load_golden(resolve_inside(package, manifest.golden)) if manifest.golden else None
+        golden = golden_of(package, manifest)
         ready = manager.ready
         best = manager.best()
         assert best is not None

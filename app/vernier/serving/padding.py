@@ -19,9 +19,6 @@ from vernier.package.manifest import Manifest, SequenceDim
 from vernier.serving.span import ExecutionPart, ShapeKey
 from vernier.tensors import Array, Arrays, TensorSpec, numpy_dtype
 
-#: Outputs of a batch up to this size are copied together.
-_SMALL_BYTES = 65536
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -203,9 +200,6 @@ class BatchLayout:
             name, view = entry.name, views[entry.name]
             if entry.padded:
                 self._fill_padded(entry, view, parts)
-            elif len(parts) == 1:
-                batch, _, start, count = parts[0]
-                view[:rows] = _rows(batch.inputs[name], start, count)
             else:
                 # One call for all parts: two thirds of the time that one assignment for each takes.
                 np.concatenate(
@@ -231,10 +225,6 @@ class BatchLayout:
         if self.kind == "none":
             own = {name: outputs[name] for name in parts[0].batch.outputs}
             return [own if fresh else {name: array.copy() for name, array in own.items()}]
-        large = () if fresh else [n for n, array in outputs.items() if array.nbytes > _SMALL_BYTES]
-        if not fresh:
-            # One copy for all is cheapest, but an answer that waits for a slow reader would keep all of it.
-            outputs = {n: array if n in large else array.copy() for n, array in outputs.items()}
         taken = []
         at = 0
         for batch, _, _, rows in parts:
@@ -242,10 +232,7 @@ class BatchLayout:
             own = {name: outputs[name][at:end] for name in batch.outputs}
             if self._crops:
                 self._crop(own, batch.inputs)
-            for name in large:
-                if name in own:
-                    own[name] = own[name].copy()
-            taken.append(own)
+            taken.append(own if fresh else {name: array.copy() for name, array in own.items()})
             at = end
         return taken
 

@@ -143,7 +143,7 @@ class PrecisionMonitor:
             self.observe(inputs, outputs, precision)
 
     def observe(self, inputs: Arrays, outputs: Arrays, precision: str) -> None:
-        """Takes an answered request; nobody may change its arrays afterwards."""
+        """Takes an answered request, whose arrays must not change afterwards."""
         if self._closed:
             return
         if self._pending >= _PENDING_LIMIT or not self._worker.alive or REFERENCE not in self._ladder:

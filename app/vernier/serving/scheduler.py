@@ -2,8 +2,8 @@
 
     submit → Entrance → Batcher.admit → queue → Dispatcher → RequestTracker → the batch's target
 
-Here are the variants, and start and end; who comes in is the entrance's, what runs when the dispatcher's. Every
-request ends exactly once: refused, or when it was admitted answered, failed, expired or cancelled.
+Here are the variants, and start and end; the entrance decides which requests come in, the dispatcher which run when.
+Every request ends exactly once: refused, or when it was admitted answered, failed, expired or cancelled.
 """
 
 from __future__ import annotations

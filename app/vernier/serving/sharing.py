@@ -60,7 +60,7 @@ class DeviceScheduler:
         self._running += 1
         account.running += 1
         account.used_s += predicted_s
-        # Several executions may have ended before anybody could start one: there may be room for more.
+        # Several executions may have ended before another one was started: there may be room for more.
         self._wake()
 
     def ended(self, member: Member, predicted_s: float, seconds: float) -> None:

@@ -34,7 +34,7 @@ class AnswerTap:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a listener."""
         return self._listener is not None
 
     def show(self, answered: Sequence[Shown], precision: str, now: float) -> None:

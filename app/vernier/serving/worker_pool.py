@@ -36,16 +36,16 @@ Curves = dict[str, dict[int, float]]
 
 
 class Listener(Protocol):
-    """Who is told; on the event loop's thread."""
+    """Is told what becomes of workers and executions, on the event loop's thread."""
 
     def worker_idle(self) -> None:
-        """There is an idle worker that was not there before."""
+        """A worker is idle that was not idle before."""
 
     def execution_finished(self, execution: Execution) -> None:
-        """It has outputs or an error, and its worker is idle again."""
+        """The execution has outputs or an error, and its worker is idle again."""
 
     def execution_lost(self, execution: Execution, error: EngineError) -> None:
-        """The worker died while it ran this."""
+        """The worker died while it ran this execution."""
 
     def device_lost(self, error: EngineError) -> None:
         """Nothing can run any more until the process restarts."""
@@ -135,7 +135,7 @@ class WorkerPool:
 
     # --- work -------------------------------------------------------------------------------------
     def run(self, execution: Execution) -> None:
-        """Gives it to an idle worker; there must be one."""
+        """Gives the execution to an idle worker; there must be one."""
         worker = self._next()
         self.busy[worker] = execution
         execution.device_index = self._device_of[worker]
@@ -147,7 +147,7 @@ class WorkerPool:
         worker.submit(job)
 
     def _next(self) -> Worker:
-        """The one that idles for the shortest time, on the device that has the fewest busy ones."""
+        """The worker that has idled for the shortest time, on the device that has the fewest busy workers."""
         if self._devices == 1:
             return self.idle.pop()
         busy = Counter(self._device_of[worker] for worker in self.busy)

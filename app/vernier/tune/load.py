@@ -20,9 +20,9 @@ from vernier.errors import VernierError
 from vernier.serving.scheduler import Scheduler
 from vernier.tensors import Arrays
 
-#: Answers that are still missing so long after the last request was due are misses.
+#: Seconds after the last request was due; answers that are still missing then are misses.
 _PATIENCE_S = 2.0
-#: Requests that are due together are handed over together, up to so many at a time.
+#: Requests that are due together are handed over together, up to this number at a time.
 _MAX_AT_ONCE = 256
 
 
@@ -67,7 +67,7 @@ class _Load:
         self.latencies += [now - batch.tokens[at] for at in requests]
 
     def failed(self, batch: RequestBatch, requests: Sequence[int], error: VernierError) -> None:
-        """It was not answered within any objective."""
+        """The requests were not answered within any objective."""
 
     def released(self, batch: RequestBatch) -> None:
         self.living.discard(batch)

@@ -163,7 +163,7 @@ class _TuningSearch:
         )
 
     async def try_slots(self, slots: int, advance: Advance) -> None:
-        """Every candidate with so many slots that the search leads to."""
+        """Every candidate with this number of slots that the search leads to."""
         manifest, wish = self._manifest, self._wish
         options = replace(self._first, slots=slots).settings(
             wish.objective_ms, self._settings.for_model(manifest.name)
@@ -246,7 +246,7 @@ class _TuningSearch:
         return low
 
     async def _holds(self, scheduler: Scheduler, rate: float, seed: int) -> bool:
-        """Whether the goal is met at a rate; who misses it narrowly or by bad luck gets a second chance."""
+        """Whether the goal is met at a rate; a rate that misses it narrowly or by bad luck gets a second chance."""
         for chance in range(2):
             outcome = await self._offer(scheduler, rate, self._wish.seconds, 1000 * chance + seed)
             share = outcome.within(self._wish.objective_ms / 1e3)
