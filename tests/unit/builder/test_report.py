@@ -195,7 +195,7 @@ def test_names_in_the_overview_do_not_cover_one_another() -> None:
 def test_of_many_layers_the_most_sensitive_are_drawn() -> None:
     many = [LayerReport(f"n{i}", "Conv", "fp16", 0.001, i / 1000) for i in range(200)]
     picture = str(charts.layers(many))
-    assert len(marks(picture)) == charts.MOST_LAYERS
+    assert len(marks(picture)) == charts.MAX_LAYERS
     assert "n199" in marks(picture)
     assert "n0" not in marks(picture)
 
