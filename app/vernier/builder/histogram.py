@@ -78,10 +78,7 @@ class MagnitudeHistogram:
     def merge(self, other: MagnitudeHistogram) -> None:
         """Adds what `other` has counted; the order makes no difference."""
         self._widen(other.exponent)
-        counts = other.counts
-        doublings = min(self.exponent - other.exponent, _BIN_BITS)
-        merged = counts.reshape(-1, 1 << doublings).sum(axis=1)
-        self.counts[: merged.size] += merged
+        self.counts += _coarser(other.counts, self.exponent - other.exponent)
         self.zeros += other.zeros
         self.nonfinite += other.nonfinite
         self.peak = max(self.peak, other.peak)
@@ -105,13 +102,9 @@ class MagnitudeHistogram:
         self.counts[0] -= zeros
 
     def _widen(self, exponent: int) -> None:
-        doublings = min(exponent - self.exponent, _BIN_BITS)
-        if exponent <= self.exponent:
-            return
-        merged = self.counts.reshape(-1, 1 << doublings).sum(axis=1)
-        self.counts = np.zeros(BINS, np.int64)
-        self.counts[: merged.size] = merged
-        self.exponent = exponent
+        if exponent > self.exponent:
+            self.counts = _coarser(self.counts, exponent - self.exponent)
+            self.exponent = exponent
 
     @property
     def width(self) -> float:
@@ -133,6 +126,12 @@ class MagnitudeHistogram:
         if histogram.counts.shape != (BINS,):
             raise ValueError("not a histogram")
         return histogram
+
+
+def _coarser(counts: Array, doublings: int) -> Array:
+    """The counts in bins that are 2**doublings as wide."""
+    merged = counts.reshape(-1, 1 << min(doublings, _BIN_BITS)).sum(axis=1)
+    return np.pad(merged, (0, BINS - merged.size))
 
 
 def minmax_scale(histogram: MagnitudeHistogram) -> float:

@@ -90,13 +90,11 @@ def constants_to_initializers(graph: GraphProto) -> None:
         graph.initializer.append(tensor)
     keep_nodes(graph, kept)
     for sparse in graph.sparse_initializer:
-        dense = np.zeros(int(np.prod(sparse.dims)), numpy_helper.to_array(sparse.values).dtype)
-        indices = numpy_helper.to_array(sparse.indices)
-        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
-        dense[flat] = numpy_helper.to_array(sparse.values)
-        graph.initializer.append(
-            numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), sparse.values.name)
-        )
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)
+        dense.reshape(-1)[flat] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
     del graph.sparse_initializer[:]
 
 
