@@ -15,7 +15,7 @@ from time import perf_counter
 
 from vernier.builder import packaging
 from vernier.builder.auto import worth_building
-from vernier.builder.candidates import Candidate, Judging, lowerings_of, safest_first
+from vernier.builder.candidates import VariantCandidate, VariantEvaluator, lowerings_of, safest_first
 from vernier.builder.data import (
     ArraySamples,
     Samples,
@@ -35,7 +35,7 @@ from vernier.builder.report import BuildReport
 from vernier.builder.request import AUTO, BuildOutcome, BuildRequest, VariantOutcome
 from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
-from vernier.builder.variants import Workshop
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME, OnnxRuntimeExecutor
 from vernier.engine.selftest import self_test
 from vernier.errors import BuildError, EngineError, GateRefused, ResumeError
@@ -100,11 +100,11 @@ class _Build:
         self._notes += prepared.notes
         judged_on = self._judged_on(prepared, calibration, evaluation)
         calibration = self._to_calibrate(calibration, evaluation)
-        workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
+        builder = VariantBuilder(prepared, calibration, judged_on, request, self._progress)
         if request.calibration_cache is not None:
-            workshop.reuse(request.calibration_cache)
-        judging = Judging(workshop, judged_on, request, self._progress)
-        candidates = [judging.build("fp32", self._staged)]
+            builder.reuse(request.calibration_cache)
+        evaluator = VariantEvaluator(builder, judged_on, request, self._progress)
+        candidates = [evaluator.build("fp32", self._staged)]
         if candidates[0].status != "pass":
             raise GateRefused(
                 f"FP32 itself misses the budget, so nothing can keep it: {candidates[0].reason}"
@@ -112,25 +112,25 @@ class _Build:
         precisions, not_built = self._precisions()
         for precision in precisions:
             self._progress.note(f"building {precision}")
-            candidates.append(self._try(judging, precision))
+            candidates.append(self._try(evaluator, precision))
         golden = packaging.write_golden(
             self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
         )
-        candidates, latencies = self._prove_and_measure(prepared, judging, candidates, golden)
+        candidates, latencies = self._prove_and_measure(prepared, evaluator, candidates, golden)
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
-        calibrated = self._write_calibration(workshop)
-        self._notes += workshop.notes
+        calibrated = self._write_calibration(builder)
+        self._notes += builder.notes
         report = gather(
             request.name,
-            workshop,
-            judging,
+            builder,
+            evaluator,
             candidates,
             latencies,
             decision[RUNTIME],
             not_built,
             self._staged,
             self._notes,
-            self._facts(workshop, calibration, evaluation),
+            self._facts(builder, calibration, evaluation),
             self._progress,
         )
         # What draws and fills the page is loaded in the last second of a build alone.
@@ -151,7 +151,7 @@ class _Build:
                 dims=prepared.dims,
                 batching=prepared.batching,
                 sequence=list(prepared.sequence),
-                variants=self._entries(workshop, judging, candidates, latencies),
+                variants=self._entries(builder, evaluator, candidates, latencies),
                 plans=list(plans),
                 calibration=calibrated,
                 golden=packaging.GOLDEN_NAME,
@@ -168,7 +168,7 @@ class _Build:
             package=package,
             manifest=manifest,
             runtime=RUNTIME,
-            variants=self._outcomes(workshop, candidates, latencies, manifest, report),
+            variants=self._outcomes(builder, candidates, latencies, manifest, report),
             notes=tuple(self._notes),
             seconds=perf_counter() - self._began,
         )
@@ -243,19 +243,23 @@ class _Build:
             names, not_built = worth_building(wishes.runtime, wishes.compute_capabilities)
         return [name for name in names if name != "fp32"], not_built
 
-    def _try(self, judging: Judging, precision: str) -> Candidate:
+    def _try(self, evaluator: VariantEvaluator, precision: str) -> VariantCandidate:
         try:
-            return judging.build(precision, self._staged)
+            return evaluator.build(precision, self._staged)
         except ResumeError:  # concerns the whole build, whatever the precision
             raise
         except BuildError as error:
             if self._request.precisions == (AUTO,):
-                return Candidate(precision, "skipped", error.message)
+                return VariantCandidate(precision, "skipped", error.message)
             raise
 
     def _prove_and_measure(
-        self, prepared: PreparedModel, judging: Judging, candidates: list[Candidate], golden: GoldenVectors
-    ) -> tuple[list[Candidate], Latencies]:
+        self,
+        prepared: PreparedModel,
+        evaluator: VariantEvaluator,
+        candidates: list[VariantCandidate],
+        golden: GoldenVectors,
+    ) -> tuple[list[VariantCandidate], Latencies]:
         """Each variant as the service will load it: its self-test first, then its latency."""
         threads = max(1, len(os.sched_getaffinity(0)) // 2)
         executors: dict[str, OnnxRuntimeExecutor] = {}
@@ -267,10 +271,10 @@ class _Build:
                         self._staged / c.files[0], precision=c.precision, intra_op_threads=threads
                     )
                     executors[c.precision] = executor
-                    failure = self_test(executor, golden, judging.limits(c.precision), _rows(prepared))
+                    failure = self_test(executor, golden, evaluator.limits(c.precision), _rows(prepared))
                     if failure is not None:
                         executors.pop(c.precision).close()
-                        c = judging.failed_here(c, failure)
+                        c = evaluator.failed_here(c, failure)
                 proven.append(c)
             return proven, measure(executors, batches_of(golden.inputs, prepared.batching), self._progress)
         finally:
@@ -278,7 +282,11 @@ class _Build:
                 executor.close()
 
     def _entries(
-        self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
+        self,
+        builder: VariantBuilder,
+        evaluator: VariantEvaluator,
+        candidates: list[VariantCandidate],
+        latencies: Latencies,
     ) -> dict[str, VariantEntry]:
         return {
             c.precision: VariantEntry(
@@ -286,8 +294,8 @@ class _Build:
                 files=list(c.files),
                 gates=c.gates or {},
                 latency_ms=_latency_entry(latencies.median.get(c.precision)),
-                assignment=workshop.assignment(c.recipe) if c.recipe else {},
-                budget=judging.limits(c.precision),
+                assignment=builder.assignment(c.recipe) if c.recipe else {},
+                budget=evaluator.limits(c.precision),
                 lowerings=lowerings_of(c),
             )
             for c in candidates
@@ -295,25 +303,25 @@ class _Build:
         }
 
     def _facts(
-        self, workshop: Workshop, calibration: Samples | None, evaluation: Samples | None
+        self, builder: VariantBuilder, calibration: Samples | None, evaluation: Samples | None
     ) -> dict[str, str]:
         """What the package was made from, for the report."""
         request = self._request
-        found = {"model": f"{request.model.name}, sha256 {workshop.prepared.source_sha256}"}
+        found = {"model": f"{request.model.name}, sha256 {builder.prepared.source_sha256}"}
         for label, source, samples in (
             ("calibration data", request.calibration, calibration),
             ("evaluation data", request.evaluation, evaluation),
         ):
             if source is not None and samples is not None:
                 found[label] = f"{Path(source).name}, {len(samples)} samples, sha256 {samples.sha256}"
-        if calibrated := workshop.calibrated:
+        if calibrated := builder.calibrated:
             found["calibration"] = calibrated
         found["tools"] = ", ".join(f"{name} {version}" for name, version in packaging.tool_versions().items())
         found["built"] = packaging.now_text()
         return found
 
-    def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
-        record = workshop.calibration_record(packaging.tool_versions())
+    def _write_calibration(self, builder: VariantBuilder) -> CalibrationEntry | None:
+        record = builder.calibration_record(packaging.tool_versions())
         if record is None:
             return None
         write_calibration(self._staged, record)
@@ -334,8 +342,8 @@ class _Build:
 
     def _outcomes(
         self,
-        workshop: Workshop,
-        candidates: Sequence[Candidate],
+        builder: VariantBuilder,
+        candidates: Sequence[VariantCandidate],
         latencies: Latencies,
         manifest: Manifest,
         report: BuildReport,
@@ -344,15 +352,19 @@ class _Build:
         auto = self._request.precisions == (AUTO,)
         why = {variant.precision: variant.explanation for variant in report.variants} if auto else {}
         built = [
-            self._outcome(workshop, c, latencies, manifest, why.get(c.precision, c.reason))
-            for c in candidates
+            self._outcome(builder, c, latencies, manifest, why.get(c.precision, c.reason)) for c in candidates
         ]
         names = {c.precision for c in candidates}
         skipped = [VariantOutcome(p, "skipped", reason) for p, reason in why.items() if p not in names]
         return (*built, *skipped)
 
     def _outcome(
-        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest, reason: str
+        self,
+        builder: VariantBuilder,
+        candidate: VariantCandidate,
+        latencies: Latencies,
+        manifest: Manifest,
+        reason: str,
     ) -> VariantOutcome:
         return VariantOutcome(
             precision=candidate.precision,
@@ -361,7 +373,7 @@ class _Build:
             bytes=sum(manifest.files[name].bytes for name in candidate.files),
             gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
             latency_ms=latencies.median.get(candidate.precision, {}),
-            assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
+            assignment=builder.assignment(candidate.recipe) if candidate.recipe else {},
         )
 
 

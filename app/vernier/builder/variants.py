@@ -43,7 +43,7 @@ _ROOM = 1.25
 _WEIGHT_METHOD: WeightMethod = "best"
 
 
-class Workshop:
+class VariantBuilder:
     """Recipes and graphs of one prepared model.
 
     What several precisions need (ranges, rounded weights, overflowing nodes) is found when first asked for.
