@@ -83,8 +83,8 @@ def _draw(
     body = body[body.index("<g") :].replace("xlink:href", "href")
     body = re.sub(rf'<g id="{_NAME}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r' id="\w+_\d+"', "", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"<]*", r"font-size: \1", body)
+    body = re.sub(r"font-family: [^;\"<]*; ?", "", body)
     for name, colour in _INK.items():
         body = body.replace(colour, f"var(--{name})")
     return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}')
