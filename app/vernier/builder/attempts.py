@@ -10,7 +10,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from vernier.builder.candidates import Candidate, Judging
+from vernier.builder.candidates import VariantCandidate, VariantEvaluator
 from vernier.builder.latency import Latencies, batches_of, measure
 from vernier.builder.prepare import PreparedModel
 from vernier.builder.progress import Progress
@@ -20,7 +20,7 @@ from vernier.errors import BuildError, DataChanged, EngineError, ResumeError
 from vernier.package.golden import GoldenVectors
 
 
-def attempt(judging: Judging, precision: str, folder: Path, *, chooses: bool) -> Candidate:
+def attempt(evaluator: VariantEvaluator, precision: str, folder: Path, *, chooses: bool) -> VariantCandidate:
     """Builds one precision besides FP32 into `folder`; whatever fails, its files are gone and the candidate says so.
 
     Args:
@@ -29,13 +29,13 @@ def attempt(judging: Judging, precision: str, folder: Path, *, chooses: bool) ->
     """
     before = set(folder.iterdir())
     try:
-        return judging.build(precision, folder)
+        return evaluator.build(precision, folder)
     except (ResumeError, DataChanged, OSError):
         raise
     except BuildError as error:
-        failed = Candidate(precision, "skipped" if chooses else "failed", error.message)
+        failed = VariantCandidate(precision, "skipped" if chooses else "failed", error.message)
     except Exception as error:  # a fault of ours, or of a library: the others are as good as without it
-        failed = Candidate(precision, "failed", _fault_sentence(error), fault=traceback.format_exc())
+        failed = VariantCandidate(precision, "failed", _fault_sentence(error), fault=traceback.format_exc())
     for path in set(folder.iterdir()) - before:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return failed
@@ -47,12 +47,12 @@ def _fault_sentence(error: BaseException) -> str:
 
 def prove_and_measure(
     prepared: PreparedModel,
-    judging: Judging,
-    candidates: list[Candidate],
+    evaluator: VariantEvaluator,
+    candidates: list[VariantCandidate],
     golden: GoldenVectors,
     folder: Path,
     progress: Progress,
-) -> tuple[list[Candidate], Latencies]:
+) -> tuple[list[VariantCandidate], Latencies]:
     """Each variant as the service will load it: its self-test first, then its latency."""
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     executors: dict[str, OnnxRuntimeExecutor] = {}
@@ -66,14 +66,14 @@ def prove_and_measure(
                         folder / c.files[0], precision=c.precision, intra_op_threads=threads
                     )
                     failure = self_test(
-                        executors[c.precision], golden, judging.limits(c.precision), _rows(prepared)
+                        executors[c.precision], golden, evaluator.limits(c.precision), _rows(prepared)
                     )
                 except EngineError as error:
                     failure = error.message
                 if failure is not None:
                     if c.precision in executors:
                         executors.pop(c.precision).close()
-                    c = judging.failed_here(c, failure)
+                    c = evaluator.failed_here(c, failure)
             proven.append(c)
         return proven, measure(executors, batches_of(golden.inputs, prepared.batching), progress)
     finally:

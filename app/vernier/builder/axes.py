@@ -134,9 +134,7 @@ def _cannot_load(message: str) -> BuildError:
         r"Could not find an implementation for (\S+) node with name '([^']*)'", message
     )
     if found is None:
-        return BuildError(
-            f"ONNX Runtime cannot load the model: {message}; export it again, or mend that part"
-        )
+        return BuildError(f"ONNX Runtime cannot load the model: {message}; export it again, or fix that part")
     operator = found.group(1).split("(")[0].replace(":", "::", 1)
     where = f" (node '{found.group(2)}')" if found.lastindex == 2 else ""
     return BuildError(

@@ -19,25 +19,80 @@ def fold_batch_norms(model: ModelProto) -> int:
     Returns how many BatchNormalizations went.
     """
     graph = model.graph
-    constants = {t.name: t for t in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
-    counts = uses(graph)
-    gone: set[str] = set()
-    for node in graph.node:
-        if node.op_type != "BatchNormalization" or not all(name in constants for name in node.input[1:5]):
-            continue
-        before = producers.get(node.input[0])
-        if before is None or counts[node.input[0]] != 1:
-            continue
-        scale, shift = _affine(node, constants)
-        if _fold(graph, before, node, scale, shift, constants, producers, counts):
-            gone.add(node.output[0])
+    folding = _Folding(graph)
+    kept = [node for node in graph.node if node.op_type != "BatchNormalization" or not folding.folds(node)]
+    gone = len(graph.node) - len(kept)
     if gone:
-        keep_nodes(
-            graph, [n for n in graph.node if not (n.op_type == "BatchNormalization" and n.output[0] in gone)]
-        )
+        keep_nodes(graph, kept)
         drop_unused(graph)
-    return len(gone)
+    return gone
+
+
+class _Folding:
+    """A graph whose BatchNormalizations are folded, one after the other."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._graph = graph
+        self._constants = {t.name: t for t in graph.initializer}
+        self._producers = {output: node for node in graph.node for output in node.output}
+        self._counts = uses(graph)
+
+    def folds(self, norm: NodeProto) -> bool:
+        """Folds `norm` into the node before it, which then writes its output. False where that cannot be."""
+        before = self._producers.get(norm.input[0])
+        if (
+            before is None
+            or self._counts[norm.input[0]] != 1
+            or any(name not in self._constants for name in norm.input[1:5])
+        ):
+            return False
+        weighted, bias_at = self._weighted(before)
+        if weighted is None:
+            return False
+        weight = self._constants.get(weighted.input[1])
+        bias_name = before.input[bias_at] if len(before.input) > bias_at else ""
+        if weight is None or (bias_name and bias_name not in self._constants):
+            return False
+        scale, shift = _affine(norm, self._constants)
+        values = numpy_helper.to_array(weight)
+        bias = numpy_helper.to_array(self._constants[bias_name]) if bias_name else np.zeros(1, values.dtype)
+        factor = _factor(weighted, values, scale)
+        per_channel = bias.size in (1, scale.size) and bias.reshape(-1).shape == bias.shape[-1:]
+        scaled = weighted.op_type == "Gemm" and any(
+            a.name in ("alpha", "beta") and a.f != 1.0 for a in weighted.attribute
+        )
+        if factor is None or not per_channel or scaled:
+            return False
+        base = norm.output[0]
+        weighted.input[1] = self._store(f"{base}_folded_weight", (values * factor).astype(values.dtype))
+        folded_bias = bias.astype(np.float64).reshape(-1) * scale + shift
+        while len(before.input) <= bias_at:
+            before.input.append("")
+        before.input[bias_at] = self._store(f"{base}_folded_bias", folded_bias.astype(values.dtype))
+        before.output[0] = base
+        self._producers[base] = before
+        return True
+
+    def _weighted(self, before: NodeProto) -> tuple[NodeProto | None, int]:
+        """The node whose weight takes the scale, and the input of `before` that takes the shift."""
+        if before.op_type in ("Conv", "ConvTranspose", "Gemm"):
+            return before, 2
+        if before.op_type != "Add":
+            return None, 0
+        makers = [self._producers.get(name) for name in before.input]
+        products = [m for m in makers if m is not None and m.op_type == "MatMul"]
+        is_matrix = any(
+            v.name == before.output[0] and len(v.type.tensor_type.shape.dim) == 2
+            for v in self._graph.value_info
+        )
+        if len(products) != 1 or self._counts[products[0].output[0]] != 1 or not is_matrix:
+            return None, 0
+        return products[0], 1 if before.input[0] == products[0].output[0] else 0
+
+    def _store(self, name: str, values: Array) -> str:
+        self._constants[name] = numpy_helper.from_array(values, name)
+        self._graph.initializer.append(self._constants[name])
+        return name
 
 
 def _affine(node: NodeProto, constants: dict[str, TensorProto]) -> tuple[Array, Array]:
@@ -48,58 +103,6 @@ def _affine(node: NodeProto, constants: dict[str, TensorProto]) -> tuple[Array, 
     )
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
-
-
-def _fold(
-    graph: GraphProto,
-    before: NodeProto,
-    norm: NodeProto,
-    scale: Array,
-    shift: Array,
-    constants: dict[str, TensorProto],
-    producers: dict[str, NodeProto],
-    counts: dict[str, int],
-) -> bool:
-    if before.op_type in ("Conv", "ConvTranspose", "Gemm"):
-        weighted, bias_at = before, 2
-    elif before.op_type == "Add":  # MatMul + bias
-        products = [
-            p for p in (producers.get(n) for n in before.input) if p is not None and p.op_type == "MatMul"
-        ]
-        if (
-            len(products) != 1
-            or counts[products[0].output[0]] != 1
-            or not _is_matrix(graph, before.output[0])
-        ):
-            return False
-        weighted = products[0]
-        bias_at = 1 if before.input[0] == weighted.output[0] else 0
-    else:
-        return False
-    weight = constants.get(weighted.input[1])
-    bias_name = before.input[bias_at] if len(before.input) > bias_at else ""
-    if weight is None or (bias_name and bias_name not in constants):
-        return False
-    values = numpy_helper.to_array(weight)
-    bias = numpy_helper.to_array(constants[bias_name]) if bias_name else np.zeros(1, values.dtype)
-    factor = _factor(weighted, values, scale)
-    per_channel = bias.size in (1, scale.size) and bias.reshape(-1).shape == bias.shape[-1:]
-    if factor is None or not per_channel:
-        return False
-    if weighted.op_type == "Gemm" and any(
-        a.name in ("alpha", "beta") and a.f != 1.0 for a in weighted.attribute
-    ):
-        return False
-    base = norm.output[0]
-    weighted.input[1] = _store(graph, constants, f"{base}_folded_weight", values * factor, values.dtype)
-    folded_bias = bias.astype(np.float64).reshape(-1) * scale + shift
-    while len(before.input) <= bias_at:
-        before.input.append("")
-    before.input[bias_at] = _store(graph, constants, f"{base}_folded_bias", folded_bias, values.dtype)
-    before.output[0] = norm.output[0]
-    producers[norm.output[0]] = before
-    counts[norm.output[0]] = counts.get(norm.output[0], 0)
-    return True
 
 
 def _factor(node: NodeProto, weight: Array, scale: Array) -> Array | None:
@@ -117,20 +120,3 @@ def _factor(node: NodeProto, weight: Array, scale: Array) -> Array | None:
     if weight.ndim != 2 or weight.shape[axis] != scale.size:
         return None
     return scale.reshape(-1, 1) if axis == 0 else scale.reshape(1, -1)
-
-
-def _is_matrix(graph: GraphProto, name: str) -> bool:
-    return any(v.name == name and len(v.type.tensor_type.shape.dim) == 2 for v in graph.value_info)
-
-
-def _store(
-    graph: GraphProto,
-    constants: dict[str, TensorProto],
-    name: str,
-    values: Array,
-    dtype: np.dtype[np.generic],
-) -> str:
-    tensor = numpy_helper.from_array(values.astype(dtype), name)
-    graph.initializer.append(tensor)
-    constants[name] = tensor
-    return name

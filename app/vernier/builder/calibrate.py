@@ -13,7 +13,7 @@ from onnx import ModelProto
 from vernier.builder.counting import count, model_digest
 from vernier.builder.data import Samples, Subset
 from vernier.builder.histogram import (
-    Histogram,
+    MagnitudeHistogram,
     entropy_scale,
     errors,
     minmax_scale,
@@ -22,10 +22,10 @@ from vernier.builder.histogram import (
 )
 from vernier.builder.placement import QuantizableNode
 from vernier.builder.progress import NoProgress, Progress
-from vernier.builder.rehearsal import Rehearsal, damage
+from vernier.builder.rehearsal import SwitchableQdq, damage
 from vernier.builder.resume import CalibrationState
 from vernier.builder.taps import evenly
-from vernier.builder.watch import Watch
+from vernier.builder.watch import RangeObserver
 from vernier.errors import BuildError
 from vernier.tensors import Array
 
@@ -39,7 +39,7 @@ _SCALES = {
     "mse": mse_scale,
 }
 #: `best` judges on so many samples, and on fewer when that would take more operations than this.
-_JUDGED_SAMPLES, _LEAST_JUDGED = 64, 2
+_JUDGED_SAMPLES, _MIN_JUDGED = 64, 2
 _JUDGED_MACS = 2.5e11
 _JUDGED_ROWS = 8
 #: Candidates closer than this to one another cannot matter.
@@ -52,7 +52,7 @@ class Ranges:
 
     scales, peaks: by value name; a peak is the largest magnitude seen.
     per_tensor_method: where the scale of each came from; with `best` they differ.
-    seen: what the watch saw, None without one.
+    seen: what the observer saw, None without one.
     """
 
     scales: dict[str, float]
@@ -70,7 +70,7 @@ def calibrate(
     method: Method = "best",
     progress: Progress | None = None,
     resume: Path | None = None,
-    watch: Watch | None = None,
+    observer: RangeObserver | None = None,
 ) -> Ranges:
     """Runs `model` over all samples once and derives a scale for every activation of `nodes`.
 
@@ -81,7 +81,7 @@ def calibrate(
         method: `best` takes each tensor's scale from the method whose error changes the outputs least.
         resume: a file that keeps what was counted so far; an interrupted run goes on from there. It is
             removed at the end. A file that is not a state of the same calibration is left alone.
-        watch: looks at the values in the same pass; what it saw is in the result.
+        observer: looks at the values in the same pass; what it saw is in the result.
 
     Raises:
         BuildError: an unknown method, no samples, or the model fails on them.
@@ -95,9 +95,9 @@ def calibrate(
     names = list(dict.fromkeys(a for node in nodes for a in node.activations))
     saved = None
     if resume is not None:
-        subject = "\0".join([model_digest(model), samples.sha256, *names, str(watch is not None)])
+        subject = "\0".join([model_digest(model), samples.sha256, *names, str(observer is not None)])
         saved = CalibrationState(resume, subject)
-    counted = count(model, names, samples, progress, saved, watch)
+    counted = count(model, names, samples, progress, saved, observer)
     histograms = counted.histograms
     if method == "best":
         scales, methods = _choose(model, nodes, samples, histograms, progress)
@@ -115,7 +115,7 @@ def _choose(
     model: ModelProto,
     nodes: Sequence[QuantizableNode],
     samples: Samples,
-    histograms: Mapping[str, Histogram],
+    histograms: Mapping[str, MagnitudeHistogram],
     progress: Progress,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Per tensor the method that harms the outputs least; all of one method where that harms less.
@@ -126,17 +126,17 @@ def _choose(
     chosen = {name: next(iter(c)) for name, c in candidates.items()}
     if any(len(c) > 1 for c in candidates.values()):
         try:
-            chosen = _compete(Rehearsal(model, nodes), nodes, samples, histograms, candidates, progress)
+            chosen = _compete(SwitchableQdq(model, nodes), nodes, samples, histograms, candidates, progress)
         except BuildError as error:
             progress.note(f"ranges were chosen by their squared error alone: {error}")
     return {n: _SCALES[m](histograms[n]) for n, m in chosen.items()}, chosen
 
 
 def _compete(
-    rehearsal: Rehearsal,
+    switchable: SwitchableQdq,
     nodes: Sequence[QuantizableNode],
     samples: Samples,
-    histograms: Mapping[str, Histogram],
+    histograms: Mapping[str, MagnitudeHistogram],
     candidates: Mapping[str, dict[str, float]],
     progress: Progress,
 ) -> dict[str, str]:
@@ -147,7 +147,7 @@ def _compete(
     macs = max(1, sum(node.macs for node in nodes))
     with progress.task("choosing ranges", total=runs + 1 + len(_SCALES)) as advance:
         harm = _Harm(
-            rehearsal, samples, int(np.clip(_JUDGED_MACS / (runs * macs), _LEAST_JUDGED, _JUDGED_SAMPLES))
+            switchable, samples, int(np.clip(_JUDGED_MACS / (runs * macs), _MIN_JUDGED, _JUDGED_SAMPLES))
         )
         for name in open_questions:
             caused = {}
@@ -160,7 +160,7 @@ def _compete(
                 chosen[name] = best
         # Errors of several tensors need not add up: the whole choice competes with each single method.
         most = int(np.clip(_JUDGED_MACS / (8 * macs), 8, 4 * _JUDGED_SAMPLES))
-        harm = _Harm(rehearsal, samples, most)
+        harm = _Harm(switchable, samples, most)
         plans = [chosen, *(dict.fromkeys(chosen, m) for m in _SCALES)]
         harms = []
         for plan in plans:
@@ -173,15 +173,15 @@ def _compete(
 class _Harm:
     """What scales do to the outputs on at most `most` of the samples."""
 
-    def __init__(self, rehearsal: Rehearsal, samples: Samples, most: int) -> None:
-        self._rehearsal = rehearsal
-        self._reference = rehearsal.remember(Subset(samples, evenly(len(samples), most)), _JUDGED_ROWS)
+    def __init__(self, switchable: SwitchableQdq, samples: Samples, most: int) -> None:
+        self._switchable = switchable
+        self._reference = switchable.remember(Subset(samples, evenly(len(samples), most)), _JUDGED_ROWS)
 
     def __call__(self, scales: Mapping[str, float]) -> float:
-        return damage(self._reference, self._rehearsal.run(scales))
+        return damage(self._reference, self._switchable.run(scales))
 
 
-def _candidates(histogram: Histogram) -> dict[str, float]:
+def _candidates(histogram: MagnitudeHistogram) -> dict[str, float]:
     """Method → scale, the least mean squared error first, without near repetitions of it."""
     scales = {method: derive(histogram) for method, derive in _SCALES.items()}
     if not histogram.peak:

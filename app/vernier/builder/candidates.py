@@ -25,7 +25,7 @@ from vernier.builder.search import SearchResult, search
 from vernier.builder.store import write_model
 from vernier.builder.survey import independent
 from vernier.builder.tf32 import emulate_tf32
-from vernier.builder.variants import Workshop
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
 from vernier.package.manifest import GateResult
@@ -49,7 +49,7 @@ _GLIMPSE = 16
 
 
 @dataclass(frozen=True)
-class Candidate:
+class VariantCandidate:
     """One precision, built and judged.
 
     status: `pass`, `refused`, `skipped` or `failed`.
@@ -90,16 +90,16 @@ class Candidate:
         return self.kept and self.gates is not None and RUNTIME in self.gates and self.gates[RUNTIME].passed
 
 
-class Judging:
+class VariantEvaluator:
     """The evaluation samples, FP32's answers to them, and the budget that variants are held against.
 
     seconds: how long FP32 took for all samples.
     """
 
     def __init__(
-        self, workshop: Workshop, samples: Samples, request: BuildRequest, progress: Progress
+        self, builder: VariantBuilder, samples: Samples, request: BuildRequest, progress: Progress
     ) -> None:
-        self.workshop = workshop
+        self.builder = builder
         self.samples = samples
         self._request = request
         self._progress = progress
@@ -108,17 +108,17 @@ class Judging:
         self._kept: dict[tuple[bool, tuple[float, ...]], frozenset[str]] = {}
         began = perf_counter()
         with progress.task("running FP32", len(samples)) as advance:
-            self.reference = Evaluator(workshop.prepared.model).run(samples, advance=advance)
+            self.reference = Evaluator(builder.prepared.model).run(samples, advance=advance)
         self.seconds = perf_counter() - began
         self.budget = resolve_budget(request.budget, self.reference, samples.labels, request.strict)
         self.judge = make_judge(self.budget, self.reference, samples.labels)
         self._cautious = CautiousJudge(self.judge, groups=samples.groups)
 
-    def build(self, precision: str, folder: Path) -> Candidate:
+    def build(self, precision: str, folder: Path) -> VariantCandidate:
         """Makes, judges and, if it passes, writes `<precision>.onnx` into `folder`. Raises BuildError."""
         if precision == "tf32":
             return self._tf32()
-        recipe = self.workshop.recipe(precision)
+        recipe = self.builder.recipe(precision)
         improves = precision != "fp32" and self._request.search
         candidate = self._improved(precision, recipe) if improves else self._candidate(precision, recipe)
         gate = candidate.gate
@@ -128,14 +128,14 @@ class Judging:
 
     def _candidate(
         self, precision: str, recipe: Recipe, known: Sequence[tuple[Samples, Arrays]] = ()
-    ) -> Candidate:
+    ) -> VariantCandidate:
         """known: disjoint parts of the samples, and the recipe's answers to them, which are not run again."""
         # FP32 is what everything is compared with: there is nothing to run again.
         outputs = self.reference if precision == "fp32" else self._emulated(recipe, known)
         gate = gate_with(self.judge, outputs)
-        return Candidate(precision, "", "", recipe, gates={EMULATED: gate}, outputs=outputs)
+        return VariantCandidate(precision, "", "", recipe, gates={EMULATED: gate}, outputs=outputs)
 
-    def _used(self, candidate: Candidate) -> float:
+    def _used(self, candidate: VariantCandidate) -> float:
         """The part of the budget that is used up; above 1 it is missed, or may be on the next samples."""
         return self._used_by(candidate.outputs or {})
 
@@ -151,15 +151,15 @@ class Judging:
             f"evaluate on more, or take the budget at its word with --no-search"
         )
 
-    def _improved(self, precision: str, wished: Recipe) -> Candidate:
+    def _improved(self, precision: str, wished: Recipe) -> VariantCandidate:
         """The recipe as it is when it is well inside the budget, or brought into it: with ranges that hardly
         clip, by giving nodes back, or both.
 
         Of two that are inside already the one with more to spare is taken: what clips rarely may not
         have clipped in these samples.
         """
-        tried: list[tuple[float, Recipe, Candidate | None]] = []
-        for recipe in (wished, self.workshop.reaching(wished)) if wished.ranges else (wished,):
+        tried: list[tuple[float, Recipe, VariantCandidate | None]] = []
+        for recipe in (wished, self.builder.reaching(wished)) if wished.ranges else (wished,):
             used = self._glimpsed(recipe) if precision in QUANTIZED else 0.0
             candidate = self._candidate(precision, recipe) if used <= 1 else None
             if candidate is not None:
@@ -182,9 +182,11 @@ class Judging:
         if self.seconds <= _CHEAP_SECONDS:
             return 0.0
         few, _ = first_and_rest(self.samples, _GLIMPSE)
-        return self._cautious.worst_of_some(Evaluator(self.workshop.graph(recipe)).run(few))
+        return self._cautious.worst_of_some(Evaluator(self.builder.graph(recipe)).run(few))
 
-    def _searched(self, precision: str, recipe: Recipe, candidate: Candidate | None) -> Candidate:
+    def _searched(
+        self, precision: str, recipe: Recipe, candidate: VariantCandidate | None
+    ) -> VariantCandidate:
         """The recipe with as many nodes given back as the budget demands.
 
         candidate: the recipe as it is, None if that was not judged on all samples.
@@ -198,18 +200,18 @@ class Judging:
         candidate = self._candidate(precision, found.recipe, found.verified)
         return replace(candidate, found=replace(found, verified=()))
 
-    def _tf32(self) -> Candidate:
+    def _tf32(self) -> VariantCandidate:
         """The FP32 graph, which the builder of a plan is allowed to run with TF32; a CPU cannot."""
-        outputs = Evaluator(emulate_tf32(self.workshop.prepared.model), as_on_gpu=False).run(self.samples)
+        outputs = Evaluator(emulate_tf32(self.builder.prepared.model), as_on_gpu=False).run(self.samples)
         gate = gate_with(self.judge, outputs)
         if gate.passed and self._request.search and self._used_by(outputs) > 1:
             gate = gate.model_copy(update={"passed": False, "reason": self._doubt})
         nowhere = gate.model_copy(update={"passed": False, "reason": "a CPU has no TF32"})
-        return Candidate(
+        return VariantCandidate(
             "tf32",
             "pass" if gate.passed else "refused",
             "kept for GPUs; a CPU has no TF32" if gate.passed else gate.reason,
-            self.workshop.recipe("tf32"),
+            self.builder.recipe("tf32"),
             self.fp32_files if gate.passed else (),
             gates={EMULATED: gate, RUNTIME: nowhere},
             outputs=outputs,
@@ -219,7 +221,7 @@ class Judging:
         """How far golden vectors and live answers may stray; FP32 has the self-test's own limits."""
         return {} if precision == "fp32" else self.budget.limits()
 
-    def failed_here(self, candidate: Candidate, reason: str) -> Candidate:
+    def failed_here(self, candidate: VariantCandidate, reason: str) -> VariantCandidate:
         """A variant whose executor fails its self-test stays for other runtimes alone."""
         if candidate.precision == "fp32":
             raise BuildError(
@@ -236,7 +238,7 @@ class Judging:
             advance(len(self.samples) - len(left))
             if len(left):
                 samples = Subset(self.samples, left) if known else self.samples
-                parts.append(Evaluator(self.workshop.graph(recipe)).run(samples, advance=advance))
+                parts.append(Evaluator(self.builder.graph(recipe)).run(samples, advance=advance))
         order = np.argsort(np.concatenate([*done, left]))
         return {name: array[order] for name, array in concatenated(parts).items()}
 
@@ -249,9 +251,9 @@ class Judging:
         key = (bool(recipe.fp8), tuple(recipe.ranges.values()))
         known = self._sensitivities.setdefault(key, {})
         found = search(
-            self.workshop.prepared,
+            self.builder.prepared,
             recipe,
-            self.workshop.nodes,
+            self.builder.nodes,
             select,
             verify,
             self.budget,
@@ -266,14 +268,14 @@ class Judging:
             self._kept[key] = found.recipe.int8 | found.recipe.fp8
         return found
 
-    def _write(self, candidate: Candidate, folder: Path) -> Candidate:
+    def _write(self, candidate: VariantCandidate, folder: Path) -> VariantCandidate:
         recipe = candidate.recipe
         assert recipe is not None
-        files = write_model(self.workshop.graph(recipe), folder / f"{candidate.precision}.onnx")
+        files = write_model(self.builder.graph(recipe), folder / f"{candidate.precision}.onnx")
         lowerings: list[Path] = []
         if self._request.below_tensorrt_10 and candidate.precision in ("fp16", "int8-fp32", "int8"):
             lowerings = write_model(
-                self.workshop.graph(recipe, "trt8"), folder / f"{candidate.precision}.trt8.onnx"
+                self.builder.graph(recipe, "trt8"), folder / f"{candidate.precision}.trt8.onnx"
             )
         if candidate.precision == "fp32":
             self.fp32_files = tuple(p.name for p in files)
@@ -281,7 +283,7 @@ class Judging:
             candidate, files=tuple(p.name for p in files), lowerings=tuple(p.name for p in lowerings)
         )
 
-    def _serve(self, candidate: Candidate, folder: Path) -> Candidate:
+    def _serve(self, candidate: VariantCandidate, folder: Path) -> VariantCandidate:
         """Judges the file as ONNX Runtime serves it; where that strays farther than a GPU, the doubt counts again."""
         assert candidate.outputs is not None
         beside = candidate.outputs
@@ -303,7 +305,7 @@ class Judging:
         return replace(candidate, status=status, reason=reason, gates=gates, outputs=outputs)
 
 
-def _refused(candidate: Candidate, runtime: str, reason: str) -> Candidate:
+def _refused(candidate: VariantCandidate, runtime: str, reason: str) -> VariantCandidate:
     gates = dict(candidate.gates or {})
     gates[runtime] = gates[runtime].model_copy(update={"passed": False, "reason": reason})
     return replace(candidate, gates=gates)
@@ -318,7 +320,7 @@ def _rest(found: SearchResult) -> str:
     return f"; without any, {found.recipe.base.upper()} and the doubt use up {used:.0%} of it" if used else ""
 
 
-def lowerings_of(candidate: Candidate) -> dict[str, list[str]]:
+def lowerings_of(candidate: VariantCandidate) -> dict[str, list[str]]:
     return {BELOW_10: list(candidate.lowerings)} if candidate.lowerings else {}
 
 

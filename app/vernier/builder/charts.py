@@ -23,10 +23,10 @@ from vernier.builder.latency import relative_time
 from vernier.builder.report import LayerReport, RangeReport, StepReport, VariantReport
 from vernier.package.manifest import PRECISIONS
 
-MOST_LAYERS, MOST_RANGES = 60, 40
+MAX_LAYERS, MAX_RANGES = 60, 40
 _WIDTH = 720
 #: Beyond this share of the budget it no longer matters how far: marks are put at the edge.
-_MOST_USED = 2.0
+_MAX_USED = 2.0
 #: Variable of the style sheet → the colour that stands for it until the picture is done.
 _INK = {
     name: f"#ab{i:02x}cd"
@@ -83,8 +83,8 @@ def _draw(
     body = body[body.index("<g") :].replace("xlink:href", "href")
     body = re.sub(rf'<g id="{_NAME}([^"]*)">', r"<g><title>\1</title>", body)
     body = re.sub(r' id="\w+_\d+"', "", body)
-    body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
-    body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+    body = re.sub(r"font: ([\d.]+px)[^;\"<]*", r"font-size: \1", body)
+    body = re.sub(r"font-family: [^;\"<]*; ?", "", body)
     for name, colour in _INK.items():
         body = body.replace(colour, f"var(--{name})")
     return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}')
@@ -107,10 +107,10 @@ def _log(axes: Axes, which: str, low: float, high: float) -> None:
 
 def _budget(axes: Axes, used: Sequence[float]) -> None:
     """The vertical axis as part of the budget, its limit, and what is over the budget."""
-    most = min(_MOST_USED, max([*used, 1.2]))
+    most = min(_MAX_USED, max([*used, 1.2]))
     shares = [share for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0) if share <= most]
     axes.set_ylim(-0.08 * most, 1.04 * most)
-    axes.set_yticks(shares, [f"{'≥' if share == _MOST_USED else ''}{share:.0%}" for share in shares])
+    axes.set_yticks(shares, [f"{'≥' if share == _MAX_USED else ''}{share:.0%}" for share in shares])
     axes.grid(axis="y")
     axes.axhspan(1, 1.04 * most, color=_INK["bad-back"], alpha=0.55, linewidth=0)
     axes.axhline(1, color=_INK["bad"], linestyle=(0, (5, 4)), linewidth=1)
@@ -163,7 +163,7 @@ def overview(variants: Sequence[VariantReport], chosen: str) -> Markup:
             if not math.isfinite(speed):
                 # No time was taken: it stands beside the picture, at the height of its error.
                 speed, untimed = high * (high / low) ** (0.07 + 0.1 * (untimed % 2)), untimed + 1
-            used, colour = min(variant.used or 0.0, _MOST_USED), _INK[variant.precision]
+            used, colour = min(variant.used or 0.0, _MAX_USED), _INK[variant.precision]
             refused = variant.status != "pass"
             edge = colour if refused else _INK["ink"] if variant.precision == chosen else "none"
             mark = axes.plot(
@@ -227,7 +227,7 @@ def layers(found: Sequence[LayerReport]) -> Markup:
         return Markup("")
     measured = any(layer.sensitivity is not None for layer in found)
     values = [(layer.sensitivity or 0.0) if measured else layer.macs for layer in found]
-    shown = sorted(sorted(range(len(found)), key=lambda i: -values[i])[:MOST_LAYERS])
+    shown = sorted(sorted(range(len(found)), key=lambda i: -values[i])[:MAX_LAYERS])
     high = max([*(values[i] for i in shown if math.isfinite(values[i])), 1e-9])
     has_limit = measured and high >= 1
 
@@ -253,7 +253,7 @@ def layers(found: Sequence[LayerReport]) -> Markup:
 
 def ranges(found: Sequence[RangeReport]) -> Markup:
     """Where INT8 clips each activation (filled) and the largest magnitude seen (tick), logarithmic."""
-    shown = [r for r in found if r.peak > 0 and r.clip > 0][:MOST_RANGES]
+    shown = [r for r in found if r.peak > 0 and r.clip > 0][:MAX_RANGES]
     if not shown:
         return Markup("")
     low = min(min(r.peak, r.clip) for r in shown) / 2
@@ -286,16 +286,16 @@ def search(steps: Sequence[StepReport]) -> Markup:
         axes.set_xlabel("nodes given back")
         for at, step in enumerate(steps):
             used = "not finite" if math.isinf(step.used) else f"{step.used:.0%} of the budget"
-            axes.vlines(at, 0, min(step.used, _MOST_USED), color=_INK["line"])
+            axes.vlines(at, 0, min(step.used, _MAX_USED), color=_INK["line"])
             colour = _INK["int8" if step.samples == "select" else "fp16"]
-            mark = axes.plot(at, min(step.used, _MOST_USED), "o", markersize=12, color=colour, clip_on=False)
+            mark = axes.plot(at, min(step.used, _MAX_USED), "o", markersize=12, color=colour, clip_on=False)
             _titled(mark, f"{step.samples}: {step.given_back} nodes given back, {used}")
 
     return _draw("Evaluations of the search", 230, paint, (64, 24, 18, 62))
 
 
 def sample(values: Sequence[tuple[int | tuple[int, ...], float, float]], precision: str) -> Markup:
-    """Values of one output: FP32 as a ring, the variant as a dot, on one scale."""
+    """Values of one output, by their index or indices: FP32 as a ring, the variant as a dot, on one scale."""
     if not values:
         return Markup("")
     places = [", ".join(map(str, p)) if isinstance(p, tuple) else str(p) for p, _, _ in values]

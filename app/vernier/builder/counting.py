@@ -1,4 +1,4 @@
-"""One streaming pass over calibration data: histograms of activations, and what a watch sees beside them.
+"""One streaming pass over calibration data: histograms of activations, and what an observer sees beside them.
 
 What was counted is saved now and then, so that an interrupted pass goes on where it ended.
 """
@@ -13,25 +13,25 @@ import numpy as np
 from onnx import ModelProto
 
 from vernier.builder.data import Samples, Subset
-from vernier.builder.histogram import Histogram
+from vernier.builder.histogram import MagnitudeHistogram
 from vernier.builder.progress import Progress
 from vernier.builder.resume import CalibrationState
 from vernier.builder.store import skeleton
-from vernier.builder.taps import Taps
-from vernier.builder.watch import Watch
+from vernier.builder.taps import IntermediateOutputs
+from vernier.builder.watch import RangeObserver
 from vernier.tensors import Array, Arrays
 
 #: So many numbers of a value make a histogram; of large values each sample gives an equal share.
-_NUMBERS, _LEAST_NUMBERS = 1 << 23, 1 << 13
+_NUMBERS, _MIN_NUMBERS = 1 << 23, 1 << 13
 #: The state is saved after this share of the samples.
 _SAVES = 20
 
 
 @dataclass(frozen=True)
 class Counted:
-    """histograms: by value name. seen: what the watch saw, None without one."""
+    """histograms: by value name. seen: what the observer saw, None without one."""
 
-    histograms: dict[str, Histogram]
+    histograms: dict[str, MagnitudeHistogram]
     seen: Array | None
 
 
@@ -41,14 +41,16 @@ def count(
     samples: Samples,
     progress: Progress,
     saved: CalibrationState | None = None,
-    watch: Watch | None = None,
+    observer: RangeObserver | None = None,
 ) -> Counted:
     """Counts the values `names`; see `vernier.builder.calibrate.calibrate`. Raises BuildError."""
-    fresh = Counted({name: Histogram() for name in names}, None if watch is None else watch.nothing())
-    wanted = [*names, *(watch.names if watch else ())]
+    fresh = Counted(
+        {name: MagnitudeHistogram() for name in names}, None if observer is None else observer.nothing_yet()
+    )
+    wanted = [*names, *(observer.names if observer else ())]
     if not wanted:
         return fresh
-    taps = Taps(model, wanted)
+    intermediate = IntermediateOutputs(model, wanted)
     state, done = fresh, 0
     found = None if saved is None else saved.read()
     if found is not None:
@@ -58,19 +60,20 @@ def count(
         return state
     histograms, seen = state.histograms, state.seen
     left = Subset(samples, np.arange(done, len(samples))) if done else samples
-    most = max(_LEAST_NUMBERS, _NUMBERS // len(samples))
+    most = max(_MIN_NUMBERS, _NUMBERS // len(samples))
 
-    def digest(values: Arrays, real: int, _: int) -> tuple[list[Histogram], Array | None]:
-        return [_tally(values[name], real, most) for name in names], watch.look(values) if watch else None
+    def digest(values: Arrays, real: int, _: int) -> tuple[list[MagnitudeHistogram], Array | None]:
+        tallies = [_tally(values[name], real, most) for name in names]
+        return tallies, observer.observe(values) if observer else None
 
     unsaved = 0
     with progress.task("calibrating", total=len(samples)) as advance:
         advance(done)
-        for (tallies, looks), real in taps.digests(left, taps.rows(samples), digest):
+        for (tallies, looks), real in intermediate.digests(left, intermediate.rows(samples), digest):
             for name, histogram in zip(names, tallies, strict=True):
                 histograms[name].merge(histogram)
-            if watch is not None and seen is not None and looks is not None:
-                seen = watch.join(seen, looks)
+            if observer is not None and seen is not None and looks is not None:
+                seen = observer.merge(seen, looks)
             done, unsaved = done + real, unsaved + real
             advance(real)
             if saved is not None and unsaved * _SAVES >= len(samples):
@@ -79,8 +82,8 @@ def count(
     return Counted(histograms, seen)
 
 
-def _tally(values: Array, real: int, most: int) -> Histogram:
-    histogram = Histogram()
+def _tally(values: Array, real: int, most: int) -> MagnitudeHistogram:
+    histogram = MagnitudeHistogram()
     if values.ndim and len(values) == real:
         histogram.add_some(values, most)
     else:
@@ -109,7 +112,7 @@ def _arrays(counted: Counted, done: int) -> Arrays:
 def _restored(arrays: Arrays, fresh: Counted) -> tuple[Counted, int]:
     """What was counted, for the same values as `fresh`, and of how many samples."""
     histograms = {
-        name: Histogram.restore(_state(arrays, index)) for index, name in enumerate(fresh.histograms)
+        name: MagnitudeHistogram.restore(_state(arrays, index)) for index, name in enumerate(fresh.histograms)
     }
     return Counted(histograms, None if fresh.seen is None else arrays["seen"]), int(arrays["done"])
 

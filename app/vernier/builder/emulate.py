@@ -8,34 +8,13 @@ keeps. INT8 weights are dequantized once instead of in every run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from vernier.builder.simplify import drop_unused, keep_nodes
-from vernier.builder.store import copy_model, skeleton, subgraphs
-
-_NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-#: These hand on values or choose among them; what they are given is rounded already.
-_MOVES = frozenset(
-    {
-        *("Cast", "CastLike", "Identity", "Constant", "ConstantOfShape", "Dropout"),
-        *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Pad"),
-        *("Concat", "Split", "Slice", "Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements"),
-        *("DepthToSpace", "SpaceToDepth", "Where", "TopK", "Max", "Min", "ReduceMax", "ReduceMin"),
-        *("MaxPool", "GlobalMaxPool", "Relu", "Clip", "Neg", "Abs", "Sign", "Floor", "Ceil"),
-    }
-)
-
-#: Their results have another type than what they are given.
-_OTHER_TYPE = frozenset(
-    {
-        *("Cast", "Shape", "Size", "ArgMax", "ArgMin", "NonZero", "QuantizeLinear", "IsNaN", "IsInf"),
-        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"),
-    }
-)
+from vernier.builder.store import copy_model, skeleton
+from vernier.builder.widen import NARROW, widen_graph
 
 
 def emulate(model: ModelProto) -> ModelProto:
@@ -43,8 +22,8 @@ def emulate(model: ModelProto) -> ModelProto:
     types = _types(model)
     copy = copy_model(model)
     folded = _fold_weights(copy.graph, types)
-    if folded or any(t in _NARROW for t in types.values()):
-        _widen(copy.graph, types)
+    if folded or any(t in NARROW for t in types.values()):
+        widen_graph(copy.graph, types, rounding=True)
     return copy
 
 
@@ -87,85 +66,6 @@ def _fold_weights(graph: GraphProto, types: dict[str, int]) -> bool:
 
 def _narrow_weight(values: np.ndarray, data_type: int, name: str) -> TensorProto:
     """A tensor of `data_type`; BF16 and FP16 are rounded here and widened with the other initializers."""
-    if data_type in _NARROW:
+    if data_type in NARROW:
         values = values.astype(helper.tensor_dtype_to_np_dtype(data_type))
     return numpy_helper.from_array(values, name)
-
-
-def _widen(graph: GraphProto, types: dict[str, int]) -> None:
-    """Makes every narrow tensor of `graph` FP32, in place, rounding after the nodes that round."""
-    renamed: dict[str, str] = {}
-    nodes: list[NodeProto] = []
-    for info in graph.input:
-        if info.type.tensor_type.elem_type in _NARROW:
-            renamed[info.name] = f"{info.name}/wide"
-            nodes.append(helper.make_node("Cast", [info.name], [renamed[info.name]], to=TensorProto.FLOAT))
-    for output in graph.output:
-        if output.type.tensor_type.elem_type in _NARROW:
-            # It keeps its type; whoever else reads it inside reads it wide.
-            renamed[output.name] = f"{output.name}/wide"
-    nodes.extend(_widened(graph, types, renamed))
-    for output in graph.output:
-        if (data_type := output.type.tensor_type.elem_type) in _NARROW:
-            nodes.append(helper.make_node("Cast", [renamed[output.name]], [output.name], to=data_type))
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _widen_body(body: GraphProto, types: dict[str, int], renamed: dict[str, str]) -> None:
-    """The same for the body of an If, Loop or Scan, whose inputs and outputs become FP32 as well."""
-    for info in (*body.input, *body.output, *body.value_info):
-        tensor = info.type.tensor_type
-        types[info.name] = tensor.elem_type
-        if tensor.elem_type in _NARROW:
-            tensor.elem_type = TensorProto.FLOAT
-    for output in body.output:
-        output.name = renamed.get(output.name, output.name)
-    nodes = list(_widened(body, types, renamed))
-    del body.node[:]
-    body.node.extend(nodes)
-
-
-def _widened(graph: GraphProto, types: dict[str, int], renamed: dict[str, str]) -> Iterator[NodeProto]:
-    for tensor in graph.initializer:
-        if tensor.data_type in _NARROW:
-            types[tensor.name] = tensor.data_type
-            values = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for node in graph.node:
-        to = next((a for a in node.attribute if a.name == "to" and node.op_type == "Cast"), None)
-        if to is not None:
-            types[node.output[0]] = to.i
-        narrow_inputs = [types[name] for name in node.input if types.get(name) in _NARROW]
-        if narrow_inputs and node.op_type not in _OTHER_TYPE:
-            # Type inference says nothing about values inside bodies: they have their inputs' type.
-            types.update({name: narrow_inputs[0] for name in node.output if name not in types})
-        for body in subgraphs(node):
-            _widen_body(body, dict(types), renamed)
-        for position, name in enumerate(node.input):
-            node.input[position] = renamed.get(name, name)
-        _widen_attributes(node)
-        rounds = node.op_type not in _MOVES
-        if to is not None and to.i in _NARROW:
-            to.i = TensorProto.FLOAT
-            rounds = True
-        casts = []
-        for position, name in enumerate(node.output):
-            wide = renamed.get(name, name)
-            node.output[position] = wide
-            if name and rounds and types.get(name) in _NARROW:
-                node.output[position] = f"{name}/raw"
-                casts.append(helper.make_node("Cast", [f"{name}/raw"], [f"{name}/narrow"], to=types[name]))
-                casts.append(helper.make_node("Cast", [f"{name}/narrow"], [wide], to=TensorProto.FLOAT))
-        yield node
-        yield from casts
-    del graph.value_info[:]
-
-
-def _widen_attributes(node: NodeProto) -> None:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in _NARROW:
-            values = numpy_helper.to_array(attribute.t).astype(np.float32)
-            attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
-        if attribute.name == "dtype" and attribute.i in _NARROW:
-            attribute.i = TensorProto.FLOAT

@@ -11,7 +11,7 @@ import numpy as np
 from vernier.accuracy import Comparison
 from vernier.budget import Finding, Judge
 from vernier.builder.auto import Standing, explain
-from vernier.builder.candidates import EMULATED, Candidate, Judging
+from vernier.builder.candidates import EMULATED, VariantCandidate, VariantEvaluator
 from vernier.builder.data import Subset
 from vernier.builder.gate import worst_samples
 from vernier.builder.latency import Latencies, relative_time
@@ -32,7 +32,7 @@ from vernier.builder.report import (
 from vernier.builder.request import QUANTIZED
 from vernier.builder.survey import independent
 from vernier.builder.units import kept_macs, quantized_units
-from vernier.builder.variants import Workshop
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
 from vernier.package.manifest import EvidenceWarning, GateResult
@@ -44,9 +44,9 @@ _WORST_SAMPLES, _MOST_VALUES = 4, 8
 
 def gather(
     name: str,
-    workshop: Workshop,
-    judging: Judging,
-    candidates: Sequence[Candidate],
+    builder: VariantBuilder,
+    evaluator: VariantEvaluator,
+    candidates: Sequence[VariantCandidate],
     latencies: Latencies,
     chosen: str,
     not_built: Mapping[str, str],
@@ -67,24 +67,24 @@ def gather(
     ]
     standings += [Standing(precision, "skipped", {}, reason) for precision, reason in not_built.items()]
     why = explain(chosen, standings, RUNTIME)
-    variants = [_variant(c, workshop, judging, latencies, why[c.precision], folder) for c in candidates]
+    variants = [_variant(c, builder, evaluator, latencies, why[c.precision], folder) for c in candidates]
     variants += [VariantReport(precision, "skipped", why[precision]) for precision in not_built]
     reduced = [c for c in candidates if c.precision not in ("fp32", "tf32")]
     return BuildReport(
         name=name,
         runtime=RUNTIME,
         chosen=chosen,
-        budget=tuple(judging.budget.texts),
-        evaluated=len(judging.samples),
-        independent=independent(judging.samples),
-        plain=plain_int8(workshop, judging, candidates, progress),
+        budget=tuple(evaluator.budget.texts),
+        evaluated=len(evaluator.samples),
+        independent=independent(evaluator.samples),
+        plain=plain_int8(builder, evaluator, candidates, progress),
         warnings=tuple(WarningReport(warning.code, warning.message) for warning in warnings),
         decision=_decision(chosen, variants),
         variants=tuple(variants),
-        layers=_layers(workshop, judging, reduced, progress),
-        samples={c.precision: _worst(judging, c) for c in reduced if c.outputs},
+        layers=_layers(builder, evaluator, reduced, progress),
+        samples={c.precision: _worst(evaluator, c) for c in reduced if c.outputs},
         searches={c.precision: _search(c) for c in reduced if c.found},
-        ranges=_ranges(workshop, reduced),
+        ranges=_ranges(builder, reduced),
         notes=tuple(notes),
         facts=dict(facts),
     )
@@ -92,7 +92,12 @@ def gather(
 
 # --- variants -------------------------------------------------------------------------------------
 def _variant(
-    candidate: Candidate, workshop: Workshop, judging: Judging, latencies: Latencies, why: str, folder: Path
+    candidate: VariantCandidate,
+    builder: VariantBuilder,
+    evaluator: VariantEvaluator,
+    latencies: Latencies,
+    why: str,
+    folder: Path,
 ) -> VariantReport:
     gates = candidate.gates or {}
     emulated, served = gates.get(EMULATED), gates.get(RUNTIME)
@@ -104,13 +109,13 @@ def _variant(
         status=candidate.standing,
         explanation=why,
         bytes=sum((folder / name).stat().st_size for name in candidate.files),
-        terms=_terms(judging.judge, emulated),
-        served=_terms(judging.judge, served) if candidate.runs_here else (),
+        terms=_terms(evaluator.judge, emulated),
+        served=_terms(evaluator.judge, served) if candidate.runs_here else (),
         latency_ms=latencies.median.get(candidate.precision, {}),
         spread_ms=latencies.spread(candidate.precision),
         metrics=dict(measured.metrics) if measured else {},
-        assignment=workshop.assignment(recipe) if recipe is not None else {},
-        kept_macs=kept_macs(workshop.nodes, recipe) if quantized and recipe is not None else None,
+        assignment=builder.assignment(recipe) if recipe is not None else {},
+        kept_macs=kept_macs(builder.nodes, recipe) if quantized and recipe is not None else None,
     )
 
 
@@ -157,7 +162,10 @@ def _decision(chosen: str, variants: Sequence[VariantReport]) -> tuple[str, ...]
 
 # --- layers ---------------------------------------------------------------------------------------
 def _layers(
-    workshop: Workshop, judging: Judging, candidates: Sequence[Candidate], progress: Progress
+    builder: VariantBuilder,
+    evaluator: VariantEvaluator,
+    candidates: Sequence[VariantCandidate],
+    progress: Progress,
 ) -> dict[str, list[LayerReport]]:
     found: dict[str, list[LayerReport]] = {}
     ranked: dict[str, dict[str, float]] = {}
@@ -169,31 +177,31 @@ def _layers(
         if candidate.found and candidate.found.sensitivities:
             ranked[kind] = candidate.found.sensitivities
         if kind not in ranked:
-            ranked[kind] = _sensitivities(workshop, judging, candidate.precision, progress)
-        macs = sum(node.macs for node in workshop.nodes) or 1
+            ranked[kind] = _sensitivities(builder, evaluator, candidate.precision, progress)
+        macs = sum(node.macs for node in builder.nodes) or 1
         found[candidate.precision] = [
             LayerReport(
                 name=node.name,
                 op_type=node.op_type,
-                precision=workshop.type_of(node.name, recipe),
+                precision=builder.type_of(node.name, recipe),
                 macs=node.macs / macs,
                 sensitivity=ranked[kind].get(node.name),
                 rounding=recipe.weights[node.name].method if node.name in recipe.weights else "",
             )
-            for node in workshop.nodes
+            for node in builder.nodes
         ]
     return found
 
 
 def _sensitivities(
-    workshop: Workshop, judging: Judging, precision: str, progress: Progress
+    builder: VariantBuilder, evaluator: VariantEvaluator, precision: str, progress: Progress
 ) -> dict[str, float]:
     """Of every node alone, where that is quickly had; otherwise nothing."""
-    model, wished = workshop.prepared.model, workshop.recipe(precision)
+    model, wished = builder.prepared.model, builder.recipe(precision)
     try:
-        each = time_per_sample(model, judging.samples)
-        ranker = Ranker(model, wished, judging.budget, judging.samples, each, _RANKING_SECONDS)
-        units = quantized_units(model, workshop.nodes, wished)
+        each = time_per_sample(model, evaluator.samples)
+        ranker = Ranker(model, wished, evaluator.budget, evaluator.samples, each, _RANKING_SECONDS)
+        units = quantized_units(model, builder.nodes, wished)
         if ranker.seconds_for(units) <= _RANKING_SECONDS:
             ranker.rank(units, progress)
         return ranker.quantized
@@ -202,9 +210,11 @@ def _sensitivities(
 
 
 # --- samples, search, ranges ----------------------------------------------------------------------
-def _worst(judging: Judging, candidate: Candidate) -> list[SampleReport]:
-    outputs, reference, labels = candidate.outputs or {}, judging.reference, judging.samples.labels
-    rows = judging.samples.indices if isinstance(judging.samples, Subset) else range(len(judging.samples))
+def _worst(evaluator: VariantEvaluator, candidate: VariantCandidate) -> list[SampleReport]:
+    outputs, reference, labels = candidate.outputs or {}, evaluator.reference, evaluator.samples.labels
+    rows = (
+        evaluator.samples.indices if isinstance(evaluator.samples, Subset) else range(len(evaluator.samples))
+    )
     found = []
     moved = {
         name: Comparison(array, outputs[name]).per_sample("rel_spread") for name, array in reference.items()
@@ -236,17 +246,17 @@ def _place(flat: int, shape: tuple[int, ...]) -> int | tuple[int, ...]:
     return flat if len(shape) < 2 else tuple(int(i) for i in np.unravel_index(flat, shape))
 
 
-def _search(candidate: Candidate) -> SearchReport:
+def _search(candidate: VariantCandidate) -> SearchReport:
     assert candidate.found is not None
     result = candidate.found
     steps = tuple(StepReport(step.given_back, step.used, step.samples) for step in result.evaluations)
     return SearchReport(steps, result.given_back, result.seconds)
 
 
-def _ranges(workshop: Workshop, candidates: Sequence[Candidate]) -> tuple[RangeReport, ...]:
+def _ranges(builder: VariantBuilder, candidates: Sequence[VariantCandidate]) -> tuple[RangeReport, ...]:
     if not any(c.precision in QUANTIZED and c.recipe for c in candidates):
         return ()
-    ranges = workshop.ranges
+    ranges = builder.ranges
     return tuple(
         RangeReport(name, ranges.peaks.get(name, 0.0), scale * 127, ranges.per_tensor_method.get(name, ""))
         for name, scale in ranges.scales.items()

@@ -14,8 +14,8 @@ from vernier.builder.floats import FP16_MAX
 from vernier.builder.graph import GraphView
 from vernier.builder.placement import CONVOLUTIONS, quantizable_nodes, weight_axis
 from vernier.builder.progress import NoProgress, Progress
-from vernier.builder.taps import Taps
-from vernier.builder.watch import Seen, Watch
+from vernier.builder.taps import IntermediateOutputs
+from vernier.builder.watch import ObservedRange, RangeObserver
 from vernier.tensors import Array
 
 #: A quarter of FP16's largest number: data not seen yet may be larger than what was.
@@ -24,7 +24,7 @@ FP16_LIMIT = FP16_MAX / 4
 FP16_SMALLEST_NORMAL = 2.0**-14
 
 #: Rare samples are the ones that overflow, so as many are run as take this many operations.
-_LEAST_SAMPLES, _MOST_SAMPLES, _MACS = 128, 8192, 5e11
+_MIN_SAMPLES, _MAX_SAMPLES, _MACS = 128, 8192, 5e11
 #: A weight whose rounding to FP16 changes it by more than this share of its norm is too small for it …
 _WEIGHT_LOSS = 2.0**-8
 #: … and so is a single channel, unless all it can add to its output is below this share of its bias.
@@ -43,21 +43,23 @@ def half_hazards(
     Raises:
         BuildError: the model fails on the samples.
     """
-    watch = Watch(model)
-    seen = watch.nothing()
-    if watch.names:
-        taps = Taps(model, watch.names)
+    observer = RangeObserver(model)
+    seen = observer.nothing_yet()
+    if observer.names:
+        intermediate = IntermediateOutputs(model, observer.names)
         macs = max(1, sum(node.macs for node in quantizable_nodes(model)))
-        chosen = limit(samples, int(np.clip(_MACS / macs, _LEAST_SAMPLES, _MOST_SAMPLES)))
+        chosen = limit(samples, int(np.clip(_MACS / macs, _MIN_SAMPLES, _MAX_SAMPLES)))
         with (progress or NoProgress()).task("looking for overflow", total=len(chosen)) as advance:
-            for found, count in taps.digests(chosen, taps.rows(chosen), lambda v, *_: watch.look(v)):
-                seen = watch.join(seen, found)
+            for found, count in intermediate.digests(
+                chosen, intermediate.rows(chosen), lambda v, *_: observer.observe(v)
+            ):
+                seen = observer.merge(seen, found)
                 advance(count)
-    return hazards_of(model, watch, seen, base, limit_at)
+    return hazards_of(model, observer, seen, base, limit_at)
 
 
 def hazards_of(
-    model: ModelProto, watch: Watch, looks: Array, base: str = "fp16", limit_at: float = FP16_LIMIT
+    model: ModelProto, observer: RangeObserver, looks: Array, base: str = "fp16", limit_at: float = FP16_LIMIT
 ) -> dict[str, str]:
     """Node name → why it must stay FP32 in a graph of type `base` (`fp16` or `bf16`).
 
@@ -66,12 +68,14 @@ def hazards_of(
     lengths) that are not exact any more.
 
     Args:
-        looks: what `watch` has seen of the model's values.
+        looks: what `observer` has seen of the model's values.
 
     """
     view = GraphView(model)
-    seen = watch.read(looks)
-    values_at_risk = {n: r for n, s in seen.items() if (r := _risk(s, n in watch.divisors, base, limit_at))}
+    seen = observer.ranges(looks)
+    values_at_risk = {
+        n: r for n, s in seen.items() if (r := _risk(s, n in observer.divisors, base, limit_at))
+    }
     found: dict[str, str] = {}
     for node in view.nodes:
         reason = _of_values(node, values_at_risk)
@@ -82,7 +86,7 @@ def hazards_of(
     return found
 
 
-def _risk(seen: Seen, divides: bool, base: str, limit_at: float) -> str:
+def _risk(seen: ObservedRange, divides: bool, base: str, limit_at: float) -> str:
     if base in seen.inexact:
         return f"whole numbers up to {seen.peak:.0f} are not exact"
     if base != "fp16":
@@ -103,7 +107,7 @@ def _of_values(node: NodeProto, at_risk: dict[str, str]) -> str:
     return ""
 
 
-def _inside(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit_at: float) -> str:
+def _inside(view: GraphView, node: NodeProto, seen: dict[str, ObservedRange], limit_at: float) -> str:
     """Operators whose intermediate results are larger than what goes in and comes out."""
     if not node.input or node.input[0] not in seen or not node.output or node.output[0] not in seen:
         return ""
@@ -118,7 +122,7 @@ def _inside(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit_at: f
     return f"intermediate sums reach {inner:.3g}" if inner > limit_at else ""
 
 
-def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit_at: float) -> str:
+def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, ObservedRange], limit_at: float) -> str:
     for position, name in enumerate(node.input):
         if name not in view.constants or not view.is_float(name):
             continue
@@ -133,7 +137,9 @@ def _of_constants(view: GraphView, node: NodeProto, seen: dict[str, Seen], limit
     return ""
 
 
-def _too_small(view: GraphView, node: NodeProto, position: int, value: Array, seen: dict[str, Seen]) -> str:
+def _too_small(
+    view: GraphView, node: NodeProto, position: int, value: Array, seen: dict[str, ObservedRange]
+) -> str:
     lost = value.astype(np.float16).astype(np.float32) - value
     norm = float(np.linalg.norm(value))
     if norm and float(np.linalg.norm(lost)) > _WEIGHT_LOSS * norm:

@@ -18,7 +18,7 @@ BINS = 4096
 _BIN_BITS = 12
 _CHUNK = 1 << 20
 #: Narrower bins would leave float32; magnitudes below 2**-100 count as the smallest.
-_LEAST_EXPONENT = -100
+_MIN_EXPONENT = -100
 
 #: Entropy calibration compares with this many magnitudes of INT8.
 _LEVELS = 128
@@ -28,7 +28,7 @@ _FILLED = 16
 PERCENTILE = 99.99
 
 
-class Histogram:
+class MagnitudeHistogram:
     """Counts of |x| in BINS bins of width 2**exponent / BINS.
 
     Attributes:
@@ -41,7 +41,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)
-        self.exponent = _LEAST_EXPONENT
+        self.exponent = _MIN_EXPONENT
         self.zeros = 0
         self.nonfinite = 0
         self.peak = 0.0
@@ -75,13 +75,10 @@ class Histogram:
             self._widen(int(np.frexp(peak)[1]))
         self.add(rows[:, ::step])
 
-    def merge(self, other: Histogram) -> None:
+    def merge(self, other: MagnitudeHistogram) -> None:
         """Adds what `other` has counted; the order makes no difference."""
         self._widen(other.exponent)
-        counts = other.counts
-        doublings = min(self.exponent - other.exponent, _BIN_BITS)
-        merged = counts.reshape(-1, 1 << doublings).sum(axis=1)
-        self.counts[: merged.size] += merged
+        self.counts += _coarser(other.counts, self.exponent - other.exponent)
         self.zeros += other.zeros
         self.nonfinite += other.nonfinite
         self.peak = max(self.peak, other.peak)
@@ -105,13 +102,9 @@ class Histogram:
         self.counts[0] -= zeros
 
     def _widen(self, exponent: int) -> None:
-        doublings = min(exponent - self.exponent, _BIN_BITS)
-        if exponent <= self.exponent:
-            return
-        merged = self.counts.reshape(-1, 1 << doublings).sum(axis=1)
-        self.counts = np.zeros(BINS, np.int64)
-        self.counts[: merged.size] = merged
-        self.exponent = exponent
+        if exponent > self.exponent:
+            self.counts = _coarser(self.counts, exponent - self.exponent)
+            self.exponent = exponent
 
     @property
     def width(self) -> float:
@@ -124,7 +117,7 @@ class Histogram:
         return {"counts": self.counts, "facts": facts, "peak": np.array(self.peak)}
 
     @classmethod
-    def restore(cls, state: Mapping[str, Array]) -> Histogram:
+    def restore(cls, state: Mapping[str, Array]) -> MagnitudeHistogram:
         """KeyError or ValueError when `state` is none."""
         histogram = cls()
         histogram.counts = np.asarray(state["counts"], np.int64)
@@ -135,12 +128,18 @@ class Histogram:
         return histogram
 
 
-def minmax_scale(histogram: Histogram) -> float:
+def _coarser(counts: Array, doublings: int) -> Array:
+    """The counts in bins that are 2**doublings as wide."""
+    merged = counts.reshape(-1, 1 << min(doublings, _BIN_BITS)).sum(axis=1)
+    return np.pad(merged, (0, BINS - merged.size))
+
+
+def minmax_scale(histogram: MagnitudeHistogram) -> float:
     """The largest magnitude becomes 127: nothing is clipped."""
     return float(round_scale(histogram.peak / INT8_MAX))
 
 
-def percentile_scale(histogram: Histogram, percentile: float = PERCENTILE) -> float:
+def percentile_scale(histogram: MagnitudeHistogram, percentile: float = PERCENTILE) -> float:
     """All but the largest (100 − percentile) % of the numbers stay unclipped."""
     if not histogram.peak:
         return minmax_scale(histogram)
@@ -149,7 +148,7 @@ def percentile_scale(histogram: Histogram, percentile: float = PERCENTILE) -> fl
     return float(round_scale(min(edge * histogram.width, histogram.peak) / INT8_MAX))
 
 
-def errors(histogram: Histogram, scales: Array) -> Array:
+def errors(histogram: MagnitudeHistogram, scales: Array) -> Array:
     """Mean squared error of quantizing the counted numbers with each of `scales`.
 
     Numbers are taken to be spread evenly inside their bin, and the squared distance to the nearest
@@ -164,7 +163,7 @@ def errors(histogram: Histogram, scales: Array) -> Array:
     return error
 
 
-def mse_scale(histogram: Histogram) -> float:
+def mse_scale(histogram: MagnitudeHistogram) -> float:
     """The scale with the least mean squared error, rounding and clipping together."""
     if not histogram.peak:
         return minmax_scale(histogram)
@@ -176,7 +175,7 @@ def mse_scale(histogram: Histogram) -> float:
     return float(candidates[int(np.argmin(errors(histogram, candidates)))])
 
 
-def entropy_scale(histogram: Histogram) -> float:
+def entropy_scale(histogram: MagnitudeHistogram) -> float:
     """The scale whose 128 magnitudes lose the least information (Migacz, GTC 2017).
 
     For each threshold: P is the histogram up to it with everything beyond in its last bin; Q is the

@@ -14,7 +14,7 @@ from vernier.builder.patches import operand_rows
 from vernier.builder.placement import QuantizableNode, weight_axis, weight_position
 from vernier.builder.quantized import INT8_MAX, QuantizedWeight
 from vernier.builder.rounding import best_scales, gptq, largest_scales, to_integers
-from vernier.builder.taps import Taps
+from vernier.builder.taps import IntermediateOutputs
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays
 
@@ -22,7 +22,7 @@ from vernier.tensors import Array, Arrays
 _FIT_ROWS, _HELD_ROWS = 64, 32
 #: Wider layers are cut into blocks of columns that are rounded independently: the cost of a block grows
 #: with the cube of its width, and inputs far apart have little to do with one another.
-_MOST_COLUMNS = 640
+_MAX_COLUMNS = 640
 #: A more involved method must lower the error by this share.
 _GAIN = 0.01
 
@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def blocks(self) -> int:
-        return -(-int(self.matrix.shape[2]) // _MOST_COLUMNS)
+        return -(-int(self.matrix.shape[2]) // _MAX_COLUMNS)
 
     def in_blocks(self, rows: Array) -> Array:
         """[groups, rows, columns] → [groups · blocks, rows, columns per block], filled up with zeros."""
@@ -68,7 +68,7 @@ class Layer:
     def observed_bytes(self) -> int:
         """What the layer takes while it is observed."""
         groups, _, columns = self.matrix.shape
-        return int(groups * columns * min(columns, _MOST_COLUMNS) * 4 + self.matrix.nbytes)
+        return int(groups * columns * min(columns, _MAX_COLUMNS) * 4 + self.matrix.nbytes)
 
     @property
     def per_channel(self) -> bool:
@@ -108,14 +108,14 @@ def open_layer(view: GraphView, described: QuantizableNode, ranges: Mapping[str,
 # --- looking at the data --------------------------------------------------------------------------
 def observe(model: ModelProto, layers: Sequence[Layer], fit: Samples, unseen: Samples) -> None:
     """Fills in what is known about each layer's input, from two disjoint sets of samples."""
-    taps = Taps(model, [layer.activation for layer in layers])
-    rows = taps.rows(fit)
+    intermediate = IntermediateOutputs(model, [layer.activation for layer in layers])
+    rows = intermediate.rows(fit)
     for samples, most, learn in ((fit, _FIT_ROWS, True), (unseen, _HELD_ROWS, False)):
 
         def operands(values: Arrays, count: int, index: int, most: int = most) -> list[Array | None]:
             return [_operand(layer, values[layer.activation], most, index) for layer in layers]
 
-        for found, _ in taps.digests(samples, rows, operands):
+        for found, _ in intermediate.digests(samples, rows, operands):
             for layer, operand in zip(layers, found, strict=True):
                 if operand is None:
                     continue

@@ -31,8 +31,8 @@ PYTHON_VARIABLE = "VERNIER_MODELOPT_PYTHON"
 PRECISIONS = ("int8", "fp8", "fp16", "bf16")
 
 #: ModelOpt holds all calibration data in memory.
-_MOST_SAMPLES = 256
-_MOST_BYTES = 256 << 20
+_MAX_SAMPLES = 256
+_MAX_BYTES = 256 << 20
 _WORKER = Path(__file__).with_name("modelopt_worker.py")
 
 
@@ -88,7 +88,7 @@ def propose(
 
 def _some(samples: Samples) -> Samples:
     one = sum(array.nbytes for array in samples.take([0]).values())
-    return limit(samples, max(8, min(_MOST_SAMPLES, _MOST_BYTES // max(one, 1))))
+    return limit(samples, max(8, min(_MAX_SAMPLES, _MAX_BYTES // max(one, 1))))
 
 
 def _ask(

@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 #: More runs at once would take the memory of as many batches.
-_MOST_AT_ONCE = 8
+_MAX_AT_ONCE = 8
 CORES = len(os.sched_getaffinity(0))
 #: Runs at once, and threads of each.
-AT_ONCE = min(CORES, _MOST_AT_ONCE)
+AT_ONCE = min(CORES, _MAX_AT_ONCE)
 THREADS = CORES // AT_ONCE
 
 

@@ -15,7 +15,7 @@ from time import perf_counter
 from vernier.builder import packaging
 from vernier.builder.attempts import attempt, prove_and_measure
 from vernier.builder.auto import worth_building
-from vernier.builder.candidates import Candidate, Judging, lowerings_of, safest_first
+from vernier.builder.candidates import VariantCandidate, VariantEvaluator, lowerings_of, safest_first
 from vernier.builder.command import tool_versions
 from vernier.builder.data import (
     ArraySamples,
@@ -45,7 +45,7 @@ from vernier.builder.request import (
 )
 from vernier.builder.resume import check_path
 from vernier.builder.store import input_names
-from vernier.builder.variants import Workshop
+from vernier.builder.variants import VariantBuilder
 from vernier.builder.weigher import EvidenceWeigher
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError, BuildInterrupted, EngineError, GateRefused
@@ -126,12 +126,12 @@ class _Build:
         judged_on = self._judged_on(prepared, calibration, evaluation)
         calibration = self._to_calibrate(calibration, evaluation)
         self._weigher.weigh_data(calibration, judged_on)
-        workshop = Workshop(prepared, calibration, judged_on, request, self._progress)
+        builder = VariantBuilder(prepared, calibration, judged_on, request, self._progress)
         if request.calibration_cache is not None:
-            workshop.reuse(request.calibration_cache)
-        judging = Judging(workshop, judged_on, request, self._progress)
-        self._weigher.weigh_answers(judging.reference, judging.judge, judged_on)
-        candidates = [judging.build("fp32", self._staged)]
+            builder.reuse(request.calibration_cache)
+        evaluator = VariantEvaluator(builder, judged_on, request, self._progress)
+        self._weigher.weigh_answers(evaluator.reference, evaluator.judge, judged_on)
+        candidates = [evaluator.build("fp32", self._staged)]
         if candidates[0].status != "pass":
             raise GateRefused(
                 f"FP32 itself misses the budget, so nothing can keep it: {candidates[0].reason}"
@@ -140,29 +140,29 @@ class _Build:
         for precision in precisions:
             self._progress.note(f"building {precision}")
             chooses = request.precisions == (AUTO,)
-            candidates.append(attempt(judging, precision, self._staged, chooses=chooses))
+            candidates.append(attempt(evaluator, precision, self._staged, chooses=chooses))
         golden = packaging.write_golden(
             self._staged, prepared.model, judged_on, fixed_batch(judged_on, prepared.inputs)
         )
         candidates, latencies = prove_and_measure(
-            prepared, judging, candidates, golden, self._staged, self._progress
+            prepared, evaluator, candidates, golden, self._staged, self._progress
         )
         if any(c.precision in QUANTIZED and c.kept for c in candidates):
-            self._weigher.weigh_ranges(workshop.ranges.peaks, list(workshop.ranges.scales))
+            self._weigher.weigh_ranges(builder.ranges.peaks, list(builder.ranges.scales))
         decision = {RUNTIME: fastest(latencies, safest_first(list(latencies.median), PRECISIONS))}
-        calibrated = self._write_calibration(workshop)
-        self._notes += workshop.notes
+        calibrated = self._write_calibration(builder)
+        self._notes += builder.notes
         report = gather(
             request.name,
-            workshop,
-            judging,
+            builder,
+            evaluator,
             candidates,
             latencies,
             decision[RUNTIME],
             not_built,
             self._staged,
             self._notes,
-            self._facts(workshop, calibration, evaluation),
+            self._facts(builder, calibration, evaluation),
             self._progress,
             self._weigher.warnings,
         )
@@ -184,7 +184,7 @@ class _Build:
                 dims=prepared.dims,
                 batching=prepared.batching,
                 sequence=list(prepared.sequence),
-                variants=self._entries(workshop, judging, candidates, latencies),
+                variants=self._entries(builder, evaluator, candidates, latencies),
                 plans=list(plans),
                 calibration=calibrated,
                 golden=packaging.GOLDEN_NAME,
@@ -203,7 +203,7 @@ class _Build:
             package=package,
             manifest=manifest,
             runtime=RUNTIME,
-            variants=self._outcomes(workshop, candidates, latencies, manifest, report),
+            variants=self._outcomes(builder, candidates, latencies, manifest, report),
             notes=tuple(self._notes),
             seconds=perf_counter() - self._began,
         )
@@ -287,7 +287,11 @@ class _Build:
         return [name for name in names if name != "fp32"], not_built
 
     def _entries(
-        self, workshop: Workshop, judging: Judging, candidates: list[Candidate], latencies: Latencies
+        self,
+        builder: VariantBuilder,
+        evaluator: VariantEvaluator,
+        candidates: list[VariantCandidate],
+        latencies: Latencies,
     ) -> dict[str, VariantEntry]:
         return {
             c.precision: VariantEntry(
@@ -295,8 +299,8 @@ class _Build:
                 files=list(c.files),
                 gates=c.gates or {},
                 latency_ms=_latency_entry(latencies.median.get(c.precision)),
-                assignment=workshop.assignment(c.recipe) if c.recipe else {},
-                budget=judging.limits(c.precision),
+                assignment=builder.assignment(c.recipe) if c.recipe else {},
+                budget=evaluator.limits(c.precision),
                 lowerings=lowerings_of(c),
             )
             for c in candidates
@@ -304,25 +308,25 @@ class _Build:
         }
 
     def _facts(
-        self, workshop: Workshop, calibration: Samples | None, evaluation: Samples | None
+        self, builder: VariantBuilder, calibration: Samples | None, evaluation: Samples | None
     ) -> dict[str, str]:
         """What the package was made from, for the report."""
         request = self._request
-        found = {"model": f"{request.model.name}, sha256 {workshop.prepared.source_sha256}"}
+        found = {"model": f"{request.model.name}, sha256 {builder.prepared.source_sha256}"}
         for label, source, samples in (
             ("calibration data", request.calibration, calibration),
             ("evaluation data", request.evaluation, evaluation),
         ):
             if source is not None and samples is not None:
                 found[label] = f"{Path(source).name}, {len(samples)} samples, sha256 {samples.sha256}"
-        if calibrated := workshop.calibrated:
+        if calibrated := builder.calibrated:
             found["calibration"] = calibrated
         found["tools"] = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
         found["built"] = packaging.now_text()
         return found
 
-    def _write_calibration(self, workshop: Workshop) -> CalibrationEntry | None:
-        record = workshop.calibration_record(tool_versions())
+    def _write_calibration(self, builder: VariantBuilder) -> CalibrationEntry | None:
+        record = builder.calibration_record(tool_versions())
         if record is None:
             return None
         write_calibration(self._staged, record)
@@ -343,8 +347,8 @@ class _Build:
 
     def _outcomes(
         self,
-        workshop: Workshop,
-        candidates: Sequence[Candidate],
+        builder: VariantBuilder,
+        candidates: Sequence[VariantCandidate],
         latencies: Latencies,
         manifest: Manifest,
         report: BuildReport,
@@ -353,15 +357,19 @@ class _Build:
         auto = self._request.precisions == (AUTO,)
         why = {variant.precision: variant.explanation for variant in report.variants} if auto else {}
         built = [
-            self._outcome(workshop, c, latencies, manifest, why.get(c.precision, c.reason))
-            for c in candidates
+            self._outcome(builder, c, latencies, manifest, why.get(c.precision, c.reason)) for c in candidates
         ]
         names = {c.precision for c in candidates}
         skipped = [VariantOutcome(p, "skipped", reason) for p, reason in why.items() if p not in names]
         return (*built, *skipped)
 
     def _outcome(
-        self, workshop: Workshop, candidate: Candidate, latencies: Latencies, manifest: Manifest, reason: str
+        self,
+        builder: VariantBuilder,
+        candidate: VariantCandidate,
+        latencies: Latencies,
+        manifest: Manifest,
+        reason: str,
     ) -> VariantOutcome:
         return VariantOutcome(
             precision=candidate.precision,
@@ -371,7 +379,7 @@ class _Build:
             bytes=sum(manifest.files[name].bytes for name in candidate.files),
             gate=(candidate.gates or {}).get(RUNTIME) or next(iter((candidate.gates or {}).values()), None),
             latency_ms=latencies.median.get(candidate.precision, {}),
-            assignment=workshop.assignment(candidate.recipe) if candidate.recipe else {},
+            assignment=builder.assignment(candidate.recipe) if candidate.recipe else {},
             fault=candidate.fault,
         )
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vernier.builder.candidates import Candidate, Judging
+from vernier.builder.candidates import VariantCandidate, VariantEvaluator
 from vernier.builder.evaluate import Evaluator
 from vernier.builder.gate import gate_with
 from vernier.builder.lower import Recipe
 from vernier.builder.progress import Progress
 from vernier.builder.quantized import INT8_MAX
 from vernier.builder.report import PlainReport
-from vernier.builder.variants import Workshop
+from vernier.builder.variants import VariantBuilder
 from vernier.builder.weights import quantize_weights
 from vernier.errors import BuildError
 
@@ -23,25 +23,28 @@ _MOST_SECONDS = 10.0
 
 
 def plain_int8(
-    workshop: Workshop, judging: Judging, candidates: Sequence[Candidate], progress: Progress
+    builder: VariantBuilder,
+    evaluator: VariantEvaluator,
+    candidates: Sequence[VariantCandidate],
+    progress: Progress,
 ) -> PlainReport | None:
     """Plain INT8 in the surroundings of the INT8 variant that was built; None without one, or where it takes long."""
     built = next((c.recipe for c in candidates if c.precision in ("int8", "int8-fp32") and c.recipe), None)
-    if built is None or judging.seconds > _MOST_SECONDS:
+    if built is None or evaluator.seconds > _MOST_SECONDS:
         return None
-    nodes, found = workshop.nodes, workshop.ranges
+    nodes, found = builder.nodes, builder.ranges
     scales = {name: found.peaks.get(name, 0.0) / INT8_MAX or scale for name, scale in found.scales.items()}
-    with progress.task("judging plain INT8 for comparison"):
+    with progress.task("evaluator plain INT8 for comparison"):
         try:
             recipe = Recipe(
                 base=built.base,
                 int8=frozenset(node.name for node in nodes),
-                fp32=frozenset(workshop.hazards(built.base)),
+                fp32=frozenset(builder.hazards(built.base)),
                 ranges=scales,
-                weights=quantize_weights(workshop.prepared.model, nodes, None, "nearest"),
+                weights=quantize_weights(builder.prepared.model, nodes, None, "nearest"),
             )
-            outputs = Evaluator(workshop.graph(recipe)).run(judging.samples)
-            verdict, gate = judging.judge.judge(outputs), gate_with(judging.judge, outputs)
+            outputs = Evaluator(builder.graph(recipe)).run(evaluator.samples)
+            verdict, gate = evaluator.judge.judge(outputs), gate_with(evaluator.judge, outputs)
         except BuildError:  # such as a graph that ONNX Runtime refuses
             return None
     worst = max(verdict.findings, key=lambda finding: finding.used)

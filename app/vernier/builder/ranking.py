@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -20,13 +20,14 @@ from vernier.builder.progress import Progress
 from vernier.builder.segments import Chain, cut
 from vernier.builder.units import Unit, alone
 
-_LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
+_MIN_SAMPLES, _MAX_SAMPLES = 4, 48
 #: The part of the model that runs again for a node: what follows it, and its own piece.
 _RUN_AGAIN = 0.55
 #: FP32 is timed on so many samples.
 _TIMED_SAMPLES = 16
 
 
+@dataclass
 class Ranker:
     """Sensitivities of nodes, found once: the part of the budget that a node uses up alone.
 
@@ -34,31 +35,23 @@ class Ranker:
 
     Args:
         recipe: everything in the precision wished for.
+        samples: to choose from.
         sample_seconds: how long FP32 takes for one sample.
         seconds: as many samples are used, between 4 and 48, as fit into this time.
     """
 
-    def __init__(
-        self,
-        model: ModelProto,
-        recipe: Recipe,
-        budget: Budget,
-        samples: Samples,
-        sample_seconds: float,
-        seconds: float,
-    ) -> None:
-        self._model = model
-        self._recipe = recipe
-        self._budget = budget
-        self._samples = samples
-        self._sample_seconds = sample_seconds
-        self._seconds = seconds
-        #: Quantized (True) or narrow float (False) → node → sensitivity.
-        self._found: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    model: ModelProto
+    recipe: Recipe
+    budget: Budget
+    samples: Samples
+    sample_seconds: float
+    seconds: float
+    #: Quantized (True) or narrow float (False) → node → sensitivity.
+    _found: dict[bool, dict[str, float]] = field(default_factory=lambda: {True: {}, False: {}}, init=False)
 
     def seconds_for(self, units: Sequence[Unit]) -> float:
         """The least time that ranking these takes."""
-        return self._sample_seconds * len(units) * _LEAST_SAMPLES * _RUN_AGAIN
+        return self.sample_seconds * len(units) * _MIN_SAMPLES * _RUN_AGAIN
 
     @property
     def quantized(self) -> dict[str, float]:
@@ -78,12 +71,12 @@ class Ranker:
         return {unit: self._found[unit.quantized][unit.nodes[0]] for unit in units}
 
     def _measure(self, missing: Sequence[Unit], progress: Progress) -> None:
-        affordable = int(self._seconds / max(1e-9, self._sample_seconds * len(missing) * _RUN_AGAIN))
-        samples = limit(self._samples, max(_LEAST_SAMPLES, min(_MOST_SAMPLES, affordable)))
-        pieces = cut(self._model)
-        chain = Chain(pieces, self._model)
+        affordable = int(self.seconds / max(1e-9, self.sample_seconds * len(missing) * _RUN_AGAIN))
+        samples = limit(self.samples, max(_MIN_SAMPLES, min(_MAX_SAMPLES, affordable)))
+        pieces = cut(self.model)
+        chain = Chain(pieces, self.model)
         reference = chain.remember(samples, batch_rows(samples))
-        judge = make_judge(ranking_budget(self._budget, reference), reference, None)
+        judge = make_judge(ranking_budget(self.budget, reference), reference, None)
         names = [frozenset(node.name for node in piece.graph.node) for piece in pieces]
         with progress.task("ranking nodes", len(missing)) as advance:
             for unit in missing:
@@ -95,7 +88,7 @@ class Ranker:
                 advance(1)
 
     def _lowered(self, piece: ModelProto, unit: Unit, names: frozenset[str]) -> Any:
-        recipe = alone(self._recipe, unit, names)
+        recipe = alone(self.recipe, unit, names)
         inside = replace(recipe, int8=recipe.int8 & names, fp8=recipe.fp8 & names)
         return sessions.load(emulate(lower(piece, inside)))
 

@@ -21,10 +21,10 @@ from vernier.builder.store import unused_name
 from vernier.errors import BuildError
 from vernier.tensors import Arrays
 
-_ZERO = "vernier.rehearsal.zero"
+_ZERO = "vernier.qdq.zero"
 
 
-class Rehearsal:
+class SwitchableQdq:
     """`model` with a switch at every activation that `nodes` would read quantized.
 
     Raises BuildError when ONNX Runtime cannot load the result.

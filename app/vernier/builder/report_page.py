@@ -54,7 +54,7 @@ def _pictures(report: BuildReport) -> dict[str, Any]:
         "latency": charts.latency(report.variants),
         "layers": _layers(report),
         "ranges": charts.ranges(report.ranges),
-        "shown_ranges": min(len(report.ranges), charts.MOST_RANGES),
+        "shown_ranges": min(len(report.ranges), charts.MAX_RANGES),
         "searches": {
             name: (found, charts.search(found.steps))
             for name, found in report.searches.items()
@@ -89,7 +89,7 @@ def _layers(report: BuildReport) -> dict[str, dict[str, Any]]:
         " and ".join(names): {
             "picture": charts.layers(found),
             "measured": any(layer.sensitivity is not None for layer in found),
-            "shown": min(len(found), charts.MOST_LAYERS),
+            "shown": min(len(found), charts.MAX_LAYERS),
             "all": len(found),
         }
         for names, found in same

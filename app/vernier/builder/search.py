@@ -40,7 +40,7 @@ from vernier.tensors import Array, Arrays
 _RANKING_SECONDS = 15.0
 #: Nodes that together save less than this part of all savings are not told apart.
 _HARDLY = 0.02
-_MOST_VERIFICATIONS = 4
+_MAX_VERIFICATIONS = 4
 #: So many of the nodes that were given back are tried once more, and if all of these that fit are too much for fresh
 #: samples, once more without the last; of a slow model fewer.
 _RETURNS, _RETURNS_VERIFIED = 4, 2
@@ -114,7 +114,7 @@ def search(
     began = perf_counter()
     with progress.task("searching precision") as advance:
         trials = Trials(prepared.model, recipe, budget, select, verify, answered, advance)
-        found = _Search(prepared, recipe, nodes, budget, trials, progress, known)
+        found = _AssignmentSearch(prepared, recipe, nodes, budget, trials, progress, known)
         given, holds = found.run(kept)
     chosen = without(recipe, given)
     return SearchResult(
@@ -130,7 +130,7 @@ def search(
     )
 
 
-class _Search:
+class _AssignmentSearch:
     def __init__(
         self,
         prepared: PreparedModel,
@@ -159,10 +159,10 @@ class _Search:
         """What to give back, and whether the rest held on the verification samples."""
         choice = self._choose()
         used = self._trials.verified(choice.given)
-        for attempt in range(1, _MOST_VERIFICATIONS):
+        for attempt in range(1, _MAX_VERIFICATIONS):
             if used <= 1 or (choice.order and choice.count == len(choice.order)):
                 break
-            choice = self._farther(choice, used, attempt / _MOST_VERIFICATIONS)
+            choice = self._farther(choice, used, attempt / _MAX_VERIFICATIONS)
             used = self._trials.verified(choice.given)
         given, everything = choice.given, (*self._quantized, *self._floats)
         if used > 1:
@@ -221,13 +221,13 @@ class _Search:
             return _Choice()
         floats: tuple[Unit, ...] = ()
         if self._trials.base_strays(self._quantized):
-            # Without a single quantized node the base type still strays too far: mend that first.
+            # Without a single quantized node the base type still strays too far: that is fixed first.
             if not self._trials.enough((*self._quantized, *self._floats)):
                 return _Choice(self._quantized, self._floats, len(self._floats))
-            mended = self._shortest(self._floats, also=self._quantized)
-            floats = mended.order[: mended.count]
+            fixed = self._shortest(self._floats, also=self._quantized)
+            floats = fixed.order[: fixed.count]
             if self._trials.enough(floats):
-                return replace(mended, also=())
+                return replace(fixed, also=())
         return self._shortest(self._quantized, also=floats)
 
     def _shortest(self, units: tuple[Unit, ...], also: tuple[Unit, ...]) -> _Choice:

@@ -24,14 +24,14 @@ from vernier.builder.store import copy_model
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays
 
-_MOST_SEGMENTS = 16
+_MAX_SEGMENTS = 16
 #: A cut passes through no more values than this: all of them are kept.
-_MOST_LIVE = 4
+_MAX_LIVE = 4
 #: What is kept for all samples together; where it is more, runs begin at fewer places.
 _KEPT_BYTES = 512 << 20
 
 
-def cut(model: ModelProto, most: int = _MOST_SEGMENTS) -> list[ModelProto]:
+def cut(model: ModelProto, most: int = _MAX_SEGMENTS) -> list[ModelProto]:
     """The model in at most `most` pieces of about equal work, in order; one piece where no cut is possible.
 
     Each has the values that it reads as inputs, and as outputs what later pieces read, besides the
@@ -74,7 +74,7 @@ def _places(model: ModelProto, most: int) -> list[int]:
     for index, node in enumerate(view.nodes):
         live = {name for name in live if last_read.get(name, -1) >= index}
         far = since * most >= total and done < total
-        if index and far and len(live) <= _MOST_LIVE and index not in apart:
+        if index and far and len(live) <= _MAX_LIVE and index not in apart:
             places.append(index)
             since = 0
         live.update(name for name in node.output if name)

@@ -22,7 +22,7 @@ Weights = dict[str, QuantizedWeight]
 _GAIN = 0.02
 
 
-def settle(
+def select_weights(
     model: ModelProto,
     nodes: Sequence[QuantizableNode],
     samples: Samples,

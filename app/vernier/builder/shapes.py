@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from onnx import GraphProto, TensorProto, ValueInfoProto
 
@@ -197,13 +198,10 @@ def given_ranges(inputs: Sequence[TensorSpec], shapes: Mapping[str, ShapeRange])
 
 def row_elements(inputs: Sequence[TensorSpec], ranges: Mapping[str, DimRange]) -> int:
     """Elements of one row of all inputs together, at the usual sizes."""
-    total = 0
-    for spec in inputs:
-        count = 1
-        for dim in spec.shape[1:]:
-            count *= dim if isinstance(dim, int) else ranges[dim].opt if dim in ranges else 1
-        total += count
-    return total
+    usual = {name: sizes.opt for name, sizes in ranges.items()}
+    return sum(
+        prod(dim if isinstance(dim, int) else usual.get(dim, 1) for dim in spec.shape[1:]) for spec in inputs
+    )
 
 
 def default_max_batch(inputs: Sequence[TensorSpec], ranges: Mapping[str, DimRange]) -> int:

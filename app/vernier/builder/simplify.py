@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.inliner
-import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from vernier.builder.probe import open_session
 from vernier.builder.store import all_graphs, copy_node, skeleton, subgraphs, unused_name
 
 #: Their answers differ from run to run.
@@ -89,13 +90,11 @@ def constants_to_initializers(graph: GraphProto) -> None:
         graph.initializer.append(tensor)
     keep_nodes(graph, kept)
     for sparse in graph.sparse_initializer:
-        dense = np.zeros(int(np.prod(sparse.dims)), numpy_helper.to_array(sparse.values).dtype)
-        indices = numpy_helper.to_array(sparse.indices)
-        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
-        dense[flat] = numpy_helper.to_array(sparse.values)
-        graph.initializer.append(
-            numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), sparse.values.name)
-        )
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), dense.shape)
+        dense.reshape(-1)[flat] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
     del graph.sparse_initializer[:]
 
 
@@ -285,11 +284,8 @@ def _run(model: ModelProto, nodes: list[NodeProto], weights: dict[str, TensorPro
     small = helper.make_model(
         graph, opset_imports=list(model.opset_import), ir_version=min(model.ir_version, 10)
     )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(small.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(small, Path(), optimize=False)
         return dict(zip(wanted, session.run(wanted, feeds), strict=True))
     except Exception:  # ONNX Runtime's errors share no base; unfolded constants are still right
         return {}

@@ -19,10 +19,10 @@ Digest = TypeVar("Digest")
 
 #: What the values of all batches in memory may take, in bytes.
 BATCH_BYTES = 256 << 20
-_MOST_ROWS = 64
+_MAX_ROWS = 64
 
 
-class Taps:
+class IntermediateOutputs:
     """A session that returns the float values `names` of the top-level graph.
 
     Raises BuildError when ONNX Runtime cannot load the model.
@@ -34,14 +34,14 @@ class Taps:
         wanted = list(dict.fromkeys(names))
         self._fed = [name for name in wanted if name in inputs]
         self._made = [name for name in wanted if name not in inputs]
-        tapped = copy_model(model)
-        del tapped.graph.output[:]
-        tapped.graph.output.extend(
+        exposed = copy_model(model)
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._made
         )
         if not self._made:  # a graph needs an output
-            tapped.graph.output.extend(model.graph.output[:1])
-        self._session = sessions.load(tapped, optimize=True)
+            exposed.graph.output.extend(model.graph.output[:1])
+        self._session = sessions.load(exposed, optimize=True)
 
     def _run(self, feed: Arrays) -> Arrays:
         values = {name: feed[name] for name in self._fed}
@@ -55,7 +55,7 @@ class Taps:
         feed, count = next(feeds(_first(samples), self._specs, 1))
         values = self._run(feed)
         size = sum(array.nbytes for array in [*values.values(), *feed.values()]) // max(count, 1)
-        return max(1, min(_MOST_ROWS, limit_bytes // (AT_ONCE * max(size, 1))))
+        return max(1, min(_MAX_ROWS, limit_bytes // (AT_ONCE * max(size, 1))))
 
     def digests(
         self, samples: Samples, rows: int, digest: Callable[[Arrays, int, int], Digest]

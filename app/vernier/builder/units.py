@@ -14,9 +14,9 @@ from vernier.builder.opset import opset_of
 from vernier.builder.placement import QuantizableNode, shortcut
 
 #: Float nodes are given back in runs of neighbours, so that ranking them takes no longer than this many runs.
-_MOST_FLOAT_UNITS = 64
+_MAX_FLOAT_UNITS = 64
 #: Everything is worth something, so that a price can be formed.
-_LEAST_SAVING = 1e-4
+_MIN_SAVING = 1e-4
 #: A residual sum in INT8 saves reading the shortcut, worth about this part of its convolution.
 _SHORTCUT_SHARE = 0.1
 
@@ -49,7 +49,7 @@ def quantized_units(model: ModelProto, nodes: Sequence[QuantizableNode], recipe:
         found = shortcut(view, by_name[node.name]) if node.op_type == "Add" else None
         fused = (found[1].name,) if found else ()
         saving = worth[fused[0]] * _SHORTCUT_SHARE if fused else worth[node.name]
-        units.append(Unit((node.name,), fused, True, max(_LEAST_SAVING, saving)))
+        units.append(Unit((node.name,), fused, True, max(_MIN_SAVING, saving)))
     return tuple(units)
 
 
@@ -73,13 +73,13 @@ def float_units(model: ModelProto, nodes: Sequence[QuantizableNode], recipe: Rec
     view = GraphView(model)
     narrow = assign(view, opset_of(model), BASES[recipe.base], recipe.fp32)
     names = [n.name for n in view.nodes if n.name in narrow and n.op_type not in MOVEMENT]
-    length = -(-len(names) // _MOST_FLOAT_UNITS) or 1
+    length = -(-len(names) // _MAX_FLOAT_UNITS) or 1
     worth = savings(nodes)
     units = []
     for start in range(0, len(names), length):
         group = tuple(names[start : start + length])
         saving = sum(worth.get(name, 0.0) for name in group)
-        units.append(Unit(group, (), False, max(_LEAST_SAVING, saving)))
+        units.append(Unit(group, (), False, max(_MIN_SAVING, saving)))
     return tuple(units)
 
 

@@ -21,7 +21,7 @@ from vernier.builder.prepare import PreparedModel
 from vernier.builder.progress import Progress
 from vernier.builder.quantized import INT8_MAX, QuantizedWeight
 from vernier.builder.request import AUTO, DEFAULT_METHOD, QUANTIZED, BuildRequest
-from vernier.builder.watch import Watch
+from vernier.builder.watch import RangeObserver
 from vernier.builder.weights import WeightMethod, quantize_weights
 from vernier.errors import BuildError
 from vernier.package.calibration import Calibration, check_calibration, read_calibration
@@ -43,7 +43,7 @@ _ROOM = 1.25
 _WEIGHT_METHOD: WeightMethod = "best"
 
 
-class Workshop:
+class VariantBuilder:
     """Recipes and graphs of one prepared model.
 
     What several precisions need (ranges, rounded weights, overflowing nodes) is found when first asked for.
@@ -114,11 +114,11 @@ class Workshop:
             cast(Method, self._request.calibration_method or DEFAULT_METHOD),
             self._progress,
             self._request.resume,
-            self._watch,
+            self._observer,
         )
 
     @cached_property
-    def _watch(self) -> Watch | None:
+    def _observer(self) -> RangeObserver | None:
         """Looks for overflow while calibration data runs, if there will be both ranges and a narrow type."""
         asked = self._request.precisions
         quantizes, narrows = (
@@ -127,7 +127,7 @@ class Workshop:
         )
         if not (quantizes and narrows) or self._reused is not None or self.calibration is None:
             return None
-        return Watch(self.prepared.model) if self.nodes else None
+        return RangeObserver(self.prepared.model) if self.nodes else None
 
     @property
     def _asks_modelopt(self) -> bool:
@@ -180,10 +180,10 @@ class Workshop:
         """Node → why it must stay FP32 in a graph of this type, found by running data."""
         if base == "fp32":
             return {}
-        if base not in self._hazards and self._watch is not None:
+        if base not in self._hazards and self._observer is not None:
             seen = self._calibrated.seen
             assert seen is not None
-            self._hazards[base] = hazards_of(self.prepared.model, self._watch, seen, base)
+            self._hazards[base] = hazards_of(self.prepared.model, self._observer, seen, base)
         if base not in self._hazards:
             samples = self.calibration or self._spare
             if samples is None:

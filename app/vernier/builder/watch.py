@@ -26,7 +26,7 @@ _UNSEEN = (0.0, np.inf, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedRange:
     """One value over all samples.
 
     peak, least: the largest and, of divisors, the smallest non-zero finite magnitude.
@@ -40,7 +40,7 @@ class Seen:
     inexact: frozenset[str]
 
 
-class Watch:
+class RangeObserver:
     """The float values of a model's outermost graph that are computed, in graph order.
 
     Attributes:
@@ -64,13 +64,13 @@ class Watch:
         )
         self._whole = _whole_numbers(view)
 
-    def nothing(self) -> Array:
+    def nothing_yet(self) -> Array:
         """What was seen before the first sample."""
         return np.tile(np.array(_UNSEEN), (len(self.names), 1))
 
-    def look(self, values: Mapping[str, Array]) -> Array:
-        """What one batch shows: float64 [values, 5], for `join` and `read`."""
-        found = self.nothing()
+    def observe(self, values: Mapping[str, Array]) -> Array:
+        """What one batch shows: float64 [values, 5], for `merge` and `ranges`."""
+        found = self.nothing_yet()
         for row, name in zip(found, self.names, strict=True):
             self._note(row, name, values[name])
         return found
@@ -93,15 +93,15 @@ class Watch:
                 step = np.ldexp(1.0, np.maximum(np.frexp(magnitudes)[1] - bits, 0))
                 row[_INEXACT[base]] = bool(np.any(magnitudes % step))
 
-    def join(self, one: Array, other: Array) -> Array:
+    def merge(self, one: Array, other: Array) -> Array:
         joined = np.maximum(one, other)
         joined[:, _LEAST] = np.minimum(one[:, _LEAST], other[:, _LEAST])
         return joined
 
-    def read(self, seen: Array) -> dict[str, Seen]:
+    def ranges(self, seen: Array) -> dict[str, ObservedRange]:
         """By value name."""
         return {
-            name: Seen(
+            name: ObservedRange(
                 float(row[_PEAK]),
                 float(row[_LEAST]),
                 int(row[_SIZE]),

@@ -69,9 +69,9 @@ class EvidenceWeigher:
         first, second = (None if source is None else self._surveys[source] for source in sources)
         if first is not None and calibration is not None and self._request.calibration_cache is None:
             self.warnings += weighing.weigh_calibration(first, independent(calibration), self._quantizes)
-        judging = second or first
-        if judging is not None:
-            found = weighing.weigh_evaluation(judging, independent(judged_on), self._reduces)
+        evaluator = second or first
+        if evaluator is not None:
+            found = weighing.weigh_evaluation(evaluator, independent(judged_on), self._reduces)
             if (
                 second is not None or not self._quantizes
             ):  # otherwise the same was said of the calibration data

@@ -21,7 +21,7 @@ from vernier.builder.parallel import in_order
 from vernier.builder.placement import QuantizableNode
 from vernier.builder.progress import NoProgress, Progress
 from vernier.builder.quantized import QuantizedWeight
-from vernier.builder.settle import settle
+from vernier.builder.settle import select_weights
 from vernier.errors import BuildError
 from vernier.tensors import Array
 
@@ -30,9 +30,9 @@ WEIGHT_METHODS: tuple[str, ...] = get_args(WeightMethod)
 
 _FIT_SAMPLES, _HELD_SAMPLES = 64, 16
 #: The outputs of the whole model are compared on more samples, as many as this many operations allow.
-_SETTLE_SAMPLES, _SETTLE_MACS = 128, 2.5e10
+_SELECT_SAMPLES, _SELECT_MACS = 128, 2.5e10
 #: Below this many samples nothing can be learned and checked; weights are rounded without data.
-_LEAST_SAMPLES = 8
+_MIN_SAMPLES = 8
 #: Layers that are observed at once take no more than this.
 _OBSERVED_BYTES = 1 << 30
 #: What to use where a method does not apply.
@@ -66,7 +66,7 @@ def quantize_weights(
         raise BuildError(f"'{method}' is no way to round weights; choose one of {', '.join(WEIGHT_METHODS)}")
     progress = progress or NoProgress()
     view = GraphView(model)
-    usable = samples if samples is not None and len(samples) >= _LEAST_SAMPLES else None
+    usable = samples if samples is not None and len(samples) >= _MIN_SAMPLES else None
     found: dict[str, dict[str, QuantizedWeight]] = {}
     weighted = [node for node in nodes if node.weight is not None]
     with progress.task("rounding weights", total=len(weighted)) as advance:
@@ -84,7 +84,7 @@ def quantize_weights(
         return _pick(found, method)
     own = _pick(found, "best")
     plans = [own, without_corrections(own), *(_pick(found, other) for other in ("gptq", "mse", "nearest"))]
-    return settle(model, nodes, _unseen(usable, sum(node.macs for node in nodes)), ranges, plans)
+    return select_weights(model, nodes, _unseen(usable, sum(node.macs for node in nodes)), ranges, plans)
 
 
 def without_corrections(weights: Mapping[str, QuantizedWeight]) -> dict[str, QuantizedWeight]:
@@ -129,5 +129,5 @@ def _split(samples: Samples) -> tuple[Samples, Samples]:
 
 def _unseen(samples: Samples, macs: int) -> Samples:
     """Samples that nothing was learned from, as many as can be run in reasonable time."""
-    most = int(np.clip(_SETTLE_MACS / max(macs, 1), _LEAST_SAMPLES, _SETTLE_SAMPLES))
+    most = int(np.clip(_SELECT_MACS / max(macs, 1), _MIN_SAMPLES, _SELECT_SAMPLES))
     return Subset(samples, np.sort(_order(samples)[: len(samples) // 4][:most]))

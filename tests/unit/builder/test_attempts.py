@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, mlp, save, weights
-from vernier.builder.candidates import Candidate, Judging
+from vernier.builder.candidates import VariantCandidate, VariantEvaluator
 from vernier.builder.cli import main
 from vernier.engine.ort import OnnxRuntimeExecutor
 from vernier.errors import BuildError, DataChanged, EngineError
@@ -33,15 +33,15 @@ def build(folder: Path, precision: str, *more: str, model: str = "m.onnx") -> in
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """INT8 fails after its file was written."""
-    real = Judging.build
+    real = VariantEvaluator.build
 
-    def build_(self: Judging, precision: str, folder: Path) -> Candidate:
+    def build_(self: VariantEvaluator, precision: str, folder: Path) -> VariantCandidate:
         found = real(self, precision, folder)
         if precision == "int8":
             raise error
         return found
 
-    monkeypatch.setattr(Judging, "build", build_)
+    monkeypatch.setattr(VariantEvaluator, "build", build_)
 
 
 @pytest.mark.parametrize("precision", ["fp32,int8,fp16", "auto"])
@@ -148,10 +148,10 @@ def test_int8_without_calibration_data_is_bad_input_before_anything_is_built(fil
 def test_a_fault_elsewhere_ends_with_3_and_what_to_report(
     files: Path, json_: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def build_(self: Judging, precision: str, folder: Path) -> Candidate:
+    def build_(self: VariantEvaluator, precision: str, folder: Path) -> VariantCandidate:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(Judging, "build", build_)
+    monkeypatch.setattr(VariantEvaluator, "build", build_)
     assert build(files, "fp32", *(["--json"] if json_ else [])) == 3
     said = capsys.readouterr()
     if json_:
@@ -201,11 +201,11 @@ def test_an_interruption_names_the_state_to_go_on_from(
 ) -> None:
     state = files / "state"
 
-    def build_(self: Judging, precision: str, folder: Path) -> Candidate:
+    def build_(self: VariantEvaluator, precision: str, folder: Path) -> VariantCandidate:
         state.write_bytes(b"state")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Judging, "build", build_)
+    monkeypatch.setattr(VariantEvaluator, "build", build_)
     assert build(files, "fp32,int8", "--resume", str(state)) == 130
     assert (
         f"{state} holds the calibration so far, and the same command goes on there" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from vernier.builder.data import ArraySamples
 from vernier.builder.placement import quantizable_nodes
 from vernier.builder.prepare import clean
 from vernier.builder.progress import NoProgress
-from vernier.builder.rehearsal import Rehearsal, damage
+from vernier.builder.rehearsal import SwitchableQdq, damage
 from vernier.errors import BuildError, ResumeError
 from vernier.tensors import Arrays
 
@@ -59,25 +59,25 @@ def test_best_is_no_worse_for_the_outputs_than_any_single_method() -> None:
     spiky = data(model, 96).take(range(96))
     spiky["x"][::7, 0, 0, 0] = 60.0  # a rare outlier in the input, which carries no information
     samples = ArraySamples(spiky)
-    rehearsal = Rehearsal(model, nodes)
-    exact = rehearsal.remember(samples, 32)
+    switchable = SwitchableQdq(model, nodes)
+    exact = switchable.remember(samples, 32)
 
     def harm(ranges: Ranges) -> float:
-        return damage(exact, rehearsal.run(ranges.scales))
+        return damage(exact, switchable.run(ranges.scales))
 
     best = harm(calibrate(model, nodes, samples, "best"))
     for method in ("minmax", "entropy", "percentile", "mse"):
         assert best <= 1.1 * harm(calibrate(model, nodes, samples, method))
 
 
-def test_a_rehearsal_without_scales_is_the_model_itself() -> None:
+def test_switchable_qdq_without_scales_is_the_model_itself() -> None:
     model = architectures.transformer()
     nodes, samples = quantizable_nodes(model), data(model, 8)
-    rehearsal = Rehearsal(model, nodes)
+    switchable = SwitchableQdq(model, nodes)
     exact = values_of(model, samples.take(range(8)))["y"].reshape(8, -1)
-    assert np.allclose(rehearsal.remember(samples, 4)["y"], exact, atol=1e-5)
-    assert np.allclose(rehearsal.run({})["y"], exact, atol=1e-5)
-    off = rehearsal.run({"l1": 0.5})["y"]
+    assert np.allclose(switchable.remember(samples, 4)["y"], exact, atol=1e-5)
+    assert np.allclose(switchable.run({})["y"], exact, atol=1e-5)
+    off = switchable.run({"l1": 0.5})["y"]
     assert np.abs(off - exact).max() > 0.01
 
 

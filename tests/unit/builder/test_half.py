@@ -18,7 +18,7 @@ from vernier.builder.half import half_hazards, hazard_notes, hazards_of
 from vernier.builder.lower import Recipe, lower
 from vernier.builder.prepare import clean
 from vernier.builder.progress import NoProgress
-from vernier.builder.watch import Watch
+from vernier.builder.watch import RangeObserver
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -191,8 +191,8 @@ def test_hazards_hold_in_int8_graphs_too() -> None:
 @pytest.mark.parametrize("base", ["fp16", "bf16"])
 def test_a_calibration_pass_sees_the_same_hazards(base: str) -> None:
     model, samples = overflowing(), normal()
-    watch = Watch(model)
-    counted = count(model, ["t"], samples, NoProgress(), watch=watch)
+    observer = RangeObserver(model)
+    counted = count(model, ["t"], samples, NoProgress(), observer=observer)
     assert counted.seen is not None
-    assert hazards_of(model, watch, counted.seen, base) == half_hazards(model, samples, base)
+    assert hazards_of(model, observer, counted.seen, base) == half_hazards(model, samples, base)
     assert counted.histograms["t"].total == 64 * 4

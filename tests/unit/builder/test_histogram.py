@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vernier.builder.histogram import (
     BINS,
-    Histogram,
+    MagnitudeHistogram,
     entropy_scale,
     errors,
     minmax_scale,
@@ -18,8 +18,8 @@ from vernier.builder.histogram import (
 )
 
 
-def counted(values: np.ndarray) -> Histogram:
-    histogram = Histogram()
+def counted(values: np.ndarray) -> MagnitudeHistogram:
+    histogram = MagnitudeHistogram()
     histogram.add(values.astype(np.float32))
     return histogram
 
@@ -41,7 +41,7 @@ NORMAL = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
 )
 def test_order_and_batches_make_no_difference(values: list[float], data: st.DataObject) -> None:
     array = np.array(values, np.float32)
-    whole, pieces = Histogram(), Histogram()
+    whole, pieces = MagnitudeHistogram(), MagnitudeHistogram()
     whole.add(array)
     shuffled = np.array(data.draw(st.permutations(values)), np.float32)
     cut = data.draw(st.integers(0, len(values)))
@@ -67,10 +67,10 @@ def test_zeros_and_non_finite_numbers_are_kept_apart() -> None:
 def test_some_numbers_of_each_sample_stand_for_all(size: int) -> None:
     values = np.random.default_rng(3).standard_normal((20, size)).astype(np.float32)
     values[7, size // 2] = 100.0
-    some, pieces = Histogram(), Histogram()
+    some, pieces = MagnitudeHistogram(), MagnitudeHistogram()
     some.add_some(values, 512)
     for start in range(0, 20, 3):
-        part = Histogram()
+        part = MagnitudeHistogram()
         part.add_some(values[start : start + 3], 512)
         pieces.merge(part)
     assert some.peak == 100.0
@@ -87,18 +87,18 @@ def test_every_channel_and_place_is_among_some_numbers() -> None:
     for channel in range(64):
         values[:] = 0
         values[0, channel] = 1
-        histogram = Histogram()
+        histogram = MagnitudeHistogram()
         histogram.add_some(values, 8192)
         assert histogram.counts.sum() == pytest.approx(8192 / 64, rel=0.25)
 
 
 def test_merging_is_adding() -> None:
-    whole, other = Histogram(), Histogram()
+    whole, other = MagnitudeHistogram(), MagnitudeHistogram()
     small, large = NORMAL[:500] * np.float32(1e-3), NORMAL[500:900] * np.float32(1e3)
     whole.add(small)
     whole.add(large)
     for first, second in ((small, large), (large, small)):
-        merged, other = Histogram(), Histogram()
+        merged, other = MagnitudeHistogram(), MagnitudeHistogram()
         merged.add(first)
         other.add(second)
         merged.merge(other)
@@ -108,14 +108,14 @@ def test_merging_is_adding() -> None:
 
 def test_the_state_brings_a_histogram_back() -> None:
     histogram = counted(NORMAL)
-    again = Histogram.restore(histogram.state())
+    again = MagnitudeHistogram.restore(histogram.state())
     assert np.array_equal(again.counts, histogram.counts)
     assert again.state().keys() == histogram.state().keys()
     again.add(NORMAL * 3)
     histogram.add(NORMAL * 3)
     assert np.array_equal(again.counts, histogram.counts)
     with pytest.raises(ValueError):
-        Histogram.restore({**histogram.state(), "counts": np.zeros(3)})
+        MagnitudeHistogram.restore({**histogram.state(), "counts": np.zeros(3)})
 
 
 def test_minmax_clips_nothing() -> None:
@@ -176,7 +176,7 @@ def test_entropy_of_a_handful_of_numbers_is_minmax() -> None:
 
 
 def test_memory_is_fixed() -> None:
-    histogram = Histogram()
+    histogram = MagnitudeHistogram()
     for exponent in range(-20, 20):
         histogram.add(NORMAL[:1000] * np.float32(2.0**exponent))
     assert histogram.counts.shape == (BINS,)
