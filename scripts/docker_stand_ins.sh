@@ -35,34 +35,20 @@ fi
 mirror=$(awk '/^URIs:/ {print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null ||
   awk '$1 == "deb" {print $2; exit}' /etc/apt/sources.list)
 
-# compose 2 and buildx are newer than Debian 12; those of Debian 13 run there too
-plugins() {
-  mkdir -p lists/partial
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >trixie.list
-  local apt=(apt-get -oDir::Etc::SourceList="$PWD/trixie.list" -oDir::Etc::SourceParts=/dev/null
-    -oDir::State::Lists="$PWD/lists" -oAPT::Sandbox::User=root)
-  "${apt[@]}" update -qq
-  "${apt[@]}" download -qq docker-compose docker-buildx
-  for package in docker-compose_*.deb docker-buildx_*.deb; do dpkg -x "$package" unpacked; done
-  cp unpacked/usr/libexec/docker/cli-plugins/* "$work/config/cli-plugins/"
-}
-if ! docker compose version >/dev/null 2>&1 || ! docker buildx version >/dev/null 2>&1; then
-  (cd "$work" && plugins) >"$work/plugins.log" 2>&1 9>&- ||
-    unavailable "compose and buildx cannot be had: $(tail -n 1 "$work/plugins.log")"
-fi
-
 # --- the engine -------------------------------------------------------------------------------------------
 
-stop() {
-  [ -n "${engine:-}" ] || return 0
+stop() {  # PID
   if docker info >/dev/null 2>&1; then
     docker ps -aq | xargs -r docker rm -fv >/dev/null 2>&1 || true
   fi
-  kill "$engine" 2>/dev/null || true
-  for _ in $(seq 60); do kill -0 "$engine" 2>/dev/null || return 0; sleep 0.5; done
-  kill -9 "$engine" 2>/dev/null || true
+  kill "$1" 2>/dev/null || true
+  for _ in $(seq 60); do kill -0 "$1" 2>/dev/null || return 0; sleep 0.5; done
+  kill -9 "$1" 2>/dev/null || true
 }
-trap stop EXIT
+# of a run that was killed
+old=$(cat "$work/docker.pid" 2>/dev/null) || old=
+[ "$(cat "/proc/${old:-none}/comm" 2>/dev/null)" != dockerd ] || stop "$old"
+trap '[ -z "${engine:-}" ] || stop "$engine"' EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
@@ -79,6 +65,22 @@ docker info >/dev/null 2>&1 || unavailable "dockerd does not start: $(tail -n 1 
 # what a run that was killed has left
 docker ps -aq | xargs -r docker rm -fv >/dev/null
 docker volume ls -q | xargs -r docker volume rm -f >/dev/null
+
+# compose 2 and buildx are newer than Debian 12; those of Debian 13 run there too
+plugins() {
+  mkdir -p lists/partial
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >trixie.list
+  local apt=(apt-get -oDir::Etc::SourceList="$PWD/trixie.list" -oDir::Etc::SourceParts=/dev/null
+    -oDir::State::Lists="$PWD/lists" -oAPT::Sandbox::User=root)
+  "${apt[@]}" update -qq
+  "${apt[@]}" download -qq docker-compose docker-buildx
+  for package in docker-compose_*.deb docker-buildx_*.deb; do dpkg -x "$package" unpacked; done
+  cp unpacked/usr/libexec/docker/cli-plugins/* "$work/config/cli-plugins/"
+}
+if ! docker compose version >/dev/null 2>&1 || ! docker buildx version >/dev/null 2>&1; then
+  (cd "$work" && plugins) >"$work/plugins.log" 2>&1 9>&- ||
+    unavailable "compose and buildx cannot be had: $(tail -n 1 "$work/plugins.log")"
+fi
 
 # --- the images -------------------------------------------------------------------------------------------
 

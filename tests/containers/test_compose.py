@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import ssl
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tests.ops.expressions import panel_expressions, rule_expressions
 from tests.support.certificates import Authority
 from tests.support.containers import Stack, clone, inspect, run, until
 from tests.support.packages import mlp_model
-from tests.support.server import free_port
+from tests.support.server import ROOT, free_port
 
 #: From the command to the first answer of both examples, with the images there.
 SERVED_S = 180
@@ -232,3 +233,19 @@ def test_a_gpu_that_is_missing_is_named(image: str, tmp_path: Path) -> None:
     finally:
         stack.down("--volumes")
         run("docker", "rmi", "vernier:dev-gpu")
+
+
+def test_a_machine_that_cannot_run_an_engine_is_told_from_a_test_that_fails(tmp_path: Path) -> None:
+    """What CI goes by: 69 and a reason, and else the exit code of the command."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "dockerd").write_text(
+        "#!/bin/sh\necho 'failed to start daemon: no control groups' >&2; exit 1\n"
+    )
+    (programs / "dockerd").chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    script = str(ROOT / "scripts" / "docker_stand_ins.sh")
+    done = run(script, "true", check=False, PATH=path, VERNIER_DOCKER_DIR=str(tmp_path / "engine"))
+    assert done.returncode == 69
+    reason = "containers were not tested: dockerd does not start: failed to start daemon: no control groups"
+    assert done.stdout.splitlines()[-1] == reason

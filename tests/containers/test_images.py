@@ -100,7 +100,7 @@ def test_sigterm_finishes_what_was_admitted_and_ends_with_0(image: str, tmp_path
     statuses: list[int] = []
 
     def ask() -> None:
-        body = {"model": "slow", "inputs": {"x": ROW["x"] * 64}}
+        body = {"model": "slow", "inputs": {"x": ROW["x"] * 800}}
         answer = httpx.post(f"http://127.0.0.1:{service.port}/v1/predict", json=body, timeout=90)
         statuses.append(answer.status_code)
 
