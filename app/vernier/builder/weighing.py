@@ -320,8 +320,8 @@ def _constant(found: Survey, which: str) -> Warnings:
     return [
         _warning(
             f"{which}_constant_inputs",
-            f"{_names(found.constant)} is the same in every {which} sample, so nothing is known about other values: "
-            f"let it change as it does when the model serves",
+            f"{_names(found.constant)} never changes in the {which} data, so nothing is known about other values: let "
+            f"it change as it does when the model serves",
         )
     ]
 

@@ -73,7 +73,7 @@ def test_an_input_that_never_changes_is_named() -> None:
     found = look(x=floats(300, 4), state=np.zeros((300, 8), np.float32), rate=np.full((300,), 16000))
     (warning,) = weighing.weigh_calibration(found, 300, quantizes=True)
     assert warning.code == "calibration_constant_inputs"
-    assert "'state', 'rate' is the same" in warning.message
+    assert "'state', 'rate' never changes in the calibration data" in warning.message
 
 
 def test_few_calibration_samples_say_how_many_fresh_ones_lie_beyond() -> None:
