@@ -65,6 +65,8 @@ docker info >/dev/null 2>&1 || unavailable "dockerd does not start: $(tail -n 1 
 # what a run that was killed has left
 docker ps -aq | xargs -r docker rm -fv >/dev/null
 docker volume ls -q | xargs -r docker volume rm -f >/dev/null
+docker image prune --force >/dev/null
+docker builder prune --force --keep-storage 8GB >/dev/null
 
 # compose 2 and buildx are newer than Debian 12; those of Debian 13 run there too
 plugins() {
