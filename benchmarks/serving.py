@@ -22,7 +22,7 @@ import httpx
 
 from benchmarks.load import Call, ClosedLoop, JsonOutput, Summary, measure, post
 from benchmarks.processes import ROOT, ServerProcess, StartError, free_port
-from vernier.api.schemas import EXAMPLE
+from vernier.api.formats.schemas import EXAMPLE
 
 BODY = json.dumps({k: v for k, v in EXAMPLE.items() if k != "timeout_ms"}).encode()
 

@@ -22,13 +22,13 @@ from prometheus_client import CollectorRegistry
 from uvicorn.server import ServerState
 
 from tests.support.packages import write_package
-from vernier.border.arena import CHUNK_BYTES, Arena, create_memfd
-from vernier.border.channel import socket_pair
-from vernier.border.engine_group import EngineGroup
-from vernier.border.room import BYTES as ROOM_BYTES
-from vernier.border.room import RoomPage
-from vernier.border.running import BYTES as RUNNING_BYTES
-from vernier.border.serving_fronts import Fronts, FrontSession
+from vernier.border.engine_side.serving_fronts import Fronts, FrontSession
+from vernier.border.front_side.engine_group import EngineGroup
+from vernier.border.memory.arena import CHUNK_BYTES, Arena, create_memfd
+from vernier.border.memory.room import BYTES as ROOM_BYTES
+from vernier.border.memory.room import RoomPage
+from vernier.border.memory.running import BYTES as RUNNING_BYTES
+from vernier.border.records.channel import socket_pair
 from vernier.composition.engine import create_repository
 from vernier.composition.front import create_front
 from vernier.composition.server import server_config

@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from vernier.api.keyfile import make_guard
+from vernier.api.auth.keyfile import make_guard
 from vernier.composition.tls import tls_options
 from vernier.descriptors import raise_descriptor_limit
 from vernier.logs import configure_logging

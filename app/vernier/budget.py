@@ -12,7 +12,7 @@ A budget is one or more terms, joined with `,` or `;`, all of which must hold:
     my.metrics:ndcg>=99%     any function of (outputs, labels) → float
 
 The parts that need no data are here: the language and its meaning. What to demand when nobody says
-anything is `vernier.builder.gate`'s to decide.
+anything is `vernier.builder.searching.gate`'s to decide.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import argparse
 import secrets
 import sys
 
-from vernier.api.security import digest_of
+from vernier.api.auth.security import digest_of
 
 
 def main() -> None:

@@ -181,9 +181,9 @@ def measure_several(
 
 
 def machine() -> Dict[str, str]:
-    from vernier.builder.plan_libraries import usable_tactic_sources
+    from vernier.builder.plans.plan_libraries import usable_tactic_sources
     from vernier.engine.cuda import open_device
-    from vernier.engine.trt_api import load_api
+    from vernier.engine.trt_runtime.trt_api import load_api
 
     device, api = open_device(), load_api("tensorrt")
     found = {

@@ -11,12 +11,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from vernier.builder.plan import PlanOptions, build_plan
+from vernier.builder.plans.plan import PlanOptions, build_plan
 from vernier.engine.base import Slot
 from vernier.engine.cuda import Device, Graph, open_device
 from vernier.engine.curve import repeat_rows
-from vernier.engine.trt import MAPPED_BYTES, TensorRtExecutor
-from vernier.engine.trt_api import TrtApi, load_api
+from vernier.engine.trt_runtime.trt import MAPPED_BYTES, TensorRtExecutor
+from vernier.engine.trt_runtime.trt_api import TrtApi, load_api
 from vernier.package.golden import GoldenVectors, load_golden
 from vernier.package.integrity import open_package
 from vernier.package.manifest import DimRange, Manifest

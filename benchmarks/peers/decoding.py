@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from benchmarks.peers.workloads import IMAGE
-from vernier.api.codecs import parse_predict
+from vernier.api.formats.codecs import parse_predict
 from vernier.border.signature import Signature
 from vernier.tensors import TensorSpec
 

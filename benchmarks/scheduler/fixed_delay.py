@@ -11,8 +11,8 @@ from functools import partial
 
 from benchmarks.scheduler.simulation import fixed_delay
 from vernier import __main__ as service
-from vernier.serving import scheduler
-from vernier.serving.batcher import Batcher
+from vernier.serving.queueing.batcher import Batcher
+from vernier.serving.scheduling import scheduler
 
 if __name__ == "__main__":
     scheduler.Batcher = partial(Batcher, decide=fixed_delay(float(sys.argv[1]) / 1e3))  # type: ignore[misc]

@@ -18,13 +18,13 @@ import numpy as np
 from vernier.border.batch import Answer, RequestBatch
 from vernier.errors import DeadlineExceeded, QueueFull, VernierError
 from vernier.metrics import ModelMetrics
-from vernier.serving.batcher import Batcher, Numbers
-from vernier.serving.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
-from vernier.serving.execution import Execution
-from vernier.serving.latency import LatencyCurve
-from vernier.serving.request_tracker import RequestTracker
-from vernier.serving.results import Results
-from vernier.serving.span import BatchState
+from vernier.serving.queueing.batcher import Batcher, Numbers
+from vernier.serving.queueing.batching import DELAY, FULL, Decision, Dispatch, Limits, Slots, Wait, Waiting
+from vernier.serving.queueing.latency import LatencyCurve
+from vernier.serving.queueing.span import BatchState
+from vernier.serving.scheduling.execution import Execution
+from vernier.serving.scheduling.request_tracker import RequestTracker
+from vernier.serving.scheduling.results import Results
 from vernier.tensors import Arrays
 
 #: The only runtime there is.

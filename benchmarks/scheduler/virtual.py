@@ -9,11 +9,11 @@ import numpy as np
 from benchmarks.load import poisson
 from benchmarks.scheduler.simulation import Arrival, Simulation, fixed_delay
 from vernier.engine.base import default_buckets
-from vernier.serving.admission import Policy
-from vernier.serving.batcher import Batcher
-from vernier.serving.batching import decide
-from vernier.serving.latency import LatencyCurve
-from vernier.serving.padding import BatchLayout
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.batcher import Batcher
+from vernier.serving.queueing.batching import decide
+from vernier.serving.queueing.latency import LatencyCurve
+from vernier.serving.queueing.padding import BatchLayout
 from vernier.tensors import TensorSpec
 
 POLICIES = {"vernier": decide, "fixed 2 ms": fixed_delay(0.002)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.soak.verdict import RULE, WARM_UP_BLOCKS, Verdict, trend
 from benchmarks.svg import line, text
-from vernier.builder.charts import number
+from vernier.builder.reports.charts import number
 
 WIDTH, HEIGHT, LEFT, RIGHT = 760, 200, 70, 110
 STYLE = (

@@ -14,7 +14,7 @@ import pytest
 from tests.support.load import ROW, Load, settled
 from tests.support.packages import slow_model, write_package
 from tests.support.server import serve
-from vernier.api.security import digest_of
+from vernier.api.auth.security import digest_of
 
 FRONT, LIMITED = "front-ends-key", "limited-key"
 DAY_S = 86400

@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.support.executors import Shop
 from tests.support.trt_names import missing, used_names
-from vernier.builder.plan import PlanOptions, build_plan
-from vernier.builder.plan_layers import layer_report
+from vernier.builder.plans.plan import PlanOptions, build_plan
+from vernier.builder.plans.plan_layers import layer_report
 from vernier.engine.cuda import Device
 from vernier.engine.nvml import GpuCollector, Nvml
-from vernier.engine.trt_api import load_api
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.errors import BuildError, EngineError
 
 #: Newer than TensorRT 8.5: asked for with hasattr, or by the version switch.

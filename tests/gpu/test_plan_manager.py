@@ -12,9 +12,9 @@ import pytest
 from tests.support.executors import Shop, assert_same, random_inputs
 from vernier.engine.base import run_once
 from vernier.engine.cuda import Device
-from vernier.engine.plan_manager import PlanManager
-from vernier.engine.plan_source import BuilderProcess, RebuildRequest
-from vernier.engine.trt_api import load_api
+from vernier.engine.plans.plan_manager import PlanManager
+from vernier.engine.plans.plan_source import BuilderProcess, RebuildRequest
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.engine.validated import PlanEvent, ValidatedEngine
 from vernier.errors import EngineError
 from vernier.package.manifest import Manifest

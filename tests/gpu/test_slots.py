@@ -12,7 +12,7 @@ from tests.support.executors import PROFILES, Shop, assert_same, random_inputs
 from vernier.engine.base import run_once
 from vernier.engine.cuda import Device
 from vernier.engine.selftest import self_test
-from vernier.engine.trt_api import load_api
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.errors import EngineError
 
 

@@ -19,7 +19,7 @@ from tests.integration.test_bad_input import settled
 from tests.support.packages import write_package
 from tests.support.server import Server, free_port, serve
 from tests.support.wire import Reply, Wire, request
-from vernier.api.security import digest_of
+from vernier.api.auth.security import digest_of
 
 KEY = "front-ends-key"
 BODY = b'{"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}}'

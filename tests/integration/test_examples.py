@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.packages import run_reference
 from tests.support.server import ROOT, Server, serve
-from vernier.api.schemas import EXAMPLE
+from vernier.api.formats.schemas import EXAMPLE
 
 EXAMPLES = {"ranker": "recommender", "keywords": "speech"}
 CLIENTS = 200

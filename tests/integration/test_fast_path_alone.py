@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.packages import write_package
 from tests.support.server import free_port, serve
 from tests.support.wire import Wire, request
-from vernier.api.security import digest_of
+from vernier.api.auth.security import digest_of
 from vernier.front.connection import service_protocol
 from vernier.main import create_app
 from vernier.settings import Settings

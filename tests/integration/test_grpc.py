@@ -22,8 +22,8 @@ from tests.support.certificates import Authority
 from tests.support.load import settled
 from tests.support.packages import echo_model, mlp_model, pair_model, run_reference, slow_model, write_package
 from tests.support.server import Server, administrator, free_port, serve
+from vernier.api.auth.security import digest_of
 from vernier.api.grpc.schema import SERVICE, message_class
-from vernier.api.security import digest_of
 from vernier.tensors import DTYPES, numpy_dtype
 
 BATCH = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)

@@ -16,7 +16,7 @@ from tests.support.load import Load, settled
 from tests.support.packages import mlp_model, run_reference, slow_model, write_package
 from tests.support.server import Server, free_port, serve
 from tests.support.wire import Wire
-from vernier.api.security import digest_of
+from vernier.api.auth.security import digest_of
 
 BODY = {"model": "mlp", "inputs": {"x": [[1, 2, 3, 4]]}}
 KEY, FEW, ADMIN = "front-ends-key", "few-at-once", "administrators-token"

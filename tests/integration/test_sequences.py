@@ -15,10 +15,10 @@ from tests.support.packages import run_reference
 from tests.support.server import ROOT, Server, serve
 from tests.support.transformer import PAD, masked_transformer
 from tests.unit.builder.models import save
+from vernier.builder.graphs.shapes import parse_shape
 from vernier.builder.pipeline import build
 from vernier.builder.progress import NoProgress
 from vernier.builder.request import BuildRequest
-from vernier.builder.shapes import parse_shape
 
 SPEECH = ROOT / "examples/speech/model.onnx"
 Inputs = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.ops.expressions import ROOT
-from vernier.api.keyfile import make_guard
+from vernier.api.auth.keyfile import make_guard
 from vernier.settings import Settings
 
 TEXT = (ROOT / "docker-compose.yml").read_text()

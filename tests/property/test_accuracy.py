@@ -13,7 +13,7 @@ from sklearn.metrics import ndcg_score
 
 from vernier.accuracy import DISTANCES, SIMILARITIES, Comparison, edit_distance, statistic_of
 from vernier.budget import Budget, Judge
-from vernier.builder.caution import CautiousJudge
+from vernier.builder.searching.caution import CautiousJudge
 
 METRICS = (*DISTANCES, *SIMILARITIES, "top1")
 FINITE = st.floats(-1e6, 1e6, width=32)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scheduler.simulation import Arrival, Simulation
 from tests.support.schedules import make_batcher, play, random_schedule
-from vernier.serving.admission import Policy
+from vernier.serving.queueing.admission import Policy
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "3000"))
 SHARDS = 10

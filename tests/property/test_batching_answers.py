@@ -17,9 +17,9 @@ from vernier.engine.base import default_buckets
 from vernier.engine.ort import OnnxRuntimeExecutor
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import SequenceDim
-from vernier.serving.admission import Policy
-from vernier.serving.padding import BatchLayout
-from vernier.serving.scheduler import Answer, Scheduler
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.scheduling.scheduler import Answer, Scheduler
 from vernier.tensors import Arrays
 
 CLIENTS, ROUNDS = 200, 3

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from vernier.api.codecs import parse_predict
-from vernier.api.json_tensors import tensor_from_json
+from vernier.api.formats.codecs import parse_predict
+from vernier.api.formats.json_tensors import tensor_from_json
 from vernier.errors import RequestError
 from vernier.tensors import DTYPES, TensorSpec, numpy_dtype
 

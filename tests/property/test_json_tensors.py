@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from vernier.api.codecs import parse_predict
-from vernier.api.json_tensors import count_lists, decode_values
+from vernier.api.formats.codecs import parse_predict
+from vernier.api.formats.json_tensors import count_lists, decode_values
 from vernier.border.signature import Signature
 from vernier.errors import RequestError
 from vernier.tensors import DTYPES, Arrays, TensorSpec, numpy_dtype

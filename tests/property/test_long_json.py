@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simdjson import Parser
 
-from vernier.api.json_tensors import decode_values, judge_in_place
+from vernier.api.formats.json_tensors import decode_values, judge_in_place
 from vernier.border.signature import Signature
 from vernier.errors import RequestError
 from vernier.tensors import TensorSpec

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.support.quantized_graphs import Grower, full_recipe, run_by_hand, values_of
 from tests.unit.builder.models import check
-from vernier.builder.emulate import emulate
-from vernier.builder.lower import Recipe, lower
-from vernier.builder.probe import open_session
+from vernier.builder.graphs.probe import open_session
+from vernier.builder.lowering.emulate import emulate
+from vernier.builder.lowering.lower import Recipe, lower
 
 
 @st.composite

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.border import running
-from vernier.border.arena import CHUNK_BYTES, MAX_BYTES, Arena, ArenaFull, create_memfd
-from vernier.border.limit_counts import STEPS, SharedCounts, bytes_for, forget_front
-from vernier.border.room import BYTES as ROOM_BYTES
-from vernier.border.room import MODELS, RoomPage
-from vernier.border.running import RunningBatches
+from vernier.border.memory import running
+from vernier.border.memory.arena import CHUNK_BYTES, MAX_BYTES, Arena, ArenaFull, create_memfd
+from vernier.border.memory.limit_counts import STEPS, SharedCounts, bytes_for, forget_front
+from vernier.border.memory.room import BYTES as ROOM_BYTES
+from vernier.border.memory.room import MODELS, RoomPage
+from vernier.border.memory.running import RunningBatches
 
 SEEDS = st.integers(0, 2**32)
 

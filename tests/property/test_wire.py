@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.border import wire
-from vernier.border.arena import CHUNK_BYTES, Arena, ArenaReader, create_memfd
 from vernier.border.batch import Answer
-from vernier.border.placement import PlacedReader, place
+from vernier.border.memory.arena import CHUNK_BYTES, Arena, ArenaReader, create_memfd
+from vernier.border.memory.placement import PlacedReader, place
+from vernier.border.records import wire
 from vernier.errors import QueueFull, RateLimited, VernierError, all_errors
 from vernier.package.manifest import PRECISIONS
 from vernier.tensors import DTYPES, numpy_dtype

@@ -11,10 +11,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from tests.simulation.virtual import VirtualLoop
-from vernier.api.errors import answer_error, error_response
-from vernier.api.guarding import GuardMiddleware
-from vernier.api.identity import Identities, new_id
-from vernier.api.security import Guard, Key, digest_of
+from vernier.api.auth.guarding import GuardMiddleware
+from vernier.api.auth.security import Guard, Key, digest_of
+from vernier.api.http.errors import answer_error, error_response
+from vernier.api.http.identity import Identities, new_id
 from vernier.errors import Cancelled
 from vernier.front.buffers import BodyBufferPool
 from vernier.front.connection import Connection, plain_protocol

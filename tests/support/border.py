@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from tests.support.scheduling import serving, until
 from tests.support.specs import make_manifest
-from vernier.border import arena as arenas
-from vernier.border.arena import Arena, create_memfd
-from vernier.border.channel import socket_pair
-from vernier.border.engine_group import EngineGroup
-from vernier.border.front_session import FrontSession
-from vernier.border.room import BYTES as ROOM_BYTES
-from vernier.border.room import RoomPage
-from vernier.border.running import BYTES as RUNNING_BYTES
-from vernier.border.serving_fronts import Fronts
+from vernier.border.engine_side.front_session import FrontSession
+from vernier.border.engine_side.serving_fronts import Fronts
+from vernier.border.front_side.engine_group import EngineGroup
+from vernier.border.memory import arena as arenas
+from vernier.border.memory.arena import Arena, create_memfd
+from vernier.border.memory.room import BYTES as ROOM_BYTES
+from vernier.border.memory.room import RoomPage
+from vernier.border.memory.running import BYTES as RUNNING_BYTES
+from vernier.border.records.channel import socket_pair
 from vernier.border.signature import Signature
 from vernier.engine.base import Executor
 from vernier.exposition import Metrics

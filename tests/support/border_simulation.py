@@ -21,9 +21,10 @@ from tests.support.border_engine import (
 )
 from tests.support.border_requests import Batch, EnginePlace, Expectations, Request
 from tests.support.virtual_loop import VirtualLoop
-from vernier.border import arena as arenas
-from vernier.border import placement, remote
 from vernier.border.batch import RequestBatch
+from vernier.border.front_side import remote
+from vernier.border.memory import arena as arenas
+from vernier.border.memory import placement
 from vernier.errors import (
     NotReady,
     UnknownModel,

@@ -13,12 +13,12 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 import onnxruntime
 
-from vernier.builder.plan import PlanOptions, build_plan
+from vernier.builder.plans.plan import PlanOptions, build_plan
 from vernier.engine.base import Executor
 from vernier.engine.cuda import open_device
 from vernier.engine.ort import OnnxRuntimeExecutor
-from vernier.engine.trt import TensorRtExecutor
-from vernier.engine.trt_api import load_api
+from vernier.engine.trt_runtime.trt import TensorRtExecutor
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.package.golden import GoldenVectors, load_golden
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest

@@ -8,19 +8,19 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tests.unit.builder.models import run
-from vernier.builder.graph import GraphView
-from vernier.builder.lower import Recipe
-from vernier.builder.placement import (
+from vernier.builder.graphs.graph import GraphView
+from vernier.builder.graphs.prepare import clean
+from vernier.builder.graphs.simplify import infer_shapes
+from vernier.builder.lowering.lower import Recipe
+from vernier.builder.lowering.placement import (
     QuantizableNode,
     quantizable_nodes,
     shortcut,
     weight_axis,
     weight_position,
 )
-from vernier.builder.prepare import clean
-from vernier.builder.quantized import QuantizedWeight, round_scale
-from vernier.builder.simplify import infer_shapes
-from vernier.builder.weights import quantize_weights
+from vernier.builder.quantizing.quantized import QuantizedWeight, round_scale
+from vernier.builder.quantizing.weights import quantize_weights
 
 Draw = Callable[[Sequence[str]], str]
 

@@ -18,11 +18,11 @@ from vernier.border.batch import Answer, RequestBatch
 from vernier.engine.base import Slot, StageTimes, default_buckets
 from vernier.errors import EngineError
 from vernier.package.manifest import SequenceDim
-from vernier.serving.admission import Policy
-from vernier.serving.batcher import Batcher
-from vernier.serving.batching import Decide, decide
-from vernier.serving.execution import REFERENCE, Execution
-from vernier.serving.padding import BatchLayout
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.batcher import Batcher
+from vernier.serving.queueing.batching import Decide, decide
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.scheduling.execution import REFERENCE, Execution
 from vernier.tensors import Arrays, TensorSpec
 
 LENGTHS = [4, 16, 64]

@@ -14,10 +14,10 @@ from vernier.border.batch import Answer, RequestBatch, cut
 from vernier.engine.base import Executor, default_buckets
 from vernier.errors import VernierError
 from vernier.metrics import ModelMetrics
-from vernier.serving.admission import Policy
-from vernier.serving.padding import BatchLayout
-from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.queueing.sharing import DeviceScheduler
+from vernier.serving.scheduling.scheduler import Scheduler
 
 
 def x(rows: int = 1, start: float = 0.0) -> dict[str, np.ndarray]:

@@ -11,17 +11,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: file → variable or attribute that holds an object of TensorRT → its class
 OBJECTS: dict[str, dict[str, str]] = {
-    "app/vernier/engine/trt.py": {
+    "app/vernier/engine/trt_runtime/trt.py": {
         "engine": "ICudaEngine",
         "_runtime": "Runtime",
         "config": "IRuntimeConfig",
         "cache": "IRuntimeCache",
         "_runtime_cache": "IRuntimeCache",
     },
-    "app/vernier/engine/trt_slot.py": {"context": "IExecutionContext", "_context": "IExecutionContext"},
-    "app/vernier/engine/trt_outputs.py": {"context": "IExecutionContext"},
-    "app/vernier/engine/trt_api.py": {"runtime": "Runtime", "engine": "ICudaEngine"},
-    "app/vernier/builder/plan.py": {
+    "app/vernier/engine/trt_runtime/trt_slot.py": {
+        "context": "IExecutionContext",
+        "_context": "IExecutionContext",
+    },
+    "app/vernier/engine/trt_runtime/trt_outputs.py": {"context": "IExecutionContext"},
+    "app/vernier/engine/trt_runtime/trt_api.py": {"runtime": "Runtime", "engine": "ICudaEngine"},
+    "app/vernier/builder/plans/plan.py": {
         "builder": "Builder",
         "network": "INetworkDefinition",
         "config": "IBuilderConfig",
@@ -32,7 +35,7 @@ OBJECTS: dict[str, dict[str, str]] = {
         "tensor": "ITensor",
         "error": "ParserError",
     },
-    "app/vernier/builder/plan_layers.py": {
+    "app/vernier/builder/plans/plan_layers.py": {
         "network": "INetworkDefinition",
         "layer": "ILayer",
         "tensor": "ITensor",
@@ -41,7 +44,7 @@ OBJECTS: dict[str, dict[str, str]] = {
 }
 
 #: Names of our own on variables that also hold TensorRT's objects.
-OURS = {("app/vernier/builder/plan.py", "error", "strerror")}
+OURS = {("app/vernier/builder/plans/plan.py", "error", "strerror")}
 
 
 def used_names() -> set[tuple[str, str]]:

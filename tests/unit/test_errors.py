@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vernier.api.errors import INTERNAL_MESSAGE, describe_error, error_headers
+from vernier.api.http.errors import INTERNAL_MESSAGE, describe_error, error_headers
 from vernier.errors import (
     EngineError,
     Overloaded,

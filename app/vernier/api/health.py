@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from vernier.api.codecs import JSON, encode_error
+from vernier.api.formats.codecs import JSON, encode_error
 from vernier.exposition_merge import render
 
 router = APIRouter(tags=["operations"])

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import orjson
 
-from vernier.api.codecs import Inputs, PredictRequest, Text, parse_json
-from vernier.api.json_tensors import tensor_from_json
+from vernier.api.formats.codecs import Inputs, PredictRequest, Text, parse_json
+from vernier.api.formats.json_tensors import tensor_from_json
 from vernier.api.v2.requests import InferRequest, read_parameters
 from vernier.border.batch import Answer
 from vernier.border.signature import Signature

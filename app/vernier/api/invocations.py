@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 
-from vernier.api.codecs import (
+from vernier.api.formats.codecs import (
     JSON,
     RAW,
     Body,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vernier.api.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.codecs import JSON, Body
-from vernier.api.errors import error_response
+from vernier.api.formats.codecs import JSON, Body
+from vernier.api.formats.long_json import LongFormat
+from vernier.api.formats.schemas import error_responses
+from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
+from vernier.api.http.errors import error_response
 from vernier.api.instances import encode_predictions, parse_instances
-from vernier.api.long_json import LongFormat
 from vernier.api.prediction import Prediction, with_id
-from vernier.api.schemas import error_responses
 from vernier.api.v2.requests import InferRequest
 from vernier.settings import Settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from vernier.api.schemas import ModelDescription, ModelList, ModelSummary, error_responses
+from vernier.api.formats.schemas import ModelDescription, ModelList, ModelSummary, error_responses
 from vernier.border.catalogue import Catalogue, ServedModel
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vernier.api.body import read_body, wait_for_disconnect
-from vernier.api.codecs import JSON, LONG_BYTES, RAW, Body, encode_answer, media_type_of, read_envelope
-from vernier.api.errors import error_response
+from vernier.api.formats.codecs import (
+    JSON,
+    LONG_BYTES,
+    RAW,
+    Body,
+    encode_answer,
+    media_type_of,
+    read_envelope,
+)
+from vernier.api.formats.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
+from vernier.api.http.body import read_body, wait_for_disconnect
+from vernier.api.http.errors import error_response
 from vernier.api.prediction import Prediction, with_id
-from vernier.api.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
 from vernier.settings import Settings
 
 router = APIRouter(tags=["prediction"])

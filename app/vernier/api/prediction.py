@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from fastapi import Response
 
-from vernier.api.codecs import LONG_BYTES, Body, Inputs, PredictRequest
-from vernier.api.errors import describe_error
-from vernier.api.identity import header_value, new_id
-from vernier.api.long_json import PREDICT, LongFormat
+from vernier.api.formats.codecs import LONG_BYTES, Body, Inputs, PredictRequest
+from vernier.api.formats.long_json import PREDICT, LongFormat
+from vernier.api.http.errors import describe_error
+from vernier.api.http.identity import header_value, new_id
 from vernier.api.service import Predictions, Prepared
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch

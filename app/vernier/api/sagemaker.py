@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vernier.api.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.codecs import JSON, RAW, Body
-from vernier.api.errors import error_response
+from vernier.api.formats.codecs import JSON, RAW, Body
+from vernier.api.formats.long_json import LongFormat
+from vernier.api.formats.schemas import error_responses
 from vernier.api.health import ready
+from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
+from vernier.api.http.errors import error_response
 from vernier.api.invocations import (
     BINARY,
     Invocation,
@@ -16,9 +18,7 @@ from vernier.api.invocations import (
     parse_invocation,
     raw_invocation,
 )
-from vernier.api.long_json import LongFormat
 from vernier.api.prediction import Prediction, with_id
-from vernier.api.schemas import error_responses
 from vernier.api.v2.requests import json_bytes
 from vernier.settings import Settings
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vernier.api.codecs import Body, Inputs, PredictRequest
-from vernier.api.long_json import PREDICT, LongFormat, LongJson
+from vernier.api.formats.codecs import Body, Inputs, PredictRequest
+from vernier.api.formats.long_json import PREDICT, LongFormat, LongJson
 from vernier.border.catalogue import Catalogue, ServedModel
 from vernier.border.signature import Signature
 from vernier.errors import DeadlineExceeded, Draining, UnsupportedPrecision

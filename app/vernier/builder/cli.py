@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 
 from vernier.budget import Budget
-from vernier.builder import command, table
+from vernier.builder import command
 from vernier.builder import compare as comparing
 from vernier.builder import inspection as inspecting
-from vernier.builder.modelopt import find_python
+from vernier.builder.graphs.shapes import parse_shape
+from vernier.builder.lowering.modelopt import find_python
 from vernier.builder.pipeline import build as run_build
-from vernier.builder.plan import PlanOptions
-from vernier.builder.plan_package import parse_capabilities
+from vernier.builder.plans.plan import PlanOptions
+from vernier.builder.plans.plan_package import parse_capabilities
 from vernier.builder.progress import NoProgress, for_people
+from vernier.builder.reports import table
 from vernier.builder.request import (
     CALIBRATION_METHODS,
     DEFAULT_LABEL_KEY,
@@ -28,7 +30,6 @@ from vernier.builder.request import (
     parse_precisions,
     parse_sequence,
 )
-from vernier.builder.shapes import parse_shape
 from vernier.errors import BuildError
 from vernier.package.manifest import RUNTIMES
 

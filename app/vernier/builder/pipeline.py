@@ -13,27 +13,14 @@ from pathlib import Path
 from time import perf_counter
 
 from vernier.builder import packaging
-from vernier.builder.attempts import attempt, prove_and_measure
-from vernier.builder.auto import worth_building
-from vernier.builder.candidates import VariantCandidate, VariantEvaluator, lowerings_of, safest_first
 from vernier.builder.command import tool_versions
-from vernier.builder.data import (
-    ArraySamples,
-    Samples,
-    check_samples,
-    fixed_batch,
-    limit,
-    one_request_each,
-    open_data,
-    split_apart,
-    whole_number_notes,
-)
-from vernier.builder.evidence import gather
-from vernier.builder.latency import Latencies, fastest
-from vernier.builder.plan_package import add_plans
-from vernier.builder.prepare import PreparedModel, prepare
+from vernier.builder.graphs.prepare import PreparedModel, prepare
+from vernier.builder.graphs.store import input_names
+from vernier.builder.lowering.variants import VariantBuilder
+from vernier.builder.plans.plan_package import add_plans
 from vernier.builder.progress import Progress
-from vernier.builder.report import BuildReport
+from vernier.builder.reports.evidence import gather
+from vernier.builder.reports.report import BuildReport
 from vernier.builder.request import (
     AUTO,
     DEFAULT_LABEL_KEY,
@@ -44,9 +31,27 @@ from vernier.builder.request import (
     check_calibration_data,
 )
 from vernier.builder.resume import check_path
-from vernier.builder.store import input_names
-from vernier.builder.variants import VariantBuilder
-from vernier.builder.weigher import EvidenceWeigher
+from vernier.builder.samples.data import (
+    ArraySamples,
+    Samples,
+    check_samples,
+    fixed_batch,
+    limit,
+    one_request_each,
+    open_data,
+    split_apart,
+    whole_number_notes,
+)
+from vernier.builder.samples.weigher import EvidenceWeigher
+from vernier.builder.searching.attempts import attempt, prove_and_measure
+from vernier.builder.searching.auto import worth_building
+from vernier.builder.searching.candidates import (
+    VariantCandidate,
+    VariantEvaluator,
+    lowerings_of,
+    safest_first,
+)
+from vernier.builder.searching.latency import Latencies, fastest
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError, BuildInterrupted, EngineError, GateRefused
 from vernier.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration
@@ -167,7 +172,7 @@ class _Build:
             self._weigher.warnings,
         )
         # What draws and fills the page is loaded in the last second of a build alone.
-        from vernier.builder.report_page import write_report
+        from vernier.builder.reports.report_page import write_report
 
         write_report(self._staged, report)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vernier.builder.command import BAD_INPUT, DONE, FAULT, REFUSED, fault_report
-from vernier.builder.plan import PlanOptions
-from vernier.builder.shapes import ShapeRange
+from vernier.builder.graphs.shapes import ShapeRange
+from vernier.builder.plans.plan import PlanOptions
 from vernier.errors import BuildError
 from vernier.package.manifest import PRECISIONS, GateResult, Manifest
 
@@ -28,7 +28,7 @@ class BuildRequest:
     """The command line of a build.
 
     precisions: in the order asked for, FP32 first; `("auto",)` for a search.
-    calibration, evaluation: data sources (see `vernier.builder.sources`).
+    calibration, evaluation: data sources (see `vernier.builder.samples.sources`).
     group_key: the array of the data that is equal for samples which belong together.
     calibration_method: None takes the cache's method, without a cache `best`.
     resume: where the state of the calibration is kept, for a build that is interrupted to go on there; see

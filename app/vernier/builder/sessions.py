@@ -9,8 +9,8 @@ from typing import Any
 
 from onnx import ModelProto
 
+from vernier.builder.graphs.probe import RunFailed, open_session
 from vernier.builder.parallel import THREADS
-from vernier.builder.probe import RunFailed, open_session
 from vernier.engine.ort import first_line
 from vernier.errors import BuildError
 from vernier.tensors import Array, Arrays

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from vernier.accuracy import spread_of
 from vernier.cores import available_cores
 from vernier.engine.nvml import GpuCollector, Nvml
-from vernier.engine.plan_source import BuilderProcess
+from vernier.engine.plans.plan_source import BuilderProcess
 from vernier.engine.validated import PlanEvent
 from vernier.errors import EngineError
 from vernier.exposition import Metrics
@@ -18,14 +18,14 @@ from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
 from vernier.package.plan_cache import PlanCache, cache_folder
 from vernier.serving.lifecycle import Lifecycle
-from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
-from vernier.serving.loading_tensorrt import TensorRtLoader, find_tensorrt
-from vernier.serving.padding import BatchLayout
-from vernier.serving.precision import REFERENCE, LiveBudget, MonitorOptions, PrecisionMonitor
-from vernier.serving.repository import Repository
-from vernier.serving.scheduler import Policy, Scheduler
-from vernier.serving.sharing import DeviceScheduler
-from vernier.serving.watch import watch
+from vernier.serving.models.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader, expected_curves
+from vernier.serving.models.loading_tensorrt import TensorRtLoader, find_tensorrt
+from vernier.serving.models.repository import Repository
+from vernier.serving.models.watch import watch
+from vernier.serving.monitoring.precision import REFERENCE, LiveBudget, MonitorOptions, PrecisionMonitor
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.queueing.sharing import DeviceScheduler
+from vernier.serving.scheduling.scheduler import Policy, Scheduler
 from vernier.settings import ModelSettings, Settings, SettingsError
 
 logger = logging.getLogger("vernier")

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 
 import vernier as package
 from vernier.api import docs_page, health, kserve, models, predict, sagemaker
-from vernier.api.errors import install_error_handlers
-from vernier.api.guarding import GuardMiddleware
-from vernier.api.keyfile import make_guard
-from vernier.api.long_json import LongJson
-from vernier.api.security import LimitCounts
+from vernier.api.auth.guarding import GuardMiddleware
+from vernier.api.auth.keyfile import make_guard
+from vernier.api.auth.security import LimitCounts
+from vernier.api.formats.long_json import LongJson
+from vernier.api.http.errors import install_error_handlers
 from vernier.api.service import Predictions
 from vernier.api.v2 import infer, repository
 from vernier.api.v2 import models as v2_models

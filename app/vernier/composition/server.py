@@ -7,7 +7,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from vernier.border.arena import Arena
+from vernier.border.memory.arena import Arena
 from vernier.composition.tls import tls_options
 from vernier.front.connection import plain_protocol, service_protocol
 from vernier.settings import Settings

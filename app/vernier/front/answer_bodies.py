@@ -14,8 +14,8 @@ from operator import add
 import numpy as np
 import orjson
 
-from vernier.api.codecs import encode_answer
-from vernier.api.identity import Identities
+from vernier.api.formats.codecs import encode_answer
+from vernier.api.http.identity import Identities
 from vernier.border.batch import Answer, cut
 from vernier.tensors import Array
 

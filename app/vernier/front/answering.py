@@ -17,11 +17,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from vernier.api.asgi import AsgiCycle
-from vernier.api.body import body_timed_out, disconnected_early
-from vernier.api.errors import answer_error
-from vernier.api.identity import new_id
-from vernier.api.messages import END, Piece
+from vernier.api.http.asgi import AsgiCycle
+from vernier.api.http.body import body_timed_out, disconnected_early
+from vernier.api.http.errors import answer_error
+from vernier.api.http.identity import new_id
+from vernier.api.http.messages import END, Piece
 from vernier.errors import RequestTimeout, VernierError
 from vernier.front.deadlines import TimedConnection
 from vernier.front.heads import Head

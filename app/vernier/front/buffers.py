@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vernier.border.arena import CHUNK_BYTES, Arena
+from vernier.border.memory.arena import CHUNK_BYTES, Arena
 from vernier.tensors import Array
 
 #: Where the first body of a slab begins, seen from an address that is a multiple of it: a cache line.

@@ -18,10 +18,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr
 from uvicorn.server import ServerState
 
-from vernier.api.asgi import AsgiCycle, scope_of
-from vernier.api.body import too_large
-from vernier.api.codecs import LONG_BYTES, Body
-from vernier.api.messages import (
+from vernier.api.auth.security import Guard
+from vernier.api.formats.codecs import LONG_BYTES, Body
+from vernier.api.http.asgi import AsgiCycle, scope_of
+from vernier.api.http.body import too_large
+from vernier.api.http.messages import (
     CONTINUE,
     END,
     MAX_HEAD_BYTES,
@@ -31,9 +32,8 @@ from vernier.api.messages import (
     PartialHead,
     read_head,
 )
-from vernier.api.security import Guard
 from vernier.api.service import Predictions
-from vernier.border.arena import Arena
+from vernier.border.memory.arena import Arena
 from vernier.errors import RequestError, VernierError
 from vernier.exposition import Metrics
 from vernier.front.answering import AnsweringConnection, Arriving

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from vernier.api.messages import CONTINUE, ChunkedBody, LengthBody, PartialHead
+from vernier.api.http.messages import CONTINUE, ChunkedBody, LengthBody, PartialHead
 from vernier.front.limits import (
     GRACE_S,
     MAX_LINGER_BYTES,

@@ -2,7 +2,7 @@
 
 A client on a kept connection sends the same head again and again, so it is looked up. Where heads differ in what means
 nothing here (a trace, a cookie, an address) or in the request's id, they are looked up without that. Whatever is known
-was read by `vernier.api.messages`, which reads all other heads too: the same bytes are never two different requests.
+was read by `vernier.api.http.messages`, which reads all other heads too: the same bytes are never two requests.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from vernier.api.codecs import JSON, LONG_BYTES, PredictRequest, media_type_of, raw_envelope
-from vernier.api.messages import END, MessageHead, read_head
-from vernier.api.security import token_of
+from vernier.api.auth.security import token_of
+from vernier.api.formats.codecs import JSON, LONG_BYTES, PredictRequest, media_type_of, raw_envelope
+from vernier.api.http.messages import END, MessageHead, read_head
 from vernier.api.v2.requests import HEADER_LENGTH, json_bytes
 from vernier.errors import InvalidHttp, RequestError
 from vernier.front.templates import NO_TEMPLATES, TemplateCache

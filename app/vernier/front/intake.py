@@ -6,9 +6,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from vernier.api.codecs import Body, Inputs, PredictRequest, RawInputs, parse_predict
-from vernier.api.identity import new_id, new_ids
-from vernier.api.long_json import PREDICT, LongFormat
+from vernier.api.formats.codecs import Body, Inputs, PredictRequest, RawInputs, parse_predict
+from vernier.api.formats.long_json import PREDICT, LongFormat
+from vernier.api.http.identity import new_id, new_ids
 from vernier.api.service import Predictions, Prepared
 from vernier.api.v2.requests import InferRequest, json_bytes, parse_infer
 from vernier.border.batch import RequestBatch

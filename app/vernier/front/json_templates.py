@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vernier.api.codecs import TOO_LONG_MS, Body, PredictRequest
-from vernier.api.identity import are_plain
-from vernier.api.json_tensors import NUMBER_FORMATS, decode_lists
+from vernier.api.formats.codecs import TOO_LONG_MS, Body, PredictRequest
+from vernier.api.formats.json_tensors import NUMBER_FORMATS, decode_lists
+from vernier.api.http.identity import are_plain
 from vernier.api.service import Prepared
 from vernier.border.catalogue import ServedModel
 from vernier.border.signature import Signature

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from vernier.api.codecs import Body
-from vernier.api.errors import ErrorResponse
+from vernier.api.formats.codecs import Body
+from vernier.api.http.errors import ErrorResponse
 from vernier.api.v2.requests import InferRequest
 from vernier.border.batch import RequestBatch
 from vernier.border.catalogue import ServedModel

@@ -8,11 +8,11 @@ from itertools import repeat
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from vernier.api.codecs import JSON
-from vernier.api.errors import ErrorResponse
-from vernier.api.guarding import SECURITY_HEADERS
-from vernier.api.identity import Identities, header_value
-from vernier.api.messages import END
+from vernier.api.auth.guarding import SECURITY_HEADERS
+from vernier.api.formats.codecs import JSON
+from vernier.api.http.errors import ErrorResponse
+from vernier.api.http.identity import Identities, header_value
+from vernier.api.http.messages import END
 from vernier.front.answer_bodies import Bodies
 
 Headers = Sequence[tuple[bytes, bytes]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from vernier.api.errors import ErrorResponse, answer_error
-from vernier.api.identity import Identities, new_id
+from vernier.api.http.errors import ErrorResponse, answer_error
+from vernier.api.http.identity import Identities, new_id
 from vernier.api.v2.answers import encode_infer
 from vernier.api.v2.requests import InferRequest
 from vernier.border.batch import Answer, RequestBatch, chosen

@@ -15,7 +15,7 @@ from weakref import ref
 
 import numpy as np
 
-from vernier.api.codecs import Body, PredictRequest
+from vernier.api.formats.codecs import Body, PredictRequest
 from vernier.api.service import Prepared
 from vernier.border.batch import cut
 from vernier.border.catalogue import ServedModel

@@ -15,9 +15,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from vernier.border import wire
-from vernier.border.channel import Channel, close_all
-from vernier.border.messages import read_message, write_message
+from vernier.border.records import wire
+from vernier.border.records.channel import Channel, close_all
+from vernier.border.records.messages import read_message, write_message
 from vernier.exposition_merge import families_of
 
 BEAT_S = 0.5

@@ -12,18 +12,18 @@ from prometheus_client import CollectorRegistry
 
 import vernier as package
 from vernier.border.catalogue import ServedModel
-from vernier.border.channel import close_all
-from vernier.border.front_session import FrontSession
-from vernier.border.room import RoomPage
-from vernier.border.serving_fronts import Fronts
+from vernier.border.engine_side.front_session import FrontSession
+from vernier.border.engine_side.serving_fronts import Fronts
+from vernier.border.memory.room import RoomPage
+from vernier.border.records.channel import close_all
 from vernier.composition.engine import create_repository
 from vernier.errors import EngineError, LoadRefused, PackageError
 from vernier.exposition import Metrics, register_process
 from vernier.heap import limit_arenas
 from vernier.logs import configure_logging
 from vernier.processes.control import FATAL, Child
-from vernier.serving.repository import Repository
-from vernier.serving.watch import watch
+from vernier.serving.models.repository import Repository
+from vernier.serving.models.watch import watch
 from vernier.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)

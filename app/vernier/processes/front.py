@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 import vernier as package
-from vernier.border.arena import Arena
-from vernier.border.channel import close_all
-from vernier.border.engine_group import EngineGroup
-from vernier.border.limit_counts import SharedCounts
+from vernier.border.front_side.engine_group import EngineGroup
+from vernier.border.memory.arena import Arena
+from vernier.border.memory.limit_counts import SharedCounts
+from vernier.border.records.channel import close_all
 from vernier.composition.front import create_front
 from vernier.composition.grpc import start_grpc
 from vernier.composition.operations import operations_app

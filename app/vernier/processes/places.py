@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vernier.border.arena import CHUNK_BYTES, create_memfd
-from vernier.border.room import BYTES as ROOM_BYTES
+from vernier.border.memory.arena import CHUNK_BYTES, create_memfd
+from vernier.border.memory.room import BYTES as ROOM_BYTES
 from vernier.exposition_merge import Family
 from vernier.processes.control import Control
 

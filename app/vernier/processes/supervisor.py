@@ -17,10 +17,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from vernier.border import limit_counts
-from vernier.border.arena import create_memfd
-from vernier.border.channel import close_all, socket_pair
-from vernier.border.running import BYTES as RUNNING_BYTES
+from vernier.border.memory import limit_counts
+from vernier.border.memory.arena import create_memfd
+from vernier.border.memory.running import BYTES as RUNNING_BYTES
+from vernier.border.records.channel import close_all, socket_pair
 from vernier.processes import accepting
 from vernier.processes.control import FATAL, Control
 from vernier.processes.figures import Figures

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from vernier.builder import command
-from vernier.builder import table as printing
 from vernier.builder.progress import NoProgress, for_people
+from vernier.builder.reports import table as printing
 from vernier.errors import BuildError
 from vernier.package.integrity import list_versions
 from vernier.package.manifest import read_manifest

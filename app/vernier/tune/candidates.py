@@ -68,7 +68,7 @@ def batch_choices(curve: Mapping[int, float], objective_s: float, slots: int) ->
     Args:
         curve: bucket → seconds of one execution.
     """
-    share = objective_s / (1.0 + 1.0 / slots)  # see `vernier.serving.batching.batch_cap`
+    share = objective_s / (1.0 + 1.0 / slots)  # see `vernier.serving.queueing.batching.batch_cap`
     fitting = [bucket for bucket, seconds in sorted(curve.items()) if seconds <= share]
     return (fitting or [min(curve)])[: -_BATCH_STEPS - 1 : -1]
 

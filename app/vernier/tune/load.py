@@ -17,7 +17,7 @@ import numpy as np
 
 from vernier.border.batch import Answer, RequestBatch
 from vernier.errors import VernierError
-from vernier.serving.scheduler import Scheduler
+from vernier.serving.scheduling.scheduler import Scheduler
 from vernier.tensors import Arrays
 
 #: Seconds after the last request was due; answers that are still missing then are misses.

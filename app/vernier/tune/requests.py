@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vernier.builder.data import check_samples, open_data
+from vernier.builder.samples.data import check_samples, open_data
 from vernier.errors import BuildError
 from vernier.package.golden import load_golden
 from vernier.package.integrity import resolve_inside
@@ -21,7 +21,7 @@ def make_requests(package: Path, manifest: Manifest, data: str | None, rows: int
     """Inputs of `rows` rows each.
 
     Args:
-        data: where samples come from (see `vernier.builder.sources`); None takes the package's golden vectors.
+        data: where samples come from (see `vernier.builder.samples.sources`); None takes the package's golden vectors.
 
     Raises:
         BuildError: there are no samples, or they do not fit the model.

@@ -30,8 +30,8 @@ from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.integrity import open_package
 from vernier.package.manifest import Manifest
-from vernier.serving.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
-from vernier.serving.scheduler import Scheduler
+from vernier.serving.models.loading import EngineLoader, LoadedEngines, OnnxRuntimeLoader
+from vernier.serving.scheduling.scheduler import Scheduler
 from vernier.settings import ModelSettings, Settings
 from vernier.tensors import Arrays
 from vernier.tune.candidates import (

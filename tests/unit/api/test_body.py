@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from vernier.api.body import read_body
+from vernier.api.http.body import read_body
 from vernier.errors import BodyTooLarge, InvalidJson, RequestError
 
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from tests.support.specs import make_signature
-from vernier.api.codecs import (
+from vernier.api.formats.codecs import (
     encode_answer,
     encode_error,
     parse_predict,

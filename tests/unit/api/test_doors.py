@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from tests.support.packages import write_package
 from tests.support.server import Server, free_port, serve
-from vernier.api.doors import Permission, permission_of
+from vernier.api.auth.doors import Permission, permission_of
+from vernier.api.auth.security import digest_of
 from vernier.api.grpc.schema import HEALTH, POOL, SERVICE
-from vernier.api.security import digest_of
 from vernier.composition.front import create_front
 from vernier.exposition import Metrics
 from vernier.serving.lifecycle import Lifecycle

@@ -12,9 +12,9 @@ from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from vernier.api.errors import install_error_handlers
-from vernier.api.guarding import GuardMiddleware
-from vernier.api.security import Guard, Key, digest_of
+from vernier.api.auth.guarding import GuardMiddleware
+from vernier.api.auth.security import Guard, Key, digest_of
+from vernier.api.http.errors import install_error_handlers
 
 KEY, ADMIN = "front-ends-key", "administrators-token"
 GUARDS = {

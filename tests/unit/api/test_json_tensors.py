@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from tests.support.specs import make_signature
-from vernier.api import codecs, json_tensors
-from vernier.api.codecs import NumberInputs, ValueInputs, parse_predict
-from vernier.api.json_tensors import tensor_from_json
+from vernier.api.formats import codecs, json_tensors
+from vernier.api.formats.codecs import NumberInputs, ValueInputs, parse_predict
+from vernier.api.formats.json_tensors import tensor_from_json
 from vernier.border.signature import Signature
 from vernier.errors import NonFiniteInput, RequestError, UnknownInput, WrongDtype, WrongShape
 from vernier.tensors import Array, TensorSpec

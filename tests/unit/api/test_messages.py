@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.api.messages import (
+from vernier.api.http.messages import (
     MAX_HEAD_BYTES,
     MAX_TRAILER_BYTES,
     ChunkedBody,

@@ -11,9 +11,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from vernier.api import security
-from vernier.api.keyfile import read_admin_digest, read_keys
-from vernier.api.security import Guard, JwtRules, Key, digest_of, token_of
+from vernier.api.auth import security
+from vernier.api.auth.keyfile import read_admin_digest, read_keys
+from vernier.api.auth.security import Guard, JwtRules, Key, digest_of, token_of
 from vernier.errors import Forbidden, RateLimited, Unauthorized
 from vernier.settings import SettingsError
 

@@ -16,10 +16,14 @@ ENGINE_SIDE = [
     *sorted((APP / "package").rglob("*.py")),
     *sorted((APP / "accuracy").rglob("*.py")),
     *(APP / name for name in ("errors.py", "tensors.py", "budget.py", "metrics.py", "heap.py")),
-    APP / "builder" / "plan.py",
+    APP / "builder" / "plans" / "plan.py",
 ]
 CUDA = {"tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda"}
-MAY_NAME_CUDA = {"app/vernier/engine/trt.py", "app/vernier/engine/cuda.py", "app/vernier/builder/plan.py"}
+MAY_NAME_CUDA = {
+    "app/vernier/engine/trt_runtime/trt.py",
+    "app/vernier/engine/cuda.py",
+    "app/vernier/builder/plans/plan.py",
+}
 
 
 def test_the_contracts_of_the_layers_are_kept() -> None:

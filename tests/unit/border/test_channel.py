@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.support.scheduling import until
-from vernier.border.arena import create_memfd
-from vernier.border.channel import Channel, socket_pair
-from vernier.border.messages import read_message, write_message
-from vernier.border.wire import WireError
+from vernier.border.memory.arena import create_memfd
+from vernier.border.records.channel import Channel, socket_pair
+from vernier.border.records.messages import read_message, write_message
+from vernier.border.records.wire import WireError
 
 
 class End:

@@ -11,9 +11,9 @@ import pytest
 from tests.support.border import EngineModel, EngineSide, FrontSide, arithmetic_manifest, kill
 from tests.support.border_engine import ManualScheduler
 from tests.support.scheduling import Sent, until
-from vernier.border import remote
 from vernier.border.batch import Answer
-from vernier.border.front_session import FrontSession
+from vernier.border.engine_side.front_session import FrontSession
+from vernier.border.front_side import remote
 from vernier.errors import EngineError, EngineRestarting, LoadRefused, QueueFull, UnknownModel
 
 

@@ -15,8 +15,9 @@ import pytest
 from tests.support.border import EngineModel, EngineSide, FrontSide, arithmetic_manifest, kill, stall
 from tests.support.border_engine import ManualScheduler
 from tests.support.scheduling import Sent, until
-from vernier.border import serving_fronts, wire
-from vernier.border.arena import create_memfd
+from vernier.border.engine_side import serving_fronts
+from vernier.border.memory.arena import create_memfd
+from vernier.border.records import wire
 from vernier.errors import DeadlineExceeded, Draining, EngineError, LoadRefused
 
 

@@ -13,10 +13,10 @@ import pytest
 from tests.support.border import EngineModel, EngineSide, FrontSide, arithmetic_manifest, kill
 from tests.support.border_engine import ManualScheduler
 from tests.support.scheduling import Sent, until
-from vernier.border import wire
-from vernier.border.arena import create_memfd
 from vernier.border.batch import Answer, RequestBatch
-from vernier.border.wire import ArrayPlace
+from vernier.border.memory.arena import create_memfd
+from vernier.border.records import wire
+from vernier.border.records.wire import ArrayPlace
 from vernier.errors import (
     DeadlineExceeded,
     Draining,

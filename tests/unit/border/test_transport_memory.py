@@ -15,9 +15,9 @@ from tests.support.border import Transport, stall, transported
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import Sent, until, x, z_of
 from tests.support.transported import Poisoned, ended
-from vernier.border.arena import MAX_BYTES
 from vernier.border.batch import Answer
-from vernier.serving.admission import Policy
+from vernier.border.memory.arena import MAX_BYTES
+from vernier.serving.queueing.admission import Policy
 
 Make = Callable[..., AbstractAsyncContextManager[Transport]]
 

@@ -18,7 +18,7 @@ from tests.support.scheduling import Sent, until, z_of
 from tests.support.transported import Poisoned, ended
 from vernier.border.batch import Answer, RequestBatch
 from vernier.errors import DeadlineExceeded, Draining, EngineError, QueueFull, UnsupportedPrecision
-from vernier.serving.admission import Policy
+from vernier.serving.queueing.admission import Policy
 
 Make = Callable[..., AbstractAsyncContextManager[Transport]]
 

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from tests.unit.builder.models import make_model, weights
-from vernier.builder.data import ArraySamples
-from vernier.builder.prepare import clean
+from vernier.builder.graphs.prepare import clean
+from vernier.builder.samples.data import ArraySamples
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 

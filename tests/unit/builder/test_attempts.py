@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, mlp, save, weights
-from vernier.builder.candidates import VariantCandidate, VariantEvaluator
 from vernier.builder.cli import main
+from vernier.builder.searching.candidates import VariantCandidate, VariantEvaluator
 from vernier.engine.ort import OnnxRuntimeExecutor
 from vernier.errors import BuildError, DataChanged, EngineError
 from vernier.package.integrity import open_package

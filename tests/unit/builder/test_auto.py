@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vernier.builder.auto import Standing, explain, runs_on_gpu, worth_building
+from vernier.builder.searching.auto import Standing, explain, runs_on_gpu, worth_building
 
 EXACT = Standing("fp32", "pass", {1: 2.0, 8: 8.0})
 

@@ -13,13 +13,13 @@ from tests.support.quantized_graphs import largest_ranges, values_of
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import ALL, I64, F, data, node
 from tests.unit.builder.models import make_model, weights
-from vernier.builder.calibrate import METHODS, Ranges, calibrate
-from vernier.builder.counting import model_digest
-from vernier.builder.data import ArraySamples
-from vernier.builder.placement import quantizable_nodes
-from vernier.builder.prepare import clean
+from vernier.builder.graphs.prepare import clean
+from vernier.builder.lowering.placement import quantizable_nodes
 from vernier.builder.progress import NoProgress
-from vernier.builder.rehearsal import SwitchableQdq, damage
+from vernier.builder.quantizing.calibrate import METHODS, Ranges, calibrate
+from vernier.builder.quantizing.counting import model_digest
+from vernier.builder.quantizing.rehearsal import SwitchableQdq, damage
+from vernier.builder.samples.data import ArraySamples
 from vernier.errors import BuildError, ResumeError
 from vernier.tensors import Arrays
 
@@ -150,7 +150,7 @@ def test_a_calibration_interrupted_after_the_last_sample_counts_nothing_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("vernier.builder.calibrate._choose", interrupted)
+        patched.setattr("vernier.builder.quantizing.calibrate._choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             calibrate(model, nodes, samples, "best", resume=state)
     watched = Interrupted(samples.take(range(40)), 0)

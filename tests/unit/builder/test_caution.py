@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vernier.budget import Budget, Judge
-from vernier.builder.caution import CautiousJudge
+from vernier.builder.searching.caution import CautiousJudge
 
 RANDOM = np.random.default_rng(0)
 COUNT = 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vernier.builder.data import (
+from vernier.builder.samples.data import (
     ArraySamples,
     feeds,
     first_and_rest,

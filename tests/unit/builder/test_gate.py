@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vernier.budget import Budget
-from vernier.builder.gate import (
+from vernier.builder.searching.gate import (
     check_reference,
     default_budget,
     gate,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vernier.builder.histogram import (
+from vernier.builder.quantizing.histogram import (
     BINS,
     MagnitudeHistogram,
     entropy_scale,

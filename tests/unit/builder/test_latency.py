@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from vernier.builder.latency import Latencies, batches_of, fastest, measure, relative_time
 from vernier.builder.progress import NoProgress
+from vernier.builder.searching.latency import Latencies, batches_of, fastest, measure, relative_time
 from vernier.engine.base import Executor, Slot, StageTimes
 from vernier.package.manifest import Batching
 from vernier.tensors import Arrays, TensorSpec

@@ -14,13 +14,13 @@ from tests.support.quantized_graphs import full_recipe
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import ALL, data, kinds, node
 from tests.unit.builder.models import check, make_model, weights
-from vernier.builder.evaluate import run_model
-from vernier.builder.graph import GraphView
-from vernier.builder.lower import Recipe, lower
-from vernier.builder.opset import opset_of
-from vernier.builder.placement import quantizable_nodes
-from vernier.builder.prepare import clean
-from vernier.builder.quantized import fp16_scale, round_scale
+from vernier.builder.graphs.graph import GraphView
+from vernier.builder.graphs.opset import opset_of
+from vernier.builder.graphs.prepare import clean
+from vernier.builder.lowering.lower import Recipe, lower
+from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.quantizing.quantized import fp16_scale, round_scale
+from vernier.builder.searching.evaluate import run_model
 from vernier.errors import BuildError
 
 F, F16 = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -39,7 +39,7 @@ def named(model: ModelProto, name: str) -> NodeProto:
 
 
 def type_of(model: ModelProto, name: str) -> int:
-    from vernier.builder.simplify import infer_shapes
+    from vernier.builder.graphs.simplify import infer_shapes
 
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -252,7 +252,7 @@ def test_two_nodes_share_one_stored_weight() -> None:
 
 
 def test_a_transposed_weight_is_stored_as_its_reader_sees_it() -> None:
-    from vernier.builder.simplify import infer_shapes
+    from vernier.builder.graphs.simplify import infer_shapes
 
     nodes = [node("Transpose", ["w"], "t", perm=[1, 0]), node("MatMul", ["x", "t"], "y")]
     model = make_model(nodes, {"x": (F, ["n", 4])}, {"y": (F, ["n", 6])}, {"w": weights(6, 4)})

@@ -9,9 +9,9 @@ from onnx import ModelProto
 
 from tests.support.quantized_graphs import Grower, full_recipe
 from tests.unit.builder.architectures import ALL, data
-from vernier.builder.lower import Recipe, lower
-from vernier.builder.plan import PlanOptions, build_plan
-from vernier.builder.shapes import specs
+from vernier.builder.graphs.shapes import specs
+from vernier.builder.lowering.lower import Recipe, lower
+from vernier.builder.plans.plan import PlanOptions, build_plan
 from vernier.package.manifest import DimRange
 
 pytest.importorskip("tensorrt_rtx")

@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.unit.builder.models import check, make_model, run, weights
-from vernier.builder.opset import ADAPTERS, opset_of, raise_opset
-from vernier.builder.opset_lower import lower_opset
-from vernier.builder.simplify import infer_shapes
+from vernier.builder.graphs.opset import ADAPTERS, opset_of, raise_opset
+from vernier.builder.graphs.opset_lower import lower_opset
+from vernier.builder.graphs.simplify import infer_shapes
 from vernier.errors import BuildError
 
 F = TensorProto.FLOAT

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, mlp, old_cnn, run, save, weights
 from vernier.builder.pipeline import build
-from vernier.builder.plan import PlanOptions
+from vernier.builder.plans.plan import PlanOptions
 from vernier.builder.progress import NoProgress
 from vernier.builder.request import (
     BuildRequest,

@@ -9,10 +9,10 @@ from onnx import ModelProto, TensorProto, helper
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import node
 from tests.unit.builder.models import make_model, weights
-from vernier.builder.graph import GraphView
-from vernier.builder.placement import QuantizableNode, float_notes, quantizable_nodes, weight_axis
-from vernier.builder.prepare import clean
-from vernier.builder.simplify import infer_shapes
+from vernier.builder.graphs.graph import GraphView
+from vernier.builder.graphs.prepare import clean
+from vernier.builder.graphs.simplify import infer_shapes
+from vernier.builder.lowering.placement import QuantizableNode, float_notes, quantizable_nodes, weight_axis
 
 F = TensorProto.FLOAT
 

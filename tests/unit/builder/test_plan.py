@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from tests.support.graphs import CHANNELS, residual_model, with_unknown_operator
-from vernier.builder.plan import PlanOptions, build_plan
-from vernier.builder.plan_package import add_plans, parse_capabilities
+from vernier.builder.plans.plan import PlanOptions, build_plan
+from vernier.builder.plans.plan_package import add_plans, parse_capabilities
 from vernier.errors import BuildError
 from vernier.package.integrity import entries_of, sha256_file
 from vernier.package.manifest import DimRange, Manifest
@@ -175,7 +175,7 @@ def run_builder(tmp_path: Path, model: Path, **changes: object) -> subprocess.Co
     command = [
         sys.executable,
         "-m",
-        "vernier.builder.plan",
+        "vernier.builder.plans.plan",
         str(tmp_path / "request.json"),
         str(tmp_path / "out.plan"),
     ]

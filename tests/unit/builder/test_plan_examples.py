@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.packages import example
-from vernier.builder.plan import PlanOptions
-from vernier.builder.plan_package import add_plans
+from vernier.builder.plans.plan import PlanOptions
+from vernier.builder.plans.plan_package import add_plans
 from vernier.package.integrity import open_package
 
 DIMS = {

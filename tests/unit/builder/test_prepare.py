@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.transformer import PAD, masked_transformer
 from tests.unit.builder.models import check, make_model, mlp, old_cnn, run, save, weights
-from vernier.builder.prepare import PreparedModel, prepare
-from vernier.builder.shapes import parse_shape
+from vernier.builder.graphs.prepare import PreparedModel, prepare
+from vernier.builder.graphs.shapes import parse_shape
 from vernier.errors import BuildError
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx.backend.test.case.node import collect_testcases
 
-from vernier.builder.prepare import prepare
+from vernier.builder.graphs.prepare import prepare
 from vernier.errors import BuildError
 
 

@@ -16,9 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vernier.builder import charts
-from vernier.builder.charts import number
-from vernier.builder.report import (
+from vernier.builder.reports import charts
+from vernier.builder.reports.charts import number
+from vernier.builder.reports.report import (
     BuildReport,
     LayerReport,
     RangeReport,
@@ -29,7 +29,7 @@ from vernier.builder.report import (
     VariantReport,
     as_json,
 )
-from vernier.builder.report_page import write_report
+from vernier.builder.reports.report_page import write_report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 NASTY = "<script>alert(\"x\")</script> & 'quoted' font: 9px"

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, run, save, weights
 from vernier.builder.cli import main
-from vernier.builder.latency import Latencies, fastest, relative_time
+from vernier.builder.searching.latency import Latencies, fastest, relative_time
 
 
 @pytest.fixture(scope="module")

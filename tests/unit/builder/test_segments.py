@@ -10,11 +10,12 @@ from onnx import ModelProto
 
 from tests.unit.builder.architectures import ALL, F, data, node, residual_cnn, transformer
 from tests.unit.builder.models import make_model, weights
-from vernier.builder import segments, sessions
-from vernier.builder.data import ArraySamples
-from vernier.builder.evaluate import run_model
-from vernier.builder.placement import quantizable_nodes
-from vernier.builder.segments import Chain, cut
+from vernier.builder import sessions
+from vernier.builder.graphs import segments
+from vernier.builder.graphs.segments import Chain, cut
+from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.samples.data import ArraySamples
+from vernier.builder.searching.evaluate import run_model
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto
 
 from tests.unit.builder.models import mlp, old_cnn, run, save, weights
-from vernier.builder import candidates
+from vernier.builder.graphs.store import input_names, read_model, skeleton, weight_bytes, write_model
 from vernier.builder.pipeline import build
 from vernier.builder.progress import NoProgress
 from vernier.builder.request import BuildRequest
-from vernier.builder.store import input_names, read_model, skeleton, weight_bytes, write_model
+from vernier.builder.searching import candidates
 from vernier.package.integrity import open_package
 
 

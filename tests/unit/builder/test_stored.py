@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vernier.builder import sources
-from vernier.builder.data import load_samples, one_request_each
-from vernier.builder.sources import open_source
-from vernier.builder.stored import StoredArray
+from vernier.builder.samples import sources
+from vernier.builder.samples.data import load_samples, one_request_each
+from vernier.builder.samples.sources import open_source
+from vernier.builder.samples.stored import StoredArray
 from vernier.errors import DataChanged
 from vernier.tensors import TensorSpec
 

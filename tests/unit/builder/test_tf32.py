@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.unit.builder.models import check, mlp, run, save, weights
-from vernier.builder.prepare import prepare
-from vernier.builder.tf32 import emulate_tf32, round_to_tf32
+from vernier.builder.graphs.prepare import prepare
+from vernier.builder.lowering.tf32 import emulate_tf32, round_to_tf32
 
 
 def test_rounding_leaves_ten_bits_and_takes_the_nearest() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vernier.builder import plan
-from vernier.builder.plan import BuiltPlan, PlanOptions, _load_timing_cache, _save_timing_cache
-from vernier.engine.trt_api import TrtApi, load_api
+from vernier.builder.plans import plan
+from vernier.builder.plans.plan import BuiltPlan, PlanOptions, _load_timing_cache, _save_timing_cache
+from vernier.engine.trt_runtime.trt_api import TrtApi, load_api
 from vernier.errors import BuildError
 
 #: What the fake's empty cache is saved as, and how one with timings begins.

@@ -7,10 +7,10 @@ import pytest
 
 from vernier.accuracy import find_task
 from vernier.budget import Budget, Judge
-from vernier.builder import weighing
-from vernier.builder.data import ArraySamples, split_apart
 from vernier.builder.progress import NoProgress
-from vernier.builder.survey import Survey, independent, join_groups, survey, surveyed
+from vernier.builder.samples import weighing
+from vernier.builder.samples.data import ArraySamples, split_apart
+from vernier.builder.samples.survey import Survey, independent, join_groups, survey, surveyed
 from vernier.errors import GateRefused
 
 RANDOM = np.random.default_rng(0)

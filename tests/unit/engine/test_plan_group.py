@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.support.engines import ArithmeticExecutor
-from vernier.engine.plan_group import PlanGroup
+from vernier.engine.plans.plan_group import PlanGroup
 from vernier.engine.validated import ValidatedEngine, choose
 
 

@@ -9,14 +9,14 @@ import onnx
 import pytest
 
 from tests.support.graphs import CHANNELS, residual_model, with_unknown_operator
-from vernier.engine.plan_source import (
+from vernier.engine.plans.plan_source import (
     BuilderProcess,
     Cancellation,
     PlanSource,
     RebuildRequest,
     visible_device,
 )
-from vernier.engine.trt_api import load_api
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.errors import EngineError, PackageError
 from vernier.package.integrity import entries_of
 from vernier.package.manifest import Manifest

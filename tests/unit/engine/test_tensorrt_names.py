@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.trt_names import missing, module_names, used_names
-from vernier.engine.trt_api import load_api
+from vernier.engine.trt_runtime.trt_api import load_api
 from vernier.errors import EngineError
 
 #: What TensorRT-RTX (and full TensorRT from 11 on) dropped: used below TensorRT 10 alone.

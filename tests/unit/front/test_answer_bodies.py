@@ -7,8 +7,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pytest
 
-from vernier.api.codecs import encode_answer
-from vernier.api.identity import Identities
+from vernier.api.formats.codecs import encode_answer
+from vernier.api.http.identity import Identities
 from vernier.border.batch import Answer
 from vernier.front.answer_bodies import Bodies, joined_bodies
 from vernier.front.response_heads import LONG_BODY, ResponseHeads

@@ -25,8 +25,8 @@ from vernier.errors import QueueFull
 from vernier.front import response_heads
 from vernier.front.connection import Connection, service_protocol
 from vernier.main import create_app
-from vernier.serving.execution import Execution
-from vernier.serving.inline import Inline
+from vernier.serving.scheduling.execution import Execution
+from vernier.serving.scheduling.inline import Inline
 from vernier.settings import Settings
 
 MANY = 5

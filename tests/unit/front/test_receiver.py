@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from vernier.api.codecs import PredictRequest
+from vernier.api.formats.codecs import PredictRequest
 from vernier.front.buffers import ALIGNMENT, BodyBufferPool, BufferSlice
 from vernier.front.heads import Head
 from vernier.front.receiver import BodyReceiver

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.api.test_json_tensors import signature_of
-from vernier.api.codecs import PredictRequest, parse_predict, raw_envelope
+from vernier.api.formats.codecs import PredictRequest, parse_predict, raw_envelope
 from vernier.border.signature import Signature
 from vernier.errors import RequestError
 from vernier.front.json_templates import json_template
@@ -27,7 +27,7 @@ from vernier.front.templates import (
     TemplateCache,
     raw_template,
 )
-from vernier.serving.repository import LoadedModel
+from vernier.serving.models.repository import LoadedModel
 from vernier.tensors import Arrays, TensorSpec, numpy_dtype
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vernier.border.arena import CHUNK_BYTES, create_memfd
-from vernier.border.channel import socket_pair
-from vernier.border.limit_counts import bytes_for
+from vernier.border.memory.arena import CHUNK_BYTES, create_memfd
+from vernier.border.memory.limit_counts import bytes_for
+from vernier.border.records.channel import socket_pair
 from vernier.processes import accepting, front
 from vernier.processes.control import Control
 from vernier.processes.front import Front

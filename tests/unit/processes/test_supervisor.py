@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.scheduling import until
-from vernier.border.channel import socket_pair
+from vernier.border.records.channel import socket_pair
 from vernier.processes import places
 from vernier.processes.control import Child, Control
 from vernier.processes.supervisor import Supervisor

@@ -70,7 +70,7 @@ def test_every_module_of_the_service_has_a_copy_that_python_3_9_parses(tmp_path:
         text = copy.read_text()
         ast.parse(text, feature_version=(3, 9))
         assert not re.search(r"slots=True|strict=True\)|asyncio\.timeout\(|\| None", text), copy
-    assert (tmp_path / "app/vernier/builder/templates/report.html.j2").is_file()
+    assert (tmp_path / "app/vernier/builder/reports/templates/report.html.j2").is_file()
 
 
 def test_what_serves_needs_nothing_that_python_3_9_lacks(tmp_path: Path) -> None:

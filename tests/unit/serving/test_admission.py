@@ -12,9 +12,9 @@ from tests.support.schedules import make_batcher
 from tests.support.scheduling import Sent
 from vernier.border.batch import RequestBatch
 from vernier.errors import QueueFull
-from vernier.serving.admission import Policy
-from vernier.serving.batcher import Batcher
-from vernier.serving.span import BatchState
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.batcher import Batcher
+from vernier.serving.queueing.span import BatchState
 
 CURVE = {1: 0.006, 2: 0.007, 4: 0.008, 8: 0.010, 16: 0.015}
 

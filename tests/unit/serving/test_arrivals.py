@@ -17,11 +17,11 @@ from vernier.engine.validated import ValidatedEngine
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
-from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
-from vernier.serving.precision import PrecisionMonitor
-from vernier.serving.repository import LoadedModel, Repository
-from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.models.loading import LoadedEngines, OnnxRuntimeLoader
+from vernier.serving.models.repository import LoadedModel, Repository
+from vernier.serving.monitoring.precision import PrecisionMonitor
+from vernier.serving.queueing.sharing import DeviceScheduler
+from vernier.serving.scheduling.scheduler import Scheduler
 from vernier.settings import Settings
 
 INSIDE, OUTSIDE = (np.full((1, 4), value, np.float32) for value in (0.5, 5.0))

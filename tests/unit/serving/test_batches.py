@@ -24,7 +24,7 @@ from vernier.errors import (
     QueueFull,
     VernierError,
 )
-from vernier.serving.admission import Policy
+from vernier.serving.queueing.admission import Policy
 
 #: Rows of requests that differ in them; together a full batch.
 MIXED = (1, 2, 1, 3, 1)

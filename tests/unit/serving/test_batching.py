@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vernier.engine.base import default_buckets
-from vernier.serving.batching import (
+from vernier.serving.queueing.batching import (
     DEADLINE,
     DELAY,
     FULL,
@@ -19,7 +19,7 @@ from vernier.serving.batching import (
     batch_cap,
     decide,
 )
-from vernier.serving.latency import LatencyCurve
+from vernier.serving.queueing.latency import LatencyCurve
 
 FLAT = dict.fromkeys(default_buckets(16), 0.010)
 LINEAR = {bucket: 0.001 * bucket for bucket in default_buckets(16)}

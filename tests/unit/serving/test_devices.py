@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import serving, until, x, z_of
-from vernier.engine.multi_device import MultiDeviceExecutor
+from vernier.engine.plans.multi_device import MultiDeviceExecutor
 from vernier.errors import DeviceFailed, EngineError, NotReady
 
 

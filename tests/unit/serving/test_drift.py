@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from vernier.serving.drift import DriftAlarm, Hypotheses, RecoveryTest
+from vernier.serving.monitoring.drift import DriftAlarm, Hypotheses, RecoveryTest
 
 
 def samples_until_alarm(share_over: float, seed: int, most: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vernier.serving.execution import finite
+from vernier.serving.scheduling.execution import finite
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.packages import write_package
-from vernier.serving.folder import (
+from vernier.serving.models.folder import (
     SETTLED_S,
     Changes,
     Found,

@@ -20,9 +20,9 @@ from vernier.engine.ort import OnnxRuntimeExecutor, OnnxRuntimeSlot
 from vernier.errors import VernierError
 from vernier.front.buffers import BodyBufferPool
 from vernier.metrics import ModelMetrics
-from vernier.serving.admission import Policy
-from vernier.serving.padding import BatchLayout
-from vernier.serving.scheduler import Scheduler
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.scheduling.scheduler import Scheduler
 from vernier.tensors import Arrays
 
 WIDTH = 100_000

@@ -7,8 +7,8 @@ import pytest
 from tests.support.engines import ArithmeticExecutor
 from tests.support.schedules import make_batcher
 from vernier.engine.base import default_buckets
-from vernier.serving.inline import Inline
-from vernier.serving.latency import LatencyCurve
+from vernier.serving.queueing.latency import LatencyCurve
+from vernier.serving.scheduling.inline import Inline
 
 BUCKETS = default_buckets(64)
 

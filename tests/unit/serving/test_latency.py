@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vernier.serving.latency import ArrivalRate, LatencyCurve, Margin
+from vernier.serving.queueing.latency import ArrivalRate, LatencyCurve, Margin
 
 BUCKETS = [1, 2, 4, 8, 16]
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.packages import mlp_model, write_package
 from vernier.package.integrity import open_package
-from vernier.serving.loading import OnnxRuntimeLoader, expected_curves
+from vernier.serving.models.loading import OnnxRuntimeLoader, expected_curves
 
 
 def test_a_curve_measured_on_this_device_goes_before_the_build_s_and_that_before_none(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from tests.support.engines import ArithmeticExecutor
 from tests.support.scheduling import Sent, busy, serving, until
 from vernier.errors import QueueFull
-from vernier.serving.admission import Policy
 from vernier.serving.loop_priority import LoopPriority
+from vernier.serving.queueing.admission import Policy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has batch threads")
 

@@ -13,8 +13,8 @@ from tests.support.scheduling import Sent
 from tests.support.specs import make_manifest
 from vernier.border.batch import RequestBatch
 from vernier.package.manifest import SequenceDim
-from vernier.serving.padding import BatchLayout
-from vernier.serving.span import BatchState, ExecutionPart, Span
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.queueing.span import BatchState, ExecutionPart, Span
 from vernier.tensors import Array, Arrays, TensorSpec
 
 SPEECH = BatchLayout(

@@ -18,11 +18,11 @@ from vernier.errors import NotReady, PackageError, UnknownModel, UnknownVersion,
 from vernier.exposition import Metrics
 from vernier.metrics import ModelMetrics
 from vernier.package.manifest import Manifest
-from vernier.serving.loading import LoadedEngines, OnnxRuntimeLoader
-from vernier.serving.precision import PrecisionMonitor
-from vernier.serving.repository import Repository
-from vernier.serving.scheduler import Scheduler
-from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.models.loading import LoadedEngines, OnnxRuntimeLoader
+from vernier.serving.models.repository import Repository
+from vernier.serving.monitoring.precision import PrecisionMonitor
+from vernier.serving.queueing.sharing import DeviceScheduler
+from vernier.serving.scheduling.scheduler import Scheduler
 from vernier.settings import Settings
 
 #: Python's int() raises ValueError for these.

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.scheduling import Sent
 from vernier.border.batch import RequestBatch
-from vernier.serving.request_queue import RequestQueue
-from vernier.serving.span import BatchKey, BatchState, ExecutionPart, Span
+from vernier.serving.queueing.request_queue import RequestQueue
+from vernier.serving.queueing.span import BatchKey, BatchState, ExecutionPart, Span
 
 KEY = ("fp32", (), False)
 #: Rows of the largest execution; single requests of more rows are split.

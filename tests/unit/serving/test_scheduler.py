@@ -16,10 +16,10 @@ from tests.support.scheduling import Sent, busy, serving, until, x, z_of
 from vernier.border.batch import RequestBatch
 from vernier.errors import DeadlineExceeded, DeviceFailed, Draining, EngineError, NotReady, QueueFull
 from vernier.metrics import ModelMetrics
-from vernier.serving.admission import Policy
-from vernier.serving.padding import BatchLayout
-from vernier.serving.scheduler import Answer, Scheduler
-from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.queueing.sharing import DeviceScheduler
+from vernier.serving.scheduling.scheduler import Answer, Scheduler
 
 Start = Callable[..., Awaitable[Scheduler]]
 

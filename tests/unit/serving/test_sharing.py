@@ -6,7 +6,7 @@ import heapq
 
 import pytest
 
-from vernier.serving.sharing import DeviceScheduler
+from vernier.serving.queueing.sharing import DeviceScheduler
 
 
 class Model:

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.scheduler.simulation import Arrival, Simulation, Trace, fixed_delay, percentile, poisson
 from tests.support.schedules import make_batcher
 from vernier.engine.base import default_buckets
-from vernier.serving.admission import Policy
-from vernier.serving.batching import Decide, decide
+from vernier.serving.queueing.admission import Policy
+from vernier.serving.queueing.batching import Decide, decide
 
 LARGEST = 32
 MODELS: dict[str, Callable[[int], float]] = {

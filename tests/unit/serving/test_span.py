@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.scheduling import Sent
-from vernier.serving.span import BatchState, Gather, Span, alike, runs
+from vernier.serving.queueing.span import BatchState, Gather, Span, alike, runs
 
 LARGEST = 8
 

@@ -9,8 +9,8 @@ import pytest
 
 from vernier.engine.base import Slot, StageTimes, default_buckets
 from vernier.errors import EngineError
-from vernier.serving.padding import BatchLayout
-from vernier.serving.warmup import probe, warm_up
+from vernier.serving.queueing.padding import BatchLayout
+from vernier.serving.scheduling.warmup import probe, warm_up
 from vernier.tensors import Arrays, TensorSpec
 
 X = TensorSpec("x", "float32", ("batch", 2))

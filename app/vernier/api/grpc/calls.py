@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import grpc
 
-from vernier.api.doors import admit, permission_of
-from vernier.api.errors import describe_error, error_headers
-from vernier.api.security import Guard, Permit, token_of
+from vernier.api.auth.doors import admit, permission_of
+from vernier.api.auth.security import Guard, Permit, token_of
+from vernier.api.http.errors import describe_error, error_headers
 from vernier.errors import VernierError
 
 logger = logging.getLogger(__name__)

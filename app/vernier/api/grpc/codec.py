@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vernier.api.codecs import LONG_BYTES
+from vernier.api.formats.codecs import LONG_BYTES
 from vernier.api.grpc.schema import ModelInferRequest, ModelInferResponse, parse
 from vernier.api.v2.requests import (
     InferRequest,

@@ -13,11 +13,11 @@ import grpc
 import grpc.aio
 from grpc_reflection.v1alpha import reflection
 
+from vernier.api.auth.security import Guard, Permit
 from vernier.api.grpc.calls import CallAdmission, CallCharge, Context
 from vernier.api.grpc.infer import Inference
 from vernier.api.grpc.schema import HEALTH, POOL, SERVICE, message_class, parse
 from vernier.api.grpc.service import Descriptions, unary
-from vernier.api.security import Guard, Permit
 from vernier.api.service import Predictions
 from vernier.border.catalogue import Catalogue
 from vernier.exposition import Metrics

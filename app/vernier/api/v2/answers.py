@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from vernier.api.codecs import JSON, RAW
+from vernier.api.formats.codecs import JSON, RAW
 from vernier.api.v2.requests import HEADER_LENGTH, InferRequest
 from vernier.api.v2.tensors import DATATYPES, raw_bytes
 from vernier.border.batch import Answer

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vernier.api.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.codecs import Body
-from vernier.api.errors import error_response
-from vernier.api.long_json import LongFormat
+from vernier.api.formats.codecs import Body
+from vernier.api.formats.long_json import LongFormat
+from vernier.api.formats.schemas import error_responses
+from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
+from vernier.api.http.errors import error_response
 from vernier.api.prediction import Prediction, with_id
-from vernier.api.schemas import error_responses
 from vernier.api.v2.answers import encode_infer
 from vernier.api.v2.requests import HEADER_LENGTH, InferRequest, json_bytes, parse_infer
 from vernier.settings import Settings

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from vernier.api.schemas import error_responses
+from vernier.api.formats.schemas import error_responses
 from vernier.api.v2.descriptions import model_config, model_metadata, server_metadata
 from vernier.api.v2.statistics import statistics
 from vernier.border.catalogue import Catalogue, ServedModel

@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from vernier.api.body import read_body
-from vernier.api.codecs import parse_json
-from vernier.api.schemas import error_responses
+from vernier.api.formats.codecs import parse_json
+from vernier.api.formats.schemas import error_responses
+from vernier.api.http.body import read_body
 from vernier.api.v2.descriptions import repository_index
 from vernier.border.catalogue import Catalogue
 from vernier.errors import EngineError, InvalidJson, LoadRefused, PackageError, WrongShape, shown

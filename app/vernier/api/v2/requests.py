@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from vernier.api.codecs import MAX_PRIORITY, TOO_LONG_MS, Body, Inputs, PredictRequest, RawInputs, parse_json
+from vernier.api.formats.codecs import (
+    MAX_PRIORITY,
+    TOO_LONG_MS,
+    Body,
+    Inputs,
+    PredictRequest,
+    RawInputs,
+    parse_json,
+)
 from vernier.api.v2.tensors import read_shape, require_datatype, tensor_from_raw, tensor_from_values
 from vernier.border.signature import Signature
 from vernier.errors import InvalidJson, MissingInput, UnsupportedMediaType, shown

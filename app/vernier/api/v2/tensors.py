@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vernier.api.codecs import Body
-from vernier.api.json_tensors import tensor_from_json
+from vernier.api.formats.codecs import Body
+from vernier.api.formats.json_tensors import tensor_from_json
 from vernier.errors import InvalidJson, WrongDtype, WrongShape, shown
 from vernier.tensors import (
     DTYPES,

@@ -1,0 +1,1 @@
+"""JSON and raw bodies to tensors, and answers to bytes."""

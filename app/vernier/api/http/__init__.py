@@ -1,0 +1,1 @@
+"""One HTTP request: its head, its body, its id, its answer."""

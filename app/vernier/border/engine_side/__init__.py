@@ -1,0 +1,1 @@
+"""The fronts as an engine process sees them."""

@@ -1,0 +1,1 @@
+"""The engine processes as a front sees them."""

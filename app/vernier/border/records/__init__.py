@@ -1,0 +1,1 @@
+"""Records between processes: sockets, formats, long messages."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: reading, writing, raising, simplifying, and what their axes mean."""

@@ -1,0 +1,1 @@
+"""From a precision assignment to a graph in which every type is explicit."""

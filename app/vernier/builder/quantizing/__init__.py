@@ -1,0 +1,1 @@
+"""Scales of activations and INT8 weights, from data."""

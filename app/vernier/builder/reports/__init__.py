@@ -1,0 +1,1 @@
+"""What a build tells: table, report.json, report.html and its pictures."""

@@ -1,0 +1,1 @@
+"""Which nodes may have low precision: trials, gate, search."""

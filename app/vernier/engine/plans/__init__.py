@@ -1,0 +1,1 @@
+"""The life of a package's plans on its GPUs."""

@@ -1,0 +1,1 @@
+"""TensorRT, TensorRT-RTX and the lean runtime."""

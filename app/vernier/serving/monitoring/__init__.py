@@ -1,0 +1,1 @@
+"""Live answers compared with FP32, and fallback."""

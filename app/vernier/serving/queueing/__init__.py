@@ -1,0 +1,1 @@
+"""What waits and what should run next, without clock, threads or loop."""

@@ -1,0 +1,1 @@
+"""The scheduler: entrance, dispatch, workers, and the ends of requests."""
