@@ -20,8 +20,8 @@ import onnxruntime
 
 from benchmarks.gpu import networks
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import QuantizableNode, quantizable_nodes
-from vernier.builder.quantizing.quantized import INT8_MAX, QuantizedWeight, round_scale
+from vernier.builder.lowering.quantized import INT8_MAX, QuantizedWeight, round_scale
+from vernier.builder.nodes.placement import QuantizableNode, quantizable_nodes
 from vernier.package.golden import GoldenVectors, save_golden
 from vernier.package.integrity import entries_of
 from vernier.package.manifest import Manifest, dump_manifest

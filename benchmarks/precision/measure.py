@@ -16,9 +16,10 @@ import onnx
 from benchmarks.precision.exhibit import Exhibit
 from vernier.accuracy import Comparison
 from vernier.budget import Budget, Judge, parse_term
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.prepare import PreparedModel, prepare
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.nodes.placement import quantizable_nodes
 from vernier.builder.pipeline import build
 from vernier.builder.plans.plan import PlanOptions
 from vernier.builder.progress import Advance, NoProgress
@@ -26,7 +27,6 @@ from vernier.builder.quantizing.calibrate import calibrate
 from vernier.builder.quantizing.weights import quantize_weights
 from vernier.builder.request import BuildOutcome, BuildRequest
 from vernier.builder.samples.data import Samples, load_samples
-from vernier.builder.searching.evaluate import run_model
 from vernier.builder.searching.gate import make_judge
 from vernier.engine.ort import RUNTIME
 from vernier.tensors import Arrays

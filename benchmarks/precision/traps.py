@@ -12,11 +12,11 @@ import onnx
 
 from benchmarks.precision.broken import Trap, traps
 from vernier.budget import Budget, parse_term
+from vernier.builder.evaluate import run_model
 from vernier.builder.pipeline import build
 from vernier.builder.progress import NoProgress
 from vernier.builder.request import BuildRequest
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import run_model
 from vernier.builder.searching.gate import make_judge, sanity_budget
 
 _CALIBRATION, _EVALUATION, HELD_OUT = 512, 2048, 8192

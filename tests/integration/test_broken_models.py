@@ -10,16 +10,16 @@ import pytest
 
 from benchmarks.precision.broken import Trap, traps
 from vernier.budget import Budget, parse_term
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.prepare import prepare
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.nodes.placement import quantizable_nodes
 from vernier.builder.pipeline import build
 from vernier.builder.progress import NoProgress
 from vernier.builder.quantizing.calibrate import calibrate
 from vernier.builder.quantizing.weights import quantize_weights
 from vernier.builder.request import BuildRequest
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import run_model
 from vernier.builder.searching.gate import default_budget, gate
 from vernier.engine.ort import RUNTIME
 

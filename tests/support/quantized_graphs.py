@@ -12,14 +12,14 @@ from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.prepare import clean
 from vernier.builder.graphs.simplify import infer_shapes
 from vernier.builder.lowering.lower import Recipe
-from vernier.builder.lowering.placement import (
+from vernier.builder.lowering.quantized import QuantizedWeight, round_scale
+from vernier.builder.nodes.placement import (
     QuantizableNode,
     quantizable_nodes,
     shortcut,
     weight_axis,
     weight_position,
 )
-from vernier.builder.quantizing.quantized import QuantizedWeight, round_scale
 from vernier.builder.quantizing.weights import quantize_weights
 
 Draw = Callable[[Sequence[str]], str]

@@ -14,11 +14,11 @@ from vernier.builder import command
 from vernier.builder import compare as comparing
 from vernier.builder import inspection as inspecting
 from vernier.builder.graphs.shapes import parse_shape
-from vernier.builder.lowering.modelopt import find_python
 from vernier.builder.pipeline import build as run_build
 from vernier.builder.plans.plan import PlanOptions
 from vernier.builder.plans.plan_package import parse_capabilities
 from vernier.builder.progress import NoProgress, for_people
+from vernier.builder.quantizing.modelopt import find_python
 from vernier.builder.reports import table
 from vernier.builder.request import (
     CALIBRATION_METHODS,

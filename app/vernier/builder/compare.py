@@ -13,10 +13,10 @@ from rich.text import Text
 
 from vernier.accuracy import compare_outputs, find_task
 from vernier.budget import Budget
+from vernier.builder.evaluate import Evaluator
 from vernier.builder.inspection import open_checked
 from vernier.builder.request import DEFAULT_LABEL_KEY
 from vernier.builder.samples.data import ArraySamples, Samples, load_samples
-from vernier.builder.searching.evaluate import Evaluator
 from vernier.errors import AccuracyError, BuildError, PackageError
 from vernier.package.golden import load_golden
 from vernier.package.manifest import RUNTIMES

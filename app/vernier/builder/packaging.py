@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
+from vernier.builder.evaluate import Evaluator
 from vernier.builder.graphs.prepare import PreparedModel
 from vernier.builder.graphs.probe import Probe, open_session
 from vernier.builder.samples.data import ArraySamples, Samples, Subset
-from vernier.builder.searching.evaluate import Evaluator
 from vernier.errors import BuildError
 from vernier.package.golden import GoldenVectors, save_golden
 from vernier.package.integrity import entries_of, list_versions, publish

@@ -16,7 +16,6 @@ from vernier.builder import packaging
 from vernier.builder.command import tool_versions
 from vernier.builder.graphs.prepare import PreparedModel, prepare
 from vernier.builder.graphs.store import input_names
-from vernier.builder.lowering.variants import VariantBuilder
 from vernier.builder.plans.plan_package import add_plans
 from vernier.builder.progress import Progress
 from vernier.builder.reports.evidence import gather
@@ -52,6 +51,7 @@ from vernier.builder.searching.candidates import (
     safest_first,
 )
 from vernier.builder.searching.latency import Latencies, fastest
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError, BuildInterrupted, EngineError, GateRefused
 from vernier.package.calibration import CACHE_NAME, SIDECAR_NAME, write_calibration

@@ -14,7 +14,7 @@ from tests.unit.builder import architectures
 from tests.unit.builder.architectures import ALL, I64, F, data, node
 from tests.unit.builder.models import make_model, weights
 from vernier.builder.graphs.prepare import clean
-from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.nodes.placement import quantizable_nodes
 from vernier.builder.progress import NoProgress
 from vernier.builder.quantizing.calibrate import METHODS, Ranges, calibrate
 from vernier.builder.quantizing.counting import model_digest

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vernier.builder.evaluate import Evaluator, run_model
 from vernier.builder.lowering.emulate import emulate
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import Evaluator, run_model
 from vernier.errors import BuildError
 
 HALF, BRAIN, FLOAT = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT

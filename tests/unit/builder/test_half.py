@@ -11,14 +11,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from tests.support.quantized_graphs import full_recipe
 from tests.unit.builder.architectures import ALL, data, kinds, node
 from tests.unit.builder.models import make_model, weights
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.prepare import clean
-from vernier.builder.lowering.half import half_hazards, hazard_notes, hazards_of
 from vernier.builder.lowering.lower import Recipe, lower
 from vernier.builder.progress import NoProgress
 from vernier.builder.quantizing.counting import count
+from vernier.builder.quantizing.half import half_hazards, hazard_notes, hazards_of
 from vernier.builder.quantizing.watch import RangeObserver
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import run_model
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 

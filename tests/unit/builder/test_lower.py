@@ -14,13 +14,13 @@ from tests.support.quantized_graphs import full_recipe
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import ALL, data, kinds, node
 from tests.unit.builder.models import check, make_model, weights
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.opset import opset_of
 from vernier.builder.graphs.prepare import clean
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import quantizable_nodes
-from vernier.builder.quantizing.quantized import fp16_scale, round_scale
-from vernier.builder.searching.evaluate import run_model
+from vernier.builder.lowering.quantized import fp16_scale, round_scale
+from vernier.builder.nodes.placement import quantizable_nodes
 from vernier.errors import BuildError
 
 F, F16 = TensorProto.FLOAT, TensorProto.FLOAT16

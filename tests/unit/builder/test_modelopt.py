@@ -17,14 +17,14 @@ from tests.support.quantized_graphs import full_recipe
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import data
 from tests.unit.builder.models import check, save
+from vernier.builder.evaluate import run_model
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.modelopt import PYTHON_VARIABLE, find_python, propose
-from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.nodes.placement import quantizable_nodes
 from vernier.builder.pipeline import build
 from vernier.builder.progress import NoProgress
+from vernier.builder.quantizing.modelopt import PYTHON_VARIABLE, find_python, propose
 from vernier.builder.quantizing.rehearsal import damage
 from vernier.builder.request import BuildRequest
-from vernier.builder.searching.evaluate import run_model
 from vernier.errors import BuildError
 
 installed = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from tests.unit.builder.models import make_model, weights
 from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.prepare import clean
 from vernier.builder.graphs.simplify import infer_shapes
-from vernier.builder.lowering.placement import QuantizableNode, float_notes, quantizable_nodes, weight_axis
+from vernier.builder.nodes.placement import QuantizableNode, float_notes, quantizable_nodes, weight_axis
 
 F = TensorProto.FLOAT
 

@@ -12,14 +12,14 @@ from onnx import TensorProto, helper
 
 from tests.unit.builder.models import make_model, save, weights
 from vernier.budget import Budget
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.prepare import PreparedModel, prepare
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import QuantizableNode, quantizable_nodes
+from vernier.builder.nodes.placement import QuantizableNode, quantizable_nodes
 from vernier.builder.progress import NoProgress
 from vernier.builder.quantizing.calibrate import calibrate
 from vernier.builder.quantizing.weights import quantize_weights
 from vernier.builder.samples.data import ArraySamples, Samples
-from vernier.builder.searching.evaluate import run_model
 from vernier.builder.searching.gate import gate
 from vernier.builder.searching.search import SearchResult, search
 from vernier.builder.searching.units import float_units, quantized_units, without

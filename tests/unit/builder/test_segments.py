@@ -11,11 +11,11 @@ from onnx import ModelProto
 from tests.unit.builder.architectures import ALL, F, data, node, residual_cnn, transformer
 from tests.unit.builder.models import make_model, weights
 from vernier.builder import sessions
-from vernier.builder.graphs import segments
-from vernier.builder.graphs.segments import Chain, cut
-from vernier.builder.lowering.placement import quantizable_nodes
+from vernier.builder.evaluate import run_model
+from vernier.builder.nodes import segments
+from vernier.builder.nodes.placement import quantizable_nodes
+from vernier.builder.nodes.segments import Chain, cut
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import run_model
 
 
 @pytest.mark.parametrize("kind", ALL)

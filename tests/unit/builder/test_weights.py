@@ -9,16 +9,16 @@ from onnx import ModelProto, TensorProto, helper
 from tests.unit.builder import architectures
 from tests.unit.builder.architectures import ALL, data, node
 from tests.unit.builder.models import make_model, run, weights
+from vernier.builder.evaluate import run_model
 from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.prepare import clean
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import quantizable_nodes, weight_axis
+from vernier.builder.nodes.placement import quantizable_nodes, weight_axis
 from vernier.builder.quantizing.calibrate import calibrate
 from vernier.builder.quantizing.patches import operand_rows
 from vernier.builder.quantizing.rounding import best_scales, gptq, largest_scales, to_integers
 from vernier.builder.quantizing.weights import WEIGHT_METHODS, quantize_weights, without_corrections
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import run_model
 from vernier.errors import BuildError
 
 F = TensorProto.FLOAT

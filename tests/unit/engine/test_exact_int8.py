@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from vernier.builder.evaluate import Evaluator
 from vernier.builder.samples.data import ArraySamples
-from vernier.builder.searching.evaluate import Evaluator
 from vernier.engine.base import run_once
 from vernier.engine.ort import OnnxRuntimeExecutor, exact_int8
 

@@ -38,8 +38,8 @@ def test_bus_addresses_are_compared_by_place_not_by_spelling() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cuda", "curve", "layout", "nvml", "plan_manager", "plan_source", "validated", "trt", "trt_api",
-     "trt_outputs", "trt_slot"],
+    ["cuda", "curve", "layout", "nvml", "plans.plan_manager", "plans.plan_source", "validated", "trt_runtime.trt",
+     "trt_runtime.trt_api", "trt_runtime.trt_outputs", "trt_runtime.trt_slot"],
 )  # fmt: skip
 def test_every_module_imports_without_cuda_or_tensorrt(module: str) -> None:
     """In a fresh process in which importing any of the packages fails."""

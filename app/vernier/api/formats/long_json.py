@@ -2,7 +2,7 @@
 
 Every JSON parser here holds the interpreter's lock while it runs, and the careful decoder makes an object for each
 number: a body of 60 MB would hold up everybody else for seconds. So a body of more than a mebibyte goes to a helper
-(`vernier.api.formats.long_json_helper`) in shared memory, and its arrays come back in shared memory. A helper that takes
+(`vernier.api.formats.long_json_helper`) in shared memory, and its arrays come back so. A helper that takes
 too long, or more memory than a body can need, is ended, and costs one request an error.
 """
 

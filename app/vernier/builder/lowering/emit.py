@@ -16,15 +16,7 @@ from vernier.builder.graphs.graph import GraphView, attribute
 from vernier.builder.graphs.opset import value_names
 from vernier.builder.graphs.simplify import reads
 from vernier.builder.graphs.store import copy_node, unused_name
-from vernier.builder.lowering.floats import BFLOAT16, FLOAT, FLOAT16, Narrowing
-from vernier.builder.lowering.placement import (
-    CONVOLUTIONS,
-    QuantizableNode,
-    shortcut,
-    weight_axis,
-    weight_position,
-)
-from vernier.builder.quantizing.quantized import (
+from vernier.builder.lowering.quantized import (
     FP8_MAX,
     INT8_MAX,
     QuantizedWeight,
@@ -32,6 +24,14 @@ from vernier.builder.quantizing.quantized import (
     fp16_scale,
     round_scale,
     spread,
+)
+from vernier.builder.nodes.floats import BFLOAT16, FLOAT, FLOAT16, Narrowing
+from vernier.builder.nodes.placement import (
+    CONVOLUTIONS,
+    QuantizableNode,
+    shortcut,
+    weight_axis,
+    weight_position,
 )
 from vernier.tensors import Array
 

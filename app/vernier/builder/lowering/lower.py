@@ -26,9 +26,9 @@ from vernier.builder.graphs.opset_lower import lower_opset
 from vernier.builder.graphs.simplify import infer_shapes
 from vernier.builder.graphs.store import skeleton
 from vernier.builder.lowering.emit import Emitter
-from vernier.builder.lowering.floats import BASES, FLOAT, FP16_MAX, assign
-from vernier.builder.lowering.placement import QuantizableNode, quantizable_nodes, shortcut, weight_position
-from vernier.builder.quantizing.quantized import FP16_LEAST, QuantizedWeight
+from vernier.builder.lowering.quantized import FP16_LEAST, QuantizedWeight
+from vernier.builder.nodes.floats import BASES, FLOAT, FP16_MAX, assign
+from vernier.builder.nodes.placement import QuantizableNode, quantizable_nodes, shortcut, weight_position
 from vernier.errors import BuildError
 from vernier.package.onnx_metadata import FP32_NODES
 

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vernier.builder.graphs.simplify import keep_nodes
 from vernier.builder.graphs.store import copy_model
-from vernier.builder.lowering.placement import WEIGHTED
+from vernier.builder.nodes.placement import WEIGHTED
 from vernier.tensors import Array
 
 _SPLIT = np.float32(2.0**13 + 1)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from onnx import ModelProto
 
-from vernier.builder.lowering.placement import QuantizableNode
+from vernier.builder.nodes.placement import QuantizableNode
 from vernier.builder.progress import NoProgress, Progress
 from vernier.builder.quantizing.counting import count, model_digest
 from vernier.builder.quantizing.histogram import (

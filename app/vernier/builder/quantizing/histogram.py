@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vernier.builder.quantizing.quantized import INT8_MAX, round_scale
+from vernier.builder.lowering.quantized import INT8_MAX, round_scale
 from vernier.tensors import Array
 
 BINS = 4096

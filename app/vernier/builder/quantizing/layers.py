@@ -9,9 +9,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from vernier.builder.graphs.graph import GraphView, attribute
-from vernier.builder.lowering.placement import QuantizableNode, weight_axis, weight_position
+from vernier.builder.lowering.quantized import INT8_MAX, QuantizedWeight
+from vernier.builder.nodes.placement import QuantizableNode, weight_axis, weight_position
 from vernier.builder.quantizing.patches import operand_rows
-from vernier.builder.quantizing.quantized import INT8_MAX, QuantizedWeight
 from vernier.builder.quantizing.rounding import best_scales, gptq, largest_scales, to_integers
 from vernier.builder.quantizing.taps import IntermediateOutputs
 from vernier.builder.samples.data import Samples

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from vernier.builder.graphs.graph import attribute
-from vernier.builder.lowering.placement import CONVOLUTIONS
+from vernier.builder.nodes.placement import CONVOLUTIONS
 from vernier.tensors import Array
 
 

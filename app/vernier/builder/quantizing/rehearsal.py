@@ -13,10 +13,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from vernier.builder.graphs.opset import value_names
-from vernier.builder.graphs.segments import Chain, cut
 from vernier.builder.graphs.simplify import keep_nodes
 from vernier.builder.graphs.store import unused_name
-from vernier.builder.lowering.placement import QuantizableNode
+from vernier.builder.nodes.placement import QuantizableNode
+from vernier.builder.nodes.segments import Chain, cut
 from vernier.builder.samples.data import Samples
 from vernier.errors import BuildError
 from vernier.tensors import Arrays

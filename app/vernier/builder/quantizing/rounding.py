@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from vernier.builder.quantizing.quantized import INT8_MAX, round_scale
+from vernier.builder.lowering.quantized import INT8_MAX, round_scale
 from vernier.tensors import Array
 
 #: MSE-optimal scales are looked for between this share of the largest magnitude and all of it.

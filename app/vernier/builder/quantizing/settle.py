@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto
 
+from vernier.builder.evaluate import Evaluator
 from vernier.builder.lowering.lower import Recipe, lower
-from vernier.builder.lowering.placement import QuantizableNode
-from vernier.builder.quantizing.quantized import QuantizedWeight
+from vernier.builder.lowering.quantized import QuantizedWeight
+from vernier.builder.nodes.placement import QuantizableNode
 from vernier.builder.quantizing.rehearsal import damage
 from vernier.builder.samples.data import Samples
-from vernier.builder.searching.evaluate import Evaluator
 from vernier.errors import BuildError
 from vernier.tensors import Arrays
 

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from vernier.builder.graphs.graph import GraphView
-from vernier.builder.lowering.floats import MOVEMENT
+from vernier.builder.nodes.floats import MOVEMENT
 from vernier.tensors import Array
 
 #: Largest whole number up to which every whole number is exact.

@@ -15,11 +15,11 @@ from onnx import ModelProto
 from threadpoolctl import threadpool_limits
 
 from vernier.builder.graphs.graph import GraphView
-from vernier.builder.lowering.placement import QuantizableNode
+from vernier.builder.lowering.quantized import QuantizedWeight
+from vernier.builder.nodes.placement import QuantizableNode
 from vernier.builder.parallel import in_order
 from vernier.builder.progress import NoProgress, Progress
 from vernier.builder.quantizing.layers import Layer, candidates, observe, open_layer
-from vernier.builder.quantizing.quantized import QuantizedWeight
 from vernier.builder.quantizing.settle import select_weights
 from vernier.builder.samples.data import Samples, Subset
 from vernier.errors import BuildError

@@ -10,9 +10,8 @@ import numpy as np
 
 from vernier.accuracy import Comparison
 from vernier.budget import Finding, Judge
-from vernier.builder.lowering.variants import VariantBuilder
-from vernier.builder.plain import plain_int8
 from vernier.builder.progress import Progress
+from vernier.builder.reports.plain import plain_int8
 from vernier.builder.reports.report import (
     BuildReport,
     LayerReport,
@@ -33,6 +32,7 @@ from vernier.builder.searching.gate import worst_samples
 from vernier.builder.searching.latency import Latencies, relative_time
 from vernier.builder.searching.ranking import Ranker, time_per_sample
 from vernier.builder.searching.units import kept_macs, quantized_units
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
 from vernier.package.manifest import EvidenceWarning, GateResult

@@ -112,7 +112,7 @@ class RangeReport:
 
 @dataclass(frozen=True)
 class PlainReport:
-    """What plain min-max INT8 of every node would have come to; see `vernier.builder.plain`.
+    """What plain min-max INT8 of every node would have come to; see `vernier.builder.reports.plain`.
 
     used: the part of the budget that it uses up; term, value: where most.
     """

@@ -14,18 +14,18 @@ from time import perf_counter
 
 import numpy as np
 
+from vernier.builder.evaluate import Evaluator, concatenated
 from vernier.builder.graphs.store import write_model
 from vernier.builder.lowering.lower import Recipe
 from vernier.builder.lowering.tf32 import emulate_tf32
-from vernier.builder.lowering.variants import VariantBuilder
 from vernier.builder.progress import Progress
 from vernier.builder.request import QUANTIZED, BuildRequest
 from vernier.builder.samples.data import Samples, Subset, first_and_rest, positions, split_apart
 from vernier.builder.samples.survey import independent
 from vernier.builder.searching.caution import CautiousJudge
-from vernier.builder.searching.evaluate import Evaluator, concatenated
 from vernier.builder.searching.gate import gate_with, make_judge, resolve_budget
 from vernier.builder.searching.search import SearchResult, search
+from vernier.builder.variants import VariantBuilder
 from vernier.engine.ort import RUNTIME
 from vernier.errors import BuildError
 from vernier.package.manifest import GateResult

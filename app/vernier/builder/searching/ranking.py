@@ -11,12 +11,12 @@ from onnx import ModelProto
 
 from vernier.budget import Budget
 from vernier.builder import sessions
-from vernier.builder.graphs.segments import Chain, cut
+from vernier.builder.evaluate import Evaluator, batch_rows
 from vernier.builder.lowering.emulate import emulate
 from vernier.builder.lowering.lower import Recipe, lower
+from vernier.builder.nodes.segments import Chain, cut
 from vernier.builder.progress import Progress
 from vernier.builder.samples.data import Samples, limit
-from vernier.builder.searching.evaluate import Evaluator, batch_rows
 from vernier.builder.searching.gate import make_judge, ranking_budget
 from vernier.builder.searching.units import Unit, alone
 

@@ -28,7 +28,7 @@ import numpy as np
 from vernier.budget import Budget
 from vernier.builder.graphs.prepare import PreparedModel
 from vernier.builder.lowering.lower import Recipe
-from vernier.builder.lowering.placement import QuantizableNode
+from vernier.builder.nodes.placement import QuantizableNode
 from vernier.builder.progress import Progress
 from vernier.builder.samples.data import Samples
 from vernier.builder.searching.ranking import Ranker

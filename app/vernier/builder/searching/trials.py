@@ -9,11 +9,11 @@ import numpy as np
 from onnx import ModelProto
 
 from vernier.budget import Budget, Judge
+from vernier.builder.evaluate import Evaluator, concatenated
 from vernier.builder.lowering.lower import Recipe, lower
 from vernier.builder.progress import Advance
 from vernier.builder.samples.data import Samples, first_and_rest, joined_groups, limit, positions
 from vernier.builder.searching.caution import CautiousJudge
-from vernier.builder.searching.evaluate import Evaluator, concatenated
 from vernier.builder.searching.gate import make_judge
 from vernier.builder.searching.ranking import time_per_sample
 from vernier.builder.searching.units import Unit, without

@@ -9,9 +9,9 @@ from onnx import ModelProto
 
 from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.opset import opset_of
-from vernier.builder.lowering.floats import BASES, MOVEMENT, assign
 from vernier.builder.lowering.lower import Recipe
-from vernier.builder.lowering.placement import QuantizableNode, shortcut
+from vernier.builder.nodes.floats import BASES, MOVEMENT, assign
+from vernier.builder.nodes.placement import QuantizableNode, shortcut
 
 #: Float nodes are given back in runs of neighbours, so that ranking them takes no longer than this many runs.
 _MAX_FLOAT_UNITS = 64

@@ -22,7 +22,7 @@ import numpy as np
 from onnx import ModelProto
 
 from vernier.builder.graphs.store import INLINE_LIMIT_BYTES, weight_bytes, write_model
-from vernier.builder.lowering.placement import QuantizableNode
+from vernier.builder.nodes.placement import QuantizableNode
 from vernier.builder.samples.data import Samples, limit
 from vernier.errors import BuildError
 

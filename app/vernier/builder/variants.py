@@ -12,13 +12,13 @@ from typing import cast
 from onnx import ModelProto
 
 from vernier.builder.graphs.prepare import PreparedModel
-from vernier.builder.lowering.half import half_hazards, hazard_notes, hazards_of
 from vernier.builder.lowering.lower import Form, Recipe, lower
-from vernier.builder.lowering.modelopt import Proposal, propose
-from vernier.builder.lowering.placement import QuantizableNode, float_notes, quantizable_nodes
+from vernier.builder.lowering.quantized import INT8_MAX, QuantizedWeight
+from vernier.builder.nodes.placement import QuantizableNode, float_notes, quantizable_nodes
 from vernier.builder.progress import Progress
 from vernier.builder.quantizing.calibrate import Method, Ranges, calibrate
-from vernier.builder.quantizing.quantized import INT8_MAX, QuantizedWeight
+from vernier.builder.quantizing.half import half_hazards, hazard_notes, hazards_of
+from vernier.builder.quantizing.modelopt import Proposal, propose
 from vernier.builder.quantizing.watch import RangeObserver
 from vernier.builder.quantizing.weights import WeightMethod, quantize_weights
 from vernier.builder.request import AUTO, DEFAULT_METHOD, QUANTIZED, BuildRequest

@@ -18,7 +18,7 @@ from vernier.builder.graphs.graph import GraphView
 from vernier.builder.graphs.shapes import specs
 from vernier.builder.graphs.simplify import reads
 from vernier.builder.graphs.store import copy_model
-from vernier.builder.lowering.placement import quantizable_nodes, shortcut
+from vernier.builder.nodes.placement import quantizable_nodes, shortcut
 from vernier.builder.parallel import in_order, rows_each
 from vernier.builder.samples.data import Samples, Subset, feeds, has_no_batch_axis, rows_of
 from vernier.errors import BuildError

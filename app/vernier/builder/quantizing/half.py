@@ -10,8 +10,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from vernier.builder.graphs.graph import GraphView
-from vernier.builder.lowering.floats import FP16_MAX
-from vernier.builder.lowering.placement import CONVOLUTIONS, quantizable_nodes, weight_axis
+from vernier.builder.nodes.floats import FP16_MAX
+from vernier.builder.nodes.placement import CONVOLUTIONS, quantizable_nodes, weight_axis
 from vernier.builder.progress import NoProgress, Progress
 from vernier.builder.quantizing.taps import IntermediateOutputs
 from vernier.builder.quantizing.watch import ObservedRange, RangeObserver

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vernier.builder.evaluate import Evaluator
 from vernier.builder.lowering.lower import Recipe
-from vernier.builder.lowering.variants import VariantBuilder
+from vernier.builder.lowering.quantized import INT8_MAX
 from vernier.builder.progress import Progress
-from vernier.builder.quantizing.quantized import INT8_MAX
 from vernier.builder.quantizing.weights import quantize_weights
 from vernier.builder.reports.report import PlainReport
 from vernier.builder.searching.candidates import VariantCandidate, VariantEvaluator
-from vernier.builder.searching.evaluate import Evaluator
 from vernier.builder.searching.gate import gate_with
+from vernier.builder.variants import VariantBuilder
 from vernier.errors import BuildError
 
 #: It is a comparison and no result, so a model that takes longer for all samples goes without.
