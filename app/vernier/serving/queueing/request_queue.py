@@ -10,41 +10,42 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from operator import attrgetter
+from itertools import count, takewhile
 
 from vernier.serving.queueing.span import BatchKey, ExecutionPart, Span
 
-_due = attrgetter("due")
+_Entry = tuple[float, int, Span]
 
 
 class PriorityLevel:
     """The spans of one priority in one batch queue, by due time; there is at least one, or the level is gone.
 
     Attributes:
-        dated, undated: the spans with deadlines, and those without, whose order is that of their arrival.
+        dated, undated: the spans with deadlines, and those without, whose order is that of their arrival; each with its
+            due time and a ticket, which keeps those of one due time in the order in which they came.
     """
 
-    __slots__ = ("dated", "undated")
+    __slots__ = ("_ticket", "dated", "undated")
 
     def __init__(self) -> None:
-        self.dated: list[Span] = []
-        self.undated: list[Span] = []
+        self._ticket = count()
+        self.dated: list[_Entry] = []
+        self.undated: list[_Entry] = []
 
     def __iter__(self) -> Iterator[Span]:
-        yield from self.undated
-        yield from self.dated
+        return (span for _, _, span in (*self.undated, *self.dated))
 
-    def _line(self, span: Span) -> list[Span]:
+    def _line(self, span: Span) -> list[_Entry]:
         return self.undated if span.deadline is None else self.dated
 
     def push(self, span: Span) -> None:
-        insort(self._line(span), span, key=_due)
+        insort(self._line(span), (span.due, next(self._ticket), span))
 
     def remove(self, span: Span) -> bool:
         """Takes a span out; True when it was the last one."""
         line = self._line(span)
-        at = bisect_left(line, span.due, key=_due)
-        while line[at] is not span:
+        at = bisect_left(line, (span.due, -1, span))
+        while line[at][2] is not span:
             at += 1
         del line[at]
         return not self.undated and not self.dated
@@ -52,20 +53,15 @@ class PriorityLevel:
     def head(self) -> Span:
         """The span that is due first."""
         dated, undated = self.dated, self.undated
-        if not undated or (dated and dated[0].due < undated[0].due):
-            return dated[0]
-        return undated[0]
+        return (dated if not undated or (dated and dated[0][0] < undated[0][0]) else undated)[0][2]
 
     def overdue(self, now: float) -> Iterator[Span]:
         """The spans with deadlines that were due."""
-        for span in self.dated:
-            if span.due > now:
-                break
-            yield span
+        return (span for _, _, span in takewhile(lambda entry: entry[0] <= now, self.dated))
 
     def oldest(self) -> float:
         """Arrival of the span that has waited longest."""
-        return min([span.arrived for span in (*self.undated[:1], *self.dated)])
+        return min([span.arrived for _, _, span in (*self.undated[:1], *self.dated)])
 
 
 class BatchQueue:
@@ -210,7 +206,7 @@ class RequestQueue:
 
     def next_due(self) -> float | None:
         """When `overdue` may find something; None while no waiting request has a deadline."""
-        return min([level.dated[0].due for level in self._levels() if level.dated], default=None)
+        return min([level.dated[0][0] for level in self._levels() if level.dated], default=None)
 
     def _levels(self) -> list[PriorityLevel]:
         return [level for batch_queue in self.batch_queues.values() for level in batch_queue.levels.values()]
