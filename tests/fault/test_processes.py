@@ -226,6 +226,25 @@ def test_both_engine_processes_compute_and_are_administered_together(engines: Pa
         assert {server.predict({"x": [[1.0] * 4]}).status_code for _ in range(8)} == {200}
 
 
+def test_what_was_unloaded_by_hand_stays_so_when_the_engine_process_is_killed(
+    engines: Path, tmp_path: Path
+) -> None:
+    write_package(engines, "mlp")
+    write_package(engines, "other")
+    setting, headers = administrator(tmp_path)
+    with serve(engines, tmp_path / "log", fronts="1", **setting) as server:
+        other = f"{server.url}/v2/repository/models/other"
+        assert httpx.post(f"{other}/unload", headers=headers).is_success
+        for served in ({"mlp"}, {"mlp", "other"}):
+            (engine,) = children(server)["engine"]
+            os.kill(engine, signal.SIGKILL)
+            await_children(server, "engine", 1, {engine})
+            assert server.predict({"x": [[1.0] * 4]}, model="mlp").status_code == 200
+            server.wait_until("/v2/health/ready", 200)
+            assert {model["name"] for model in server.get("/v1/models").json()["models"]} == served
+            assert httpx.post(f"{other}/load", headers=headers).is_success
+
+
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

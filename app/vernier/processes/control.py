@@ -2,7 +2,7 @@
 
 supervisor → process   hello, engine | front (somebody to talk to, with descriptors), accept, collect, scraped, drain,
                        stop
-process → supervisor   ready, beat, collected, scrape, unconnected (a front without an engine process), fatal
+process → supervisor   ready, beat, collected, scrape, unloaded, unconnected (a front without an engine process), fatal
 """
 
 from __future__ import annotations

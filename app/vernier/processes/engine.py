@@ -42,6 +42,7 @@ class Engine:
         self._fronts: Fronts | None = None
         self._starting = True
         self._published: object = None
+        self._unloaded: list[tuple[str, int]] = []  # as the supervisor was told
         self._waiting: list[list[int]] = []  # fronts that came before there was a repository
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -114,6 +115,10 @@ class Engine:
         repository, fronts = self._repository, self._fronts
         if repository is None or fronts is None:
             return
+        unloaded = sorted(repository.unloaded)
+        if unloaded != self._unloaded and not self._starting:
+            self._unloaded = unloaded
+            self._child.send({"type": "unloaded", "packages": unloaded})
         models = [(id(m), m.precision, m.precisions, m.state) for m in repository.models()]
         state = models, repository.not_ready_reason(), repository.awaited(), self._starting
         if state != self._published:
@@ -153,7 +158,7 @@ class Engine:
         tasks = [
             asyncio.create_task(self._child.beat(registry)),
             asyncio.create_task(self._publish_for_ever()),
-            asyncio.create_task(self._load(repository, settings.watch_s)),
+            asyncio.create_task(self._load(repository, settings.watch_s, hello["unloaded"])),
         ]
         ends = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._child.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -164,9 +169,10 @@ class Engine:
         await repository.close()
         self._child.close()
 
-    async def _load(self, repository: Repository, watch_s: float) -> None:
+    async def _load(self, repository: Repository, watch_s: float, unloaded: list[list[Any]]) -> None:
+        self._unloaded = [(name, version) for name, version in unloaded]
         try:
-            await repository.load_all()
+            await repository.load_all(self._unloaded)
         except Exception:  # what is loaded is served
             logger.exception("not all models could be loaded")
         self._starting = False

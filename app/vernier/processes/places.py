@@ -50,6 +50,7 @@ class ProcessPlace:
     Attributes:
         memory: that its process alone writes: a front its requests, an engine process the room of its queues.
         running: None while there is no process.
+        unloaded: names and versions of packages that were unloaded by hand from its engine process.
     """
 
     def __init__(self, kind: Kind, number: int, settings: dict[str, Any]) -> None:
@@ -58,6 +59,7 @@ class ProcessPlace:
         self.settings = settings
         self.memory = self._new_memory()
         self.running: Process | None = None
+        self.unloaded: list[tuple[str, int]] = []
         self._pause_s = FIRST_PAUSE_S
 
     @property

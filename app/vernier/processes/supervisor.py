@@ -131,6 +131,7 @@ class Supervisor:
         """The first message for a process, and the descriptors that go with it."""
         hello: dict[str, Any] = {"type": "hello", "settings": place.settings, "engines": len(self._engines)}
         if place.kind == "engine":
+            hello["unloaded"] = place.unloaded
             return hello, _duplicates(place.memory)
         hello |= {
             "index": place.number,
@@ -241,6 +242,10 @@ class Supervisor:
             front = next((place for place in self._fronts if place.running is process), None)
             if front is not None:
                 self._introduce(front, self._engines[message["engine"]])
+        elif kind == "unloaded":
+            for place in self._engines:
+                if place.running is process:
+                    place.unloaded = message["packages"]
         elif kind == "ready":
             process.ready = True
             if all(place.running is not None and place.running.ready for place in self._fronts):

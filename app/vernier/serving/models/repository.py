@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,7 @@ class Repository:
         self._models: dict[str, dict[int, LoadedModel]] = {}
         self._refused: dict[Key, str] = {}
         self._tried: dict[Key, Fingerprint] = {}  # loaded, refused or unloaded by hand, with its files then
+        self.unloaded: set[Key] = set()
         self._loading = 0
         self._awaited: dict[str, set[int]] = {}  # what load_all has found on disk and not tried yet
         self._changes = asyncio.Lock()
@@ -137,6 +138,8 @@ class Repository:
         if not self._models:
             if self._refused:
                 return f"no package in {self._dir} could be loaded: {next(iter(self._refused.values()))}"
+            if self.unloaded:
+                return f"every package in {self._dir} was unloaded by hand; load one"
             return f"there is no engine package in {self._dir}; build one with build_engine.py"
         for model in self.models():
             fault = model.scheduler.fault
@@ -145,17 +148,24 @@ class Repository:
         return None
 
     # --- how they come and go ---------------------------------------------------------------------
-    async def load_all(self) -> None:
-        """Loads every package under the engines folder; a bad one is refused and the others are served."""
+    async def load_all(self, unloaded: Collection[Key] = ()) -> None:
+        """Loads every package under the engines folder; a bad one is refused and the others are served.
+
+        Args:
+            unloaded: packages that were unloaded by hand before, and stay so until their files change.
+        """
         async with self._changes:
             self._loading += 1
             try:
                 listing = await asyncio.to_thread(list_packages, self._dir)
                 for name, reason in listing.unreadable.items():
                     logger.error("folder refused", extra={"model": name, "reason": reason})
-                for name, version in listing.packages:
+                self.unloaded = {key for key in listing.packages if key in unloaded}
+                self._tried |= {key: listing.packages[key].files for key in self.unloaded}
+                wanted = [key for key in listing.packages if key not in self.unloaded]
+                for name, version in wanted:
                     self._awaited.setdefault(name, set()).add(version)
-                for name, version in listing.packages:
+                for name, version in wanted:
                     await self._load_or_refuse(name, version)
                     self._awaited[name].discard(version)
                     if not self._awaited[name]:
@@ -185,6 +195,7 @@ class Repository:
         for name, version in changes.gone:
             logger.info("the package is gone", extra={"model": name, "version": version})
             self._tried.pop((name, version), None)
+            self.unloaded.discard((name, version))
             self._refused.pop((name, version), None)
             if version in self._models.get(name, {}):
                 await self._take_out(name, [version])
@@ -224,6 +235,7 @@ class Repository:
         started = time.monotonic()
         package = self._dir / name / str(version)
         self._tried[name, version] = await asyncio.to_thread(fingerprint, package)
+        self.unloaded.discard((name, version))
         manifest, engines = await asyncio.to_thread(self._open, package, name)
         metrics = self._metrics.model(name, str(version))
         try:
@@ -330,6 +342,7 @@ class Repository:
             leaving = [version] if version is not None else list(versions)
             for each in leaving:  # it stays unloaded until its files change
                 self._tried[name, each] = await asyncio.to_thread(fingerprint, self._dir / name / str(each))
+                self.unloaded.add((name, each))
             await self._take_out(name, leaving)
 
     async def _take_out(self, name: str, versions: list[int]) -> None:
