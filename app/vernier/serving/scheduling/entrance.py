@@ -15,7 +15,6 @@ from vernier.errors import (
     VernierError,
 )
 from vernier.metrics import ModelMetrics
-from vernier.serving.loop_priority import LoopPriority
 from vernier.serving.queueing.batcher import Batcher
 from vernier.serving.queueing.span import BatchState, runs
 from vernier.serving.scheduling.dispatcher import Dispatcher
@@ -31,7 +30,6 @@ class Entrance:
 
     Attributes:
         draining: nothing is admitted any more.
-        loop_priority: of this thread beside the workers.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class Entrance:
         at_once: bool,
     ) -> None:
         self.draining = False
-        self.loop_priority = LoopPriority()
         self._name = name
         self._batcher = batcher
         self._queue = batcher.queue
@@ -180,8 +177,6 @@ class Entrance:
     def _count_refused(self, error: QueueFull, count: int) -> None:
         self._metrics.rejected(error.reason, count)
         self._dispatcher.retry_after_s = error.retry_after_s
-        if self._pool.busy:
-            self.loop_priority.refused()
 
     def _closed(self) -> VernierError | None:
         """Why nothing is admitted any more; None while something is."""

@@ -294,7 +294,6 @@ class Scheduler:
             self._fail_rest()
         await self._pool.close(max(0.1, ends - self._clock()))
         self._dispatcher.close()
-        self._entrance.loop_priority.restore()
         self._inline.close()
         self._dispatcher.show()
 
