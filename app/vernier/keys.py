@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
+from collections.abc import Sequence
 
 from vernier.api.auth.security import digest_of
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vernier.keys", description=__doc__)
     parser.add_argument("name", help="whose key it is, such as front-end")
-    name = parser.parse_args().name
+    name = parser.parse_args(arguments).name
     key = secrets.token_urlsafe(32)
     sys.stdout.write(
         f"Give this key to {name}; it is kept nowhere:\n\n    {key}\n\n"

@@ -27,6 +27,8 @@ from vernier.errors import VernierError
 
 PREFIX = "VERNIER_"
 CONFIG_VARIABLE = "VERNIER_CONFIG"
+#: Of the command `vernier` when it asks a service; no settings.
+URL_VARIABLE, KEY_VARIABLE = "VERNIER_URL", "VERNIER_KEY"
 DEFAULT_CONFIG = Path("vernier.toml")
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8-fp32", "int8", "fp8"]
@@ -177,7 +179,7 @@ def config_file() -> Path | None:
 
 def _unknown_variables() -> list[str]:
     fields = {name.upper() for name in Settings.model_fields}
-    known = {CONFIG_VARIABLE} | {PREFIX + name for name in fields}
+    known = {CONFIG_VARIABLE, URL_VARIABLE, KEY_VARIABLE} | {PREFIX + name for name in fields}
     return [
         name
         for name in os.environ

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 from vernier import __version__
-from vernier.__main__ import main
+from vernier.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -238,8 +238,11 @@ def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
         raise BuildError(f"{option} takes {', '.join(choices)}, not '{value}'")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "build_engine.py") -> int:
     """Runs one command.
+
+    Args:
+        program: as help and errors name it.
 
     Returns:
         0 done, 1 refused by the accuracy gate, 2 bad input or a variant that cannot be built, 3 a fault in
@@ -249,4 +252,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] not in _COMMANDS and given[0] not in ("--help", "-h"):
         given.insert(0, "build")
-    return command.run(app, given, "build_engine.py")
+    return command.run(app, given, program)

@@ -1,10 +1,8 @@
 """The engine process as a front sees it: its models, and the requests that it owes an answer.
 
-When the engine process dies, the front keeps its connections. Requests that waited are sent to the next engine process;
-those that were running are tried once more, one after the other and last, so that a request which kills the process
-takes no other with it; then they are told. While there is no engine process, at most `queue_limit` rows are held.
-Where there are other engine processes, what waited is theirs at once, and what was running when this one has not come
-back soon.
+When it dies, the front keeps its connections. Requests that waited are sent to the next engine process; those that were
+running are tried once more, each alone and last, so that a request which kills the process takes no other with it.
+Meanwhile at most `queue_limit` rows are held. Other engine processes take what waited at once, the rest after a while.
 """
 
 from __future__ import annotations
@@ -366,8 +364,7 @@ class RemoteEngine:
             self._calls.answered(message)
 
     async def load(self, name: str, version: int | None = None) -> int:
-        """Loads a version, the newest if none is named, and returns it. Raises the engine process's error, or
-        EngineRestarting."""
+        """Loads a version (the newest if None) and returns it. Raises the error told, or EngineRestarting."""
         self._require_engine()
         result = await self._calls.call(self._write, {"type": "load", "name": name, "version": version})
         return int(result["version"])
