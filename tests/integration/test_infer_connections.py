@@ -130,11 +130,13 @@ def test_old_clients_and_odd_heads_get_the_same_answer(server: Server) -> None:
         with Wire(server) as wire:
             wire.send(data)
             assert np.array_equal(numbers(wire.reply()), 2 * rows), data[:100]
+    # refused by its head: the connection may end before all of the body could be sent
+    too_long = request(b"x" * 4_000_001, "/v2/models/mlp/infer").partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
     for data, status in (
         (sent(rows, True, "/v2/models/mlp/versions/9/infer"), 404),
         (sent(rows, True, "/v2/models/mlp/versions/x/infer"), 404),
         (sent(rows, True, "/v2/models/mlp/infer", content_encoding="gzip"), 415),
-        (request(b"x" * 4_000_001, "/v2/models/mlp/infer"), 413),
+        (too_long, 413),
         (request(b"", "/v2/models/mlp/infer"), 400),
         (
             request(b"", "/v2/models/mlp/infer", inference_header_content_length="99999999999999999999999"),
