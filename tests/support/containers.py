@@ -87,7 +87,7 @@ class Stack:
         self._words = ["docker", "compose", "--ansi", "never", "--project-name", name]
         for file in ("docker-compose.yml", *files, "ports.yml"):
             self._words += ["--file", file]
-        self._environment = {"PUBLISH": "127.0.0.1:", **environment}
+        self._environment = {"PUBLISH": "127.0.0.1:", "PUBLISH_GRPC": "127.0.0.1:", **environment}
 
     def compose(self, *words: str, check: bool = True) -> str:
         done = run(*self._words, *words, cwd=self.folder, check=check, **self._environment)
