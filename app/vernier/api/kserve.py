@@ -7,12 +7,10 @@ from fastapi import APIRouter, Request, Response
 from vernier.api.formats.codecs import JSON, Body
 from vernier.api.formats.long_json import LongFormat
 from vernier.api.formats.schemas import error_responses
-from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.http.errors import error_response
+from vernier.api.http.body import require_identity_coding
+from vernier.api.http_prediction import HttpPrediction
 from vernier.api.instances import encode_predictions, parse_instances
-from vernier.api.prediction import Prediction, with_id
 from vernier.api.v2.requests import InferRequest
-from vernier.settings import Settings
 
 router = APIRouter(tags=["prediction"])
 
@@ -27,21 +25,14 @@ _BODY = {"requestBody": {"required": True, "content": {JSON: {"schema": {"type":
 )
 async def predict_instances(request: Request, name: str) -> Response:
     """`{"instances": […]}` in, `{"predictions": […]}` out."""
-    state = request.app.state
-    settings: Settings = state.settings
-    prediction = Prediction(
-        state.predictions,
-        state.metrics,
-        request.headers.get("x-request-id"),
-        lambda: wait_for_disconnect(request),
-    )
+    prediction = HttpPrediction(request)
 
     async def work() -> Response:
         require_identity_coding(request.headers.get("content-encoding"))
-        body: list[Body] = [await read_body(request, settings.max_body_bytes, settings.body_timeout_s)]
+        body: list[Body] = [await prediction.body()]
         form = LongFormat("instances", InferRequest, (name,))
         answer = await prediction.answer(*await prediction.parse(parse_instances, body, form))
         payload = encode_predictions(answer, prediction.served.signature.has_batch)
         return Response(payload, media_type=JSON)
 
-    return with_id(await prediction.run(work, error_response), prediction)
+    return await prediction.respond(work)

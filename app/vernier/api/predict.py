@@ -14,10 +14,7 @@ from vernier.api.formats.codecs import (
     read_envelope,
 )
 from vernier.api.formats.schemas import EXAMPLE, PredictAnswer, PredictBody, error_responses
-from vernier.api.http.body import read_body, wait_for_disconnect
-from vernier.api.http.errors import error_response
-from vernier.api.prediction import Prediction, with_id
-from vernier.settings import Settings
+from vernier.api.http_prediction import HttpPrediction
 
 router = APIRouter(tags=["prediction"])
 
@@ -40,17 +37,10 @@ _BODY = {
 async def predict(request: Request) -> Response:
     """Numbers in, numbers out. Rows of one request may be computed in several batches, and one batch
     may hold rows of several requests; every caller gets its own rows in its own order."""
-    state = request.app.state
-    settings: Settings = state.settings
-    prediction = Prediction(
-        state.predictions,
-        state.metrics,
-        request.headers.get("x-request-id"),
-        lambda: wait_for_disconnect(request),
-    )
+    prediction = HttpPrediction(request)
 
     async def work() -> Response:
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+        body = await prediction.body()
         content_type = request.headers.get("content-type", "")
         if len(body) > LONG_BYTES and media_type_of(content_type) == JSON:
             longs: list[Body] = [body]
@@ -63,4 +53,4 @@ async def predict(request: Request) -> Response:
         payload = encode_answer(prediction.identity, model.name, model.version, answer)
         return Response(payload, media_type=JSON)
 
-    return with_id(await prediction.run(work, error_response), prediction)
+    return await prediction.respond(work)

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fastapi import Response
-
 from vernier.api.formats.codecs import LONG_BYTES, Body, Inputs, PredictRequest
 from vernier.api.formats.long_json import PREDICT, LongFormat
 from vernier.api.http.errors import describe_error
-from vernier.api.http.identity import header_value, new_id
+from vernier.api.http.identity import new_id
 from vernier.api.service import Predictions, Prepared
 from vernier.border.awaited import AwaitedAnswer
 from vernier.border.batch import Answer, RequestBatch
@@ -147,9 +145,3 @@ class Prediction:
             gone.cancel()
             if not future.done():
                 model.scheduler.cancel(batch, 0)
-
-
-def with_id(response: Response, prediction: Prediction) -> Response:
-    """The response with the request's id in its head."""
-    response.headers["x-request-id"] = header_value(prediction.identity)
-    return response

@@ -8,8 +8,8 @@ from vernier.api.formats.codecs import JSON, RAW, Body
 from vernier.api.formats.long_json import LongFormat
 from vernier.api.formats.schemas import error_responses
 from vernier.api.health import ready
-from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.http.errors import error_response
+from vernier.api.http.body import require_identity_coding
+from vernier.api.http_prediction import HttpPrediction
 from vernier.api.invocations import (
     BINARY,
     Invocation,
@@ -18,9 +18,7 @@ from vernier.api.invocations import (
     parse_invocation,
     raw_invocation,
 )
-from vernier.api.prediction import Prediction, with_id
 from vernier.api.v2.requests import json_bytes
-from vernier.settings import Settings
 
 router = APIRouter(tags=["Amazon SageMaker"])
 
@@ -43,18 +41,14 @@ router.get("/ping", summary="As /v2/health/ready")(ready)
 )
 async def invocations(request: Request) -> Response:
     """The JSON of `/v1/predict`, of `/v2/models/{name}/infer` or of `/v1/models/{name}:predict`, told by its fields."""
-    state = request.app.state
-    settings: Settings = state.settings
     headers = request.headers
-    prediction = Prediction(
-        state.predictions, state.metrics, headers.get("x-request-id"), lambda: wait_for_disconnect(request)
-    )
+    prediction = HttpPrediction(request)
 
     async def work() -> Response:
         require_identity_coding(headers.get("content-encoding"))
         content_type = headers.get("content-type", "")
         length = header_length(content_type)
-        body: list[Body] = [await read_body(request, settings.max_body_bytes, settings.body_timeout_s)]
+        body: list[Body] = [await prediction.body()]
         header_bytes = json_bytes(length, len(body[0]))
         if content_type.partition(";")[0].strip().lower() == RAW:
             envelope, inputs = raw_invocation(body.pop())
@@ -65,4 +59,4 @@ async def invocations(request: Request) -> Response:
         encoded = encode_invocation(envelope, prediction.identity, prediction.served, answer)
         return Response(encoded.body, headers=encoded.headers)
 
-    return with_id(await prediction.run(work, error_response), prediction)
+    return await prediction.respond(work)

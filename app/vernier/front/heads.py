@@ -205,15 +205,7 @@ def prediction_head(message: MessageHead) -> Head | None:
         envelope = None if is_json else raw_envelope(QueryParams(message.query))
     except RequestError:
         return None
-    return Head(
-        target=message.target.decode("latin-1"),
-        length=message.length or 0,
-        keep_alive=message.keep_alive,
-        envelope=envelope,
-        request_id=message.header(b"x-request-id") or None,
-        token=token_of(message.header(b"authorization"), message.header(b"x-api-key")),
-        version=message.version,
-    )
+    return _head(message, envelope, None)
 
 
 def _infer_head(message: MessageHead) -> Head | None:
@@ -227,13 +219,17 @@ def _infer_head(message: MessageHead) -> Head | None:
         None if version is None else version.decode("ascii"),
         message.header(HEADER_LENGTH.encode()),
     )
+    return _head(message, None, target)
+
+
+def _head(message: MessageHead, envelope: PredictRequest | None, infer: InferTarget | None) -> Head:
     return Head(
         target=message.target.decode("latin-1"),
         length=message.length or 0,
         keep_alive=message.keep_alive,
-        envelope=None,
+        envelope=envelope,
         request_id=message.header(b"x-request-id") or None,
         token=token_of(message.header(b"authorization"), message.header(b"x-api-key")),
         version=message.version,
-        infer=target,
+        infer=infer,
     )

@@ -7,12 +7,10 @@ from fastapi import APIRouter, Request, Response
 from vernier.api.formats.codecs import Body
 from vernier.api.formats.long_json import LongFormat
 from vernier.api.formats.schemas import error_responses
-from vernier.api.http.body import read_body, require_identity_coding, wait_for_disconnect
-from vernier.api.http.errors import error_response
-from vernier.api.prediction import Prediction, with_id
+from vernier.api.http.body import require_identity_coding
+from vernier.api.http_prediction import HttpPrediction
 from vernier.api.v2.answers import encode_infer
 from vernier.api.v2.requests import HEADER_LENGTH, InferRequest, json_bytes, parse_infer
-from vernier.settings import Settings
 
 router = APIRouter(prefix="/v2/models/{name}", tags=["Open Inference Protocol"])
 
@@ -42,16 +40,12 @@ async def infer_version(request: Request, name: str, version: str) -> Response:
 
 
 async def _infer(request: Request, name: str, version: str | None) -> Response:
-    state = request.app.state
-    settings: Settings = state.settings
     headers = request.headers
-    prediction = Prediction(
-        state.predictions, state.metrics, headers.get("x-request-id"), lambda: wait_for_disconnect(request)
-    )
+    prediction = HttpPrediction(request)
 
     async def work() -> Response:
         require_identity_coding(headers.get("content-encoding"))
-        body = await read_body(request, settings.max_body_bytes, settings.body_timeout_s)
+        body = await prediction.body()
         header_bytes = json_bytes(headers.get(HEADER_LENGTH), len(body))
         form = LongFormat("infer", InferRequest, (header_bytes, name, version))
         bodies: list[Body] = [body]
@@ -63,4 +57,4 @@ async def _infer(request: Request, name: str, version: str | None) -> Response:
         encoded = encode_infer(envelope, prediction.identity, model.name, model.version, answer)
         return Response(encoded.body, headers=encoded.headers)
 
-    return with_id(await prediction.run(work, error_response), prediction)
+    return await prediction.respond(work)
