@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +35,7 @@ from vernier.composition.front import create_front
 from vernier.composition.server import server_config
 from vernier.exposition import Metrics
 from vernier.exposition_merge import Family
+from vernier.processes.engine import entries
 from vernier.serving.lifecycle import Lifecycle
 from vernier.settings import Settings
 
@@ -82,23 +84,8 @@ async def start_engine(folder: Path, sock: socket.socket, fds: tuple[int, int, i
     async def call(message: dict[str, Any]) -> dict[str, Any]:
         return {}
 
-    def entries() -> list[Any]:
-        return [
-            (
-                model,
-                {
-                    "manifest": model.manifest.model_dump(mode="json"),
-                    "precision": model.precision,
-                    "precisions": list(model.precisions),
-                    "runtime": model.runtime,
-                    "state": model.state,
-                    "description": {},
-                },
-            )
-            for model in repository.models()
-        ]
-
-    fronts = Fronts(entries, lambda: None, repository.awaited, lambda: False, RoomPage(room), call)
+    told = partial(entries, repository)
+    fronts = Fronts(told, lambda: None, repository.awaited, lambda: False, RoomPage(room), call)
     fronts.join(FrontSession(fronts, sock, *fds))
 
 

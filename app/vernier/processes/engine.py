@@ -32,6 +32,24 @@ logger = logging.getLogger(__name__)
 _PUBLISH_S = 0.1
 
 
+def entries(repository: Repository) -> list[tuple[ServedModel, dict[str, Any]]]:
+    """What fronts are told of every served version; see RemoteModel."""
+    return [
+        (
+            model,
+            {
+                "manifest": model.manifest.model_dump(mode="json"),
+                "precision": model.precision,
+                "precisions": list(model.precisions),
+                "runtime": model.runtime,
+                "state": model.state,
+                "description": model.description(),
+            },
+        )
+        for model in repository.models()
+    ]
+
+
 class Engine:
     """What the engine process is made of. Belongs to the event loop's thread."""
 
@@ -70,22 +88,8 @@ class Engine:
 
     # --- what fronts are told ---------------------------------------------------------------------
     def _entries(self) -> list[tuple[ServedModel, dict[str, Any]]]:
-        repository = self._repository
-        assert repository is not None
-        return [
-            (
-                model,
-                {
-                    "manifest": model.manifest.model_dump(mode="json"),
-                    "precision": model.precision,
-                    "precisions": list(model.precisions),
-                    "runtime": model.runtime,
-                    "state": model.state,
-                    "description": model.description(),
-                },
-            )
-            for model in repository.models()
-        ]
+        assert self._repository is not None
+        return entries(self._repository)
 
     def _reason(self) -> str | None:
         assert self._repository is not None
@@ -158,7 +162,7 @@ class Engine:
         tasks = [
             asyncio.create_task(self._child.beat(registry)),
             asyncio.create_task(self._publish_for_ever()),
-            asyncio.create_task(self._load(repository, settings.watch_s, hello["unloaded"])),
+            asyncio.create_task(self._load_and_watch(repository, settings.watch_s, hello["unloaded"])),
         ]
         ends = [asyncio.create_task(self._stopping.wait()), asyncio.create_task(self._child.ended.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -169,7 +173,9 @@ class Engine:
         await repository.close()
         self._child.close()
 
-    async def _load(self, repository: Repository, watch_s: float, unloaded: list[list[Any]]) -> None:
+    async def _load_and_watch(
+        self, repository: Repository, watch_s: float, unloaded: list[list[Any]]
+    ) -> None:
         self._unloaded = [(name, version) for name, version in unloaded]
         try:
             await repository.load_all(self._unloaded)

@@ -26,8 +26,7 @@ class Figures:
 
     def __init__(self, places: Sequence[ProcessPlace], running: Callable[[], list[Process]]) -> None:
         self._running = running
-        several = sum(place.kind == "engine" for place in places) > 1
-        self._device = {p.role: str(p.number) for p in places if p.kind == "engine" and several}
+        self._several_engines = sum(place.kind == "engine" for place in places) > 1
         self._ended = Totals()
         self._collecting: dict[int, tuple[set[Process], asyncio.Event]] = {}
         self._number = 0
@@ -56,7 +55,7 @@ class Figures:
 
     async def collect(self) -> Totals:
         self._number += 1
-        asked = {p for p in self._running() if p.ready or p.role.startswith("engine")}
+        asked = {p for p in self._running() if p.ready or p.place.kind == "engine"}
         done = asyncio.Event()
         number = self._number
         if asked:
@@ -67,14 +66,16 @@ class Figures:
                 async with asyncio.timeout(_COLLECT_S):
                     await done.wait()
             except TimeoutError:
-                late = sorted(process.role for process in asked)
+                late = sorted(process.place.role for process in asked)
                 logger.warning("figures are missing", extra={"roles": late})
             finally:
                 del self._collecting[number]
         totals = Totals()
         totals.include(self._ended)
         for process in self._running():
-            totals.add(process.role, process.families, self._device.get(process.role))
+            place = process.place
+            device = str(place.number) if self._several_engines and place.kind == "engine" else None
+            totals.add(place.role, process.families, device)
         return totals
 
     async def keep(self) -> None:

@@ -28,11 +28,11 @@ class Process:
     """A process that the supervisor has started.
 
     Attributes:
-        role: of its place.
+        place: where it belongs.
         families: the figures that it has told last.
     """
 
-    role: str
+    place: ProcessPlace
     process: asyncio.subprocess.Process
     control: Control
     started: float

@@ -112,7 +112,7 @@ class Supervisor:
         finally:
             theirs.close()
         now = self._loop.time()
-        process = Process(place.role, child, None, now, now)  # type: ignore[arg-type]
+        process = Process(place, child, None, now, now)  # type: ignore[arg-type]
         take = partial(self._take, process)
         process.control = Control(ours, take, lambda: None)  # its end is told by the process itself
         place.running = process
@@ -129,13 +129,14 @@ class Supervisor:
 
     def _hello(self, place: ProcessPlace) -> tuple[dict[str, Any], list[int]]:
         """The first message for a process, and the descriptors that go with it."""
-        hello: dict[str, Any] = {"type": "hello", "settings": place.settings, "engines": len(self._engines)}
+        hello: dict[str, Any] = {"type": "hello", "settings": place.settings}
         if place.kind == "engine":
             hello["unloaded"] = place.unloaded
             return hello, _duplicates(place.memory)
         hello |= {
             "index": place.number,
             "fronts": len(self._fronts),
+            "engines": len(self._engines),
             "listeners": len(self._listeners),
             "clients": self._clients,
         }
@@ -211,7 +212,7 @@ class Supervisor:
             for process in self._running:
                 limit_s = _SILENCE_S if process.ready else _STARTING_SILENCE_S
                 if now - process.heard > limit_s and process.process.returncode is None:
-                    silent = {"role": process.role, "silent_s": round(now - process.heard, 1)}
+                    silent = {"role": process.place.role, "silent_s": round(now - process.heard, 1)}
                     logger.error("a process does not answer and is killed", extra=silent)
                     process.heard = now
                     process.process.kill()
@@ -239,13 +240,9 @@ class Supervisor:
         elif kind == "scrape":
             self._spawn(self._scrape(process, message["id"]))
         elif kind == "unconnected":
-            front = next((place for place in self._fronts if place.running is process), None)
-            if front is not None:
-                self._introduce(front, self._engines[message["engine"]])
+            self._introduce(process.place, self._engines[message["engine"]])
         elif kind == "unloaded":
-            for place in self._engines:
-                if place.running is process:
-                    place.unloaded = message["packages"]
+            process.place.unloaded = message["packages"]
         elif kind == "ready":
             process.ready = True
             if all(place.running is not None and place.running.ready for place in self._fronts):
@@ -306,7 +303,7 @@ class Supervisor:
         _, late = await asyncio.wait(ends, timeout=timeout_s)
         for process in processes:
             if process.process.returncode is None:
-                logger.error("a process did not end in time", extra={"role": process.role})
+                logger.error("a process did not end in time", extra={"role": process.place.role})
                 process.process.kill()
         if late:
             await asyncio.wait(late, timeout=5.0)

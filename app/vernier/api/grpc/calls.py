@@ -43,7 +43,7 @@ class CallAdmission:
 
     @contextmanager
     def request(self, method: str, context: Context, nbytes: int) -> Iterator[None]:
-        """For as long as a request of so many bytes lasts. Raises RequestError."""
+        """Held while the request lasts, whose bytes it counts. Raises RequestError."""
         found = metadata_of(context)
         token = token_of(found.get("authorization"), found.get("x-api-key"))
         charge = self._charge(admit(self._guard, permission_of(method), token))

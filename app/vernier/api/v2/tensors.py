@@ -25,7 +25,7 @@ from vernier.tensors import (
 DATATYPES = {numpy_dtype(name): protocol_dtype(name) for name in DTYPES}
 #: Datatypes that the protocol knows; no tensor of a model has one of the last two.
 _KNOWN = frozenset(DATATYPES.values()) | {"BF16", "BYTES"}
-#: No tensor holds as many bytes, and products of dimensions below it overflow nowhere.
+#: No tensor holds this number of bytes, and products of dimensions below it overflow nowhere.
 _MAX_BYTES = 2**40
 
 

@@ -116,12 +116,12 @@ class EngineGroup:
     async def load(self, name: str, version: int | None = None) -> ReplicatedModel:
         """Loads a version, the newest by default, in every engine process. Raises what the first that fails raises; the
         others keep what they have loaded, and requests that name no version go on as before."""
-        loaded = await self._in_all(lambda engine: engine.load(name, version))
+        loaded = await self._in_all(lambda engine: engine.calls.load(name, version))
         return self.resolve(name, str(max(loaded)))
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Takes a version, or all, out of service wherever it is served. Raises UnknownModel, UnknownVersion."""
-        await self._in_all(lambda engine: engine.unload(name, version), (UnknownModel, UnknownVersion))
+        await self._in_all(lambda engine: engine.calls.unload(name, version), (UnknownModel, UnknownVersion))
 
     async def _in_all(
         self,

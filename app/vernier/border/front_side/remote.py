@@ -11,9 +11,7 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from typing import Any
 
 from vernier.border.batch import RequestBatch
@@ -63,6 +61,7 @@ class RemoteEngine:
         numbers: of parts, of all engine processes.
 
     Attributes:
+        calls: of an administrator.
         catalogue: what the engine process has told of its models.
         open_rows: that have been sent, and that the engine process may still read.
         others: engine processes that take what waits for this one when it dies.
@@ -74,8 +73,8 @@ class RemoteEngine:
         books: Bookkeeper,
         queue_limit: int,
         on_change: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
-        numbers: Iterator[int] | None = None,
+        clock: Callable[[], float],
+        numbers: Iterator[int],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._arena = arena
@@ -89,12 +88,12 @@ class RemoteEngine:
         self._answers: AnswerMemory | None = None
         self._running: RunningBatches | None = None
         self._room: RoomPage | None = None
-        self._numbers = count(1) if numbers is None else numbers
+        self._numbers = numbers
         self._open: dict[int, Part] = {}  # by number: what the engine process has
         self._held = HeldParts()
         self._lost_at = 0.0
         self._expiring: asyncio.TimerHandle | None = None
-        self._calls = RemoteCalls()
+        self.calls = RemoteCalls(self._write, lambda: self.connected)
 
     # --- the engine process comes and goes --------------------------------------------------------
     @property
@@ -144,7 +143,7 @@ class RemoteEngine:
                 fatal = EngineError("two engine processes died while they ran this request")
                 part.give_up(part.living(), fatal)
         self._lost_at = self._clock()
-        self._calls.lost()
+        self.calls.lost()
         self._expire_soon()
         self._on_change()
         self._hand_over()
@@ -361,22 +360,7 @@ class RemoteEngine:
             self._send_held()
             self._on_change()
         elif kind == "result":
-            self._calls.answered(message)
-
-    async def load(self, name: str, version: int | None = None) -> int:
-        """Loads a version (the newest if None) and returns it. Raises the error told, or EngineRestarting."""
-        self._require_engine()
-        result = await self._calls.call(self._write, {"type": "load", "name": name, "version": version})
-        return int(result["version"])
-
-    async def unload(self, name: str, version: int | None = None) -> None:
-        """Takes a version, or all, out of service. Raises as `load` does."""
-        self._require_engine()
-        await self._calls.call(self._write, {"type": "unload", "name": name, "version": version})
-
-    def _require_engine(self) -> None:
-        if self._channel is None:
-            raise EngineRestarting("the engine process is being restarted; try again soon")
+            self.calls.answered(message)
 
     # --- end --------------------------------------------------------------------------------------
     @property

@@ -1,4 +1,4 @@
-"""A model version that the engine process serves, as a front sees it."""
+"""A model version that one engine process serves, as a front sees it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vernier.border.batch import RequestBatch
-from vernier.border.catalogue import SchedulerObserver
 from vernier.border.front_side.books import Books
 from vernier.border.signature import Signature
 from vernier.errors import QueueFull, VernierError
@@ -27,8 +26,7 @@ class Submitter(Protocol):
 
 
 class RemoteModel:
-    """Satisfies ServedModel, and is its own scheduler.
-
+    """
     Args:
         entry: of the catalogue.
 
@@ -56,23 +54,13 @@ class RemoteModel:
         self.state: str = entry["state"]
         self._description: dict[str, Any] = entry["description"]
 
-    @property
-    def scheduler(self) -> RemoteModel:
-        return self
-
     def description(self) -> dict[str, Any]:
         return self._description
 
     def submit(self, batch: RequestBatch) -> None:
         self._engine.submit(self, batch)
 
-    def cancel(self, batch: RequestBatch, index: int) -> None:
-        if batch.state is not None:
-            batch.state.cancel(index)
-
-    def refusal(
-        self, precision: str | None = None, priority: int = 0, deadline: float | None = None
-    ) -> VernierError | None:
+    def refusal(self) -> VernierError | None:
         """What the engine process has published; it decides when it gets the batch."""
         return self._engine.refusal(self)
 
@@ -86,11 +74,8 @@ class RemoteModel:
         """Rows that this front has sent to the engine process, of all its models, and that it may still read."""
         return self._engine.open_rows
 
-    def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
+    def refused(self, error: VernierError, count: int) -> None:
         self.metrics.rejected(error.reason if isinstance(error, QueueFull) else error.code, count)
-
-    def watch(self, observer: SchedulerObserver) -> None:
-        raise TypeError("a scheduler is watched where it runs")
 
     def output_numbers(self, names: Sequence[str]) -> list[int] | None:
         """As a submission tells them; None for all, in their order."""

@@ -75,7 +75,7 @@ class ReplicatedModel:
         """None when an engine process would take a request; else the refusal that is over first."""
         refusals = []
         for replica in self._replicas:
-            refusal = replica.refusal(precision, priority, deadline)
+            refusal = replica.refusal()
             if refusal is None:
                 return None
             refusals.append(refusal)
@@ -83,7 +83,7 @@ class ReplicatedModel:
         return min(full, key=lambda refusal: refusal.retry_after_s) if full else refusals[0]
 
     def refused(self, error: VernierError, count: int = 1, rows: int = 1) -> None:
-        self._replicas[0].refused(error, count, rows)
+        self._replicas[0].refused(error, count)
 
     def watch(self, observer: SchedulerObserver) -> None:
         raise TypeError("a scheduler is watched where it runs")

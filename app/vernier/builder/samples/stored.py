@@ -77,7 +77,7 @@ class StoredArray:
         return whole if dtype is None else whole.astype(dtype)
 
     def grouped(self, rows: int, count: int) -> StoredArray:
-        """[count, rows, …]: so many rows to an element; rows left over are dropped."""
+        """[count, rows, …]: `rows` rows to an element; rows left over are dropped."""
         other = object.__new__(StoredArray)
         other.__dict__ = {**self.__dict__, "shape": (count, rows, *self.shape[1:])}
         return other

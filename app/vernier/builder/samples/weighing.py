@@ -31,7 +31,7 @@ _CONFIDENCE = 0.95
 _LEAST_CALIBRATION = 99
 #: Answers that differ by less than this part of the largest are the same.
 _ALIKE = 1e-6
-#: Labels are taken in so many other orders: FP32 is better on the right one than on all of these by chance in 1 of 20.
+#: Other orders in which labels are taken: by chance FP32 is better on the right one than on all of these in 1 of 20.
 _ORDERS, _ORDER_SEED = 19, 1
 #: Enough to tell labels from labels in another order; error rates align texts in Python, which takes its time.
 _MOST_LABELS, _MOST_TEXTS, _MOST_VALUES = 4096, 64, 1 << 22
@@ -49,7 +49,7 @@ def samples_needed(share: float, confidence: float = _CONFIDENCE) -> int:
 
 
 def most_outside(samples: int, confidence: float = _CONFIDENCE) -> float:
-    """The largest share outside that fits none of so many independent samples being outside."""
+    """The largest share of all samples outside that fits none of `samples` independent ones being outside."""
     return float(1 - (1 - confidence) ** (1 / samples))
 
 
@@ -202,7 +202,7 @@ def is_at_chance(task: Task, outputs: Arrays, labels: Array) -> bool:
 
 
 def weigh_claims(judge: Judge, independent: int, samples: int) -> Warnings:
-    """Whether there are as many independent samples as the terms of the budget would need."""
+    """Warns when the terms of the budget would need more independent samples than there are."""
     needed = {
         term.text: samples_needed(share) for term in judge.budget.terms if (share := _claim(term, judge))
     }
